@@ -1,0 +1,32 @@
+"""What goes wrong for a user: one class, one clear message, exit code 2."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class KdsearchError(Exception):
+    """A mistake in what kdsearch was given: the message names the place, what is allowed and the nearest name."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+    """The sentence for a name that is not in a table, with the nearest name or else all of them.
+
+    >>> unknown("operation", "rotat", ["rotate", "scale"])
+    "unknown operation 'rotat'; did you mean 'rotate'?"
+    >>> unknown("study", "x", ["digits"])
+    "unknown study 'x'; known: digits"
+    """
+    names = sorted(known)
+    near = get_close_matches(str(name), names, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
+    return f"unknown {kind} '{name}'; {hint}"
+
+
+def problems(place: str, found: list[str]) -> KdsearchError:
+    """One error that lists every problem of one file or object."""
+    count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
+    return KdsearchError("\n".join([f"{place}: {count}", *(f"  {line}" for line in found)]))
+
+
+class Diverged(Exception):
+    """A loss or weight that is no longer finite: the trial ends, the search learns from it."""

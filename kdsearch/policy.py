@@ -1,0 +1,202 @@
+"""The learner: per operation a probability and a magnitude range, drawn per image."""
+
+from collections.abc import Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from kdsearch.errors import problems, unknown
+from kdsearch.maths import bernoulli_kl
+from kdsearch.ops import OPERATIONS, apply
+from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
+from kdsearch.values import Draw
+
+LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
+
+
+class Policy(nn.Module):
+    """A distribution over augmentations with learnable probabilities and magnitude ranges.
+
+    Each image draws n of S operations without replacement, uniformly. A drawn operation is applied with probability
+    `sigmoid(logit)`; its magnitude is uniform on [low, high], `high = limit * sigmoid(a)`, `low = high * sigmoid(b)`,
+    its sign random where the operation is signed. Ranges whose operation passes no gradient stay where they start.
+    It lives on the host, in float64: 3 S numbers, so that drawing needs no copy from a device.
+
+    Args:
+        limits: The largest magnitude of each operation, in its unit; None for the operation's default, and for
+            operations without a magnitude.
+        operations_per_image: n.
+        probability: Where every probability starts, and the centre of its prior.
+        extent: Where every `high / limit` starts, and the centre of its prior.
+
+    >>> policy = Policy({"rotate": 30.0, "invert": None}, operations_per_image=1)
+    >>> draw = policy.draw(4, torch.Generator().manual_seed(0))
+    >>> draw.chosen.shape, len(draw)
+    (torch.Size([4, 1]), 4)
+    """
+
+    def __init__(
+        self,
+        limits: Mapping[str, float | None] | Sequence[str],
+        operations_per_image: int,
+        *,
+        probability: float = 0.5,
+        extent: float = 0.5,
+    ) -> None:
+        super().__init__()
+        given = dict(limits) if isinstance(limits, Mapping) else dict.fromkeys(limits)
+        _check(given, operations_per_image, probability, extent)
+        self.operations = tuple(name for name in OPERATIONS if name in given)
+        self.operations_per_image = operations_per_image
+        self.prior = (probability, extent)
+        ops = [OPERATIONS[name] for name in self.operations]
+        limit = [given[op.name] or op.limit or 0.0 for op in ops]
+        self.limit: Tensor
+        self.learned: Tensor
+        self.fixed_high: Tensor
+        self.fixed_low: Tensor
+        self.register_buffer("limit", torch.tensor(limit, dtype=torch.float64))  # (S,), 0 without a magnitude
+        learned = torch.tensor([i for i, op in enumerate(ops) if op.gradient == "pathwise"], dtype=torch.int64)
+        self.register_buffer("learned", learned)  # (R,), which ranges have a gradient
+        self.register_buffer("fixed_high", self.limit * extent)
+        self.register_buffer("fixed_low", self.fixed_high * torch.tensor(LOW_START).double().sigmoid())
+        start = torch.logit(torch.tensor([probability, extent], dtype=torch.float64))
+        self.logit = nn.Parameter(start[0].repeat(len(ops)))  # (S,)
+        self.a = nn.Parameter(start[1].repeat(len(learned)))  # (R,)
+        self.b = nn.Parameter(torch.full((len(learned),), LOW_START, dtype=torch.float64))  # (R,)
+
+    @property
+    def probability(self) -> Tensor:
+        """(S,) that a drawn operation is applied."""
+        return self.logit.sigmoid()
+
+    @property
+    def rate(self) -> Tensor:
+        """(S,) marginal probability that an operation is applied to an image."""
+        return self.probability * self.operations_per_image / len(self.operations)
+
+    def ranges(self) -> tuple[Tensor, Tensor]:
+        """Low and high of each magnitude, (S,) each, in the operation's unit; 0 without a magnitude."""
+        high = self.limit[self.learned] * self.a.sigmoid()
+        low = high * self.b.sigmoid()
+        return self.fixed_low.index_copy(0, self.learned, low), self.fixed_high.index_copy(0, self.learned, high)
+
+    @torch.no_grad()
+    def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:
+        """Decide what happens to each of `size` images; `generator` is a CPU generator."""
+        n, ops = self.operations_per_image, [OPERATIONS[name] for name in self.operations]
+        order = torch.rand(size, len(ops), generator=generator, dtype=torch.float64)
+        chosen = order.argsort(1)[:, :n].sort(1).values
+        gate = torch.rand(size, n, generator=generator, dtype=torch.float64)
+        sign = torch.rand(size, n, generator=generator, dtype=torch.float64)
+        uniforms = 1 + max(op.uniforms for op in ops)
+        u = torch.rand(size, n, uniforms, generator=generator, dtype=torch.float64)
+        seeds = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
+        signed = torch.tensor([op.signed for op in ops])
+        signs = torch.where(signed[chosen] & (sign < 0.5), -1.0, 1.0).double()
+        gates = gate < self.probability.cpu()[chosen]
+        magnitudes = _magnitudes(chosen, signs, u, *(v.cpu() for v in self.ranges()))
+        return Draw(self.operations, chosen, gates, signs, u, magnitudes, seeds)
+
+    def magnitudes(self, draw: Draw) -> Tensor:
+        """The magnitudes of a draw under the live parameters, (B, n), with their gradient."""
+        return _magnitudes(draw.chosen, draw.signs, draw.uniforms, *self.ranges())
+
+    def log_probability(self, draw: Draw) -> Tensor:
+        """Log-probability of each image's gates, (B,), in nats, with its gradient."""
+        logit = self.logit[draw.chosen]
+        return torch.where(draw.gates, nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit)).sum(1)
+
+    def prior_loss(self) -> Tensor:
+        """How far the policy is from its prior, in nats, weighted by the share of images each operation reaches.
+
+        `sum_o n/S * (KL(Bern(p) || Bern(p0)) + KL(Bern(high/limit) || Bern(h0)) + KL(Bern(low/high) || Bern(.12)))`
+        """
+        p0, h0 = self.prior
+        gates = bernoulli_kl(self.probability, p0).sum()
+        extent = bernoulli_kl(self.a.sigmoid(), h0).sum()
+        width = bernoulli_kl(self.b.sigmoid(), torch.tensor(LOW_START, dtype=torch.float64).sigmoid()).sum()
+        return (gates + extent + width) * self.operations_per_image / len(self.operations)
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Augmented images in training mode, the same images in evaluation mode."""
+        return apply(self.draw(len(images), generator), images).images if self.training else images
+
+    @torch.no_grad()
+    def snapshot(self, progress: float) -> Snapshot:
+        """The present numbers; probabilities under .005 are written as 0, over .995 as 1."""
+        low, high = (v.tolist() for v in self.ranges())
+        settings = {}
+        for i, (name, p) in enumerate(zip(self.operations, self.probability.tolist(), strict=True)):
+            p = 0.0 if p < 0.005 else 1.0 if p > 0.995 else p
+            has = OPERATIONS[name].limit is not None
+            settings[name] = Setting(probability=p, low=low[i] if has else None, high=high[i] if has else None)
+        return Snapshot(progress=progress, settings=settings)
+
+    def freeze(
+        self, schedule: Sequence[Snapshot] = (), provenance: Mapping[str, str | int | float | None] | None = None
+    ) -> PolicySpec:
+        """The policy as a value. Without a `schedule` its only moment is now."""
+        operations = {
+            name: Limits(unit=OPERATIONS[name].unit, limit=limit or None, range=OPERATIONS[name].gradient)  # type: ignore[arg-type]
+            for name, limit in zip(self.operations, self.limit.tolist(), strict=True)
+        }
+        return PolicySpec(
+            operations_per_image=self.operations_per_image,
+            operations=operations,
+            schedule=tuple(schedule) or (self.snapshot(1.0),),
+            provenance=dict(provenance or {}),
+        )
+
+    @classmethod
+    def from_spec(cls, spec: PolicySpec, which: str = "final") -> Self:
+        """A policy at the numbers of a spec, `final` or `average`; all its ranges are held as they are."""
+        policy = cls({name: limits.limit for name, limits in spec.operations.items()}, spec.operations_per_image)
+        settings = [spec.which(which)[name] for name in policy.operations]
+        with torch.no_grad():
+            policy.logit.copy_(torch.logit(torch.tensor([s.probability for s in settings], dtype=torch.float64)))
+        policy.fixed_low.copy_(torch.tensor([s.low or 0.0 for s in settings], dtype=torch.float64))
+        policy.fixed_high.copy_(torch.tensor([s.high or 0.0 for s in settings], dtype=torch.float64))
+        policy.learned = policy.learned[:0]
+        policy.a, policy.b = nn.Parameter(policy.a[:0]), nn.Parameter(policy.b[:0])
+        return policy
+
+
+def trivial(limits: Mapping[str, float | None] | Sequence[str]) -> Policy:
+    """One operation per image, always applied, magnitudes uniform over the full range.
+
+    Reference:
+        Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation, ICCV 2021
+    """
+    start = Policy(limits, 1)
+    settings = {
+        name: Setting(probability=1.0, low=0.0 if limit else None, high=limit or None)
+        for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
+    }
+    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+
+def _magnitudes(chosen: Tensor, signs: Tensor, uniforms: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    low, high = low[chosen], high[chosen]
+    return signs * (low + (high - low) * uniforms[..., 0])
+
+
+def _check(limits: Mapping[str, float | None], n: int, probability: float, extent: float) -> None:
+    found = []
+    for name, limit in limits.items():
+        op = OPERATIONS.get(name)
+        if op is None:
+            found.append(unknown("operation", name, OPERATIONS))
+        elif limit is not None and (op.hard is None or not 0 < limit <= op.hard):
+            allowed = "none, it has no magnitude" if op.hard is None else f"more than 0, at most {op.hard:g} {op.unit}"
+            found.append(f"{name}: limit {limit:g}; allowed: {allowed}")
+    if not limits:
+        found.append("no operations; known: " + ", ".join(OPERATIONS))
+    elif not 1 <= n <= len(limits):
+        found.append(f"operations_per_image {n}; allowed: 1 to {len(limits)}")
+    for name, value in (("probability", probability), ("extent", extent)):
+        if not 0 < value < 1:
+            found.append(f"{name} {value:g}; allowed: between 0 and 1, both excluded")
+    if found:
+        raise problems("policy", found)

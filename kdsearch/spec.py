@@ -1,0 +1,186 @@
+"""The frozen result of a search: plain numbers with units, as versioned JSON. What is exported."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.ops import OPERATIONS
+
+FORMAT, VERSION = "kdsearch-policy", 1
+MOST_BYTES = 1_000_000
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class Limits(_Frozen):
+    """What an operation of the policy may do: its unit, the largest magnitude, and how its range came about."""
+
+    unit: str
+    limit: Finite | None = Field(gt=0)
+    range: Literal["pathwise", "fixed", "none"]
+
+
+class Setting(_Frozen):
+    """How one operation is drawn: the probability once drawn, and the uniform range of its magnitude in its unit."""
+
+    probability: Annotated[Finite, Field(ge=0, le=1)]
+    low: Annotated[Finite, Field(ge=0)] | None = None
+    high: Annotated[Finite, Field(ge=0)] | None = None
+
+
+class Snapshot(_Frozen):
+    """The policy at one moment of training."""
+
+    progress: Annotated[Finite, Field(ge=0, le=1)]  # share of the student steps done
+    settings: dict[str, Setting]
+
+
+class PolicySpec(_Frozen):
+    """A policy as plain numbers.
+
+    Each image draws `operations_per_image` of the operations without replacement, uniformly; each drawn operation is
+    applied with its probability, with a magnitude uniform on [low, high] and a random sign where the operation is
+    signed. The marginal rate of an operation is `rate`. `schedule` holds up to 16 moments of training; the last one is
+    the `final` policy, the mean over the second half the `average`.
+    """
+
+    format: Literal["kdsearch-policy"] = "kdsearch-policy"
+    version: Literal[1] = 1
+    operations_per_image: Annotated[int, Field(ge=1)]
+    operations: dict[str, Limits]
+    schedule: Annotated[tuple[Snapshot, ...], Field(min_length=1, max_length=16, strict=False)]
+    provenance: dict[str, str | int | Finite | None] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        found = list(_inconsistencies(self))
+        if found:
+            raise ValueError("\n".join(found))
+        return self
+
+    @property
+    def final(self) -> dict[str, Setting]:
+        return self.schedule[-1].settings
+
+    @property
+    def average(self) -> Mapping[str, Setting]:
+        """Mean of the snapshots of the second half of training."""
+        later = [s.settings for s in self.schedule if s.progress >= 0.5] or [self.final]
+
+        def mean(name: str, field: str) -> float | None:
+            values = [getattr(settings[name], field) for settings in later]
+            return None if values[0] is None else math.fsum(values) / len(values)
+
+        return {
+            name: Setting(probability=mean(name, "probability") or 0.0, low=mean(name, "low"), high=mean(name, "high"))
+            for name in self.operations
+        }
+
+    def which(self, name: str) -> Mapping[str, Setting]:
+        """`final` or `average`."""
+        if name not in ("final", "average"):
+            raise KdsearchError(unknown("part of a policy", name, ["final", "average"]))
+        return self.final if name == "final" else self.average
+
+    def rate(self, name: str, which: str = "final") -> float:
+        """Marginal probability that the operation is applied to an image: n/S times its probability."""
+        return self.operations_per_image / len(self.operations) * self.which(which)[name].probability
+
+    def to_json(self) -> str:
+        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, *, place: str = "policy") -> Self:
+        """Read a policy, naming every problem in one message.
+
+        Raises:
+            KdsearchError: not JSON, another format or version, unknown operations or fields, numbers out of range.
+        """
+        if len(text) > MOST_BYTES:
+            raise KdsearchError(f"{place}: {len(text):,} characters; a policy has at most {MOST_BYTES:,}")
+        try:
+            data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
+        except (ValueError, RecursionError) as error:
+            raise KdsearchError(f"{place}: not a JSON policy: {error}") from None
+        if not isinstance(data, dict) or data.get("format") != FORMAT:
+            raise KdsearchError(f'{place}: not a policy file: its "format" is not "{FORMAT}"')
+        if data.get("version") != VERSION:
+            raise KdsearchError(
+                f"{place}: policy version {data.get('version')!r}; this kdsearch reads version {VERSION}"
+            )
+        try:
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise problems(place, [line for e in error.errors() for line in _lines(dict(e))]) from None
+
+    @classmethod
+    def load(cls, path: Path | str) -> Self:
+        """Read a policy file; see `from_json`."""
+        path = Path(path)
+        try:
+            if path.stat().st_size > MOST_BYTES:
+                raise KdsearchError(f"{path}: larger than {MOST_BYTES:,} bytes, not a policy")
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise KdsearchError(f"cannot read the policy {path}: {error}") from None
+        return cls.from_json(text, place=str(path))
+
+
+def _inconsistencies(spec: PolicySpec) -> list[str]:
+    found = []
+    for name, limits in spec.operations.items():
+        op = OPERATIONS.get(name)
+        if op is None:
+            found.append(f"[operations.{name}] {unknown('operation', name, OPERATIONS)}")
+        elif limits.unit != op.unit:
+            found.append(f"[operations.{name}] unit is {limits.unit!r}; this operation's is {op.unit!r}")
+        elif (limits.limit is None) != (op.hard is None) or (limits.limit or 0) > (op.hard or 0):
+            allowed = "null" if op.hard is None else f"more than 0, at most {op.hard:g} {op.unit}"
+            found.append(f"[operations.{name}] limit is {limits.limit}; allowed: {allowed}")
+    if not 1 <= spec.operations_per_image <= len(spec.operations):
+        found.append(f"operations_per_image is {spec.operations_per_image}; allowed: 1 to {len(spec.operations)}")
+    for i, snapshot in enumerate(spec.schedule):
+        if set(snapshot.settings) != set(spec.operations):
+            differ = ", ".join(sorted(set(snapshot.settings) ^ set(spec.operations)))
+            found.append(f"[schedule.{i}] its operations are not those of the policy: {differ}")
+            continue
+        for name, s in snapshot.settings.items():
+            limit = spec.operations[name].limit
+            if limit is None:
+                if s.low is not None or s.high is not None:
+                    found.append(f"[schedule.{i}.{name}] low and high must be null: it has no magnitude")
+            elif s.low is None or s.high is None or not s.low <= s.high <= limit:
+                found.append(f"[schedule.{i}.{name}] needs 0 <= low <= high <= {limit:g}; got {s.low} and {s.high}")
+    progress = [s.progress for s in spec.schedule]
+    if progress != sorted(progress):
+        found.append("[schedule] progress must not go back")
+    return found
+
+
+def _lines(error: dict[str, Any]) -> list[str]:
+    if error["type"] == "value_error":
+        return str(error["ctx"]["error"]).splitlines()
+    where = ".".join(map(str, error["loc"]))
+    if error["type"] == "extra_forbidden":
+        return [f"[{where}] unknown field"]
+    return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {str(error['input'])[:40]!r}"]
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(f"{name} is not allowed")
+
+
+def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = [key for key, _ in pairs]
+    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    if repeated:
+        raise ValueError(f"repeated key {', '.join(repeated)}")
+    return dict(pairs)

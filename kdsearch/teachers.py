@@ -1,0 +1,88 @@
+"""How a teacher comes about, and the guarantee that nothing here changes it."""
+
+import hashlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from kdsearch.errors import KdsearchError
+from kdsearch.values import Outputs
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A teacher that is trained on the spot: how it is built, and how it is trained.
+
+    Its weights are kept in the run folder with a fingerprint of both functions' source.
+    """
+
+    build: Callable[[], nn.Module]
+    train: Callable[[nn.Module], None]
+
+    def fingerprint(self) -> str:
+        text = inspect.getsource(self.build) + inspect.getsource(self.train)
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def load(self, path: Path) -> nn.Module:
+        """Read the weights kept at `path`; train and keep them where there are none."""
+        network = self.build()
+        if path.is_file():
+            self._read(network, path)
+            return network
+        self.train(network)
+        partial = path.with_suffix(".partial")
+        save_file(network.state_dict(), partial, metadata={"recipe": self.fingerprint()})
+        partial.replace(path)
+        return network
+
+    def _read(self, network: nn.Module, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                recipe = (file.metadata() or {}).get("recipe")
+            if recipe != self.fingerprint():
+                raise KdsearchError(
+                    f"{path} was trained by another recipe than the study's; take another folder, or delete the file"
+                )
+            network.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise KdsearchError(f"{path}: not this teacher's weights: {str(error).splitlines()[0]}") from None
+
+
+class Teacher:
+    """A live teacher: always in evaluation mode, its parameters without gradient.
+
+    The network is the user's own and is not copied; `network.training` and `requires_grad` are set here, once.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.network = network.eval().requires_grad_(False)
+
+    def __call__(self, images: Tensor) -> Outputs:
+        """Outputs on (B, C, H, W); the gradient reaches the pixels where they carry one."""
+        if self.network.training:
+            self.network.eval()
+        return outputs(self.network, images, "teacher")
+
+
+def outputs(network: nn.Module, images: Tensor, who: str) -> Outputs:
+    """Run a network on images; its result has to be logits, (B, K)."""
+    result = network(images)
+    if not isinstance(result, Tensor) or result.ndim != 2:
+        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
+        raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
+    return Outputs(result)
+
+
+def weights_hash(network: nn.Module) -> str:
+    """A fingerprint of parameters and buffers."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in network.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return digest.hexdigest()

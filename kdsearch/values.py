@@ -1,0 +1,65 @@
+"""The frozen values that travel between the parts, and the alphabet of shapes.
+
+B images of a batch, C channels, H W height and width, K classes, S operations of a policy, n of them drawn per image.
+Class axis is 1; the axes after it are space. Images are float in [0, 1], before any normalisation.
+"""
+
+from dataclasses import dataclass, fields
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Images with the target of the task and ids that stay the same across epochs."""
+
+    images: Tensor  # (B, C, H, W), float in [0, 1], before normalisation
+    target: Tensor  # (B,) class labels
+    ids: Tensor  # (B,) int64, the position in the data set
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def to(self, device: torch.device | str) -> Self:
+        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What a network says about a batch."""
+
+    logits: Tensor  # (B, K, *space)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one call of a policy decided for each image; applied again, anywhere, it gives the same pixels.
+
+    Lives on the host. `magnitudes` are those of the policy at the time of the draw; `Policy.magnitudes(draw)` computes
+    them again from the uniforms and the live parameters, so that they carry a gradient.
+    """
+
+    operations: tuple[str, ...]  # S names; `chosen` points into it
+    chosen: Tensor  # (B, n) int64
+    gates: Tensor  # (B, n) bool: is the drawn operation applied?
+    signs: Tensor  # (B, n) float64, +1 or -1; +1 where the operation is not signed
+    uniforms: Tensor  # (B, n, 1 + extra) float64 in [0, 1): first the one behind the magnitude
+    magnitudes: Tensor  # (B, n) float64, signed, in the operation's unit; 0 where it has no magnitude
+    seeds: Tensor  # (B,) int64, of the noise fields
+
+    def __len__(self) -> int:
+        return len(self.chosen)
+
+    def rows(self, index: Tensor) -> Self:
+        """The draws of some images, in the order given by `index` (b,)."""
+        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "operations"}
+        return type(self)(operations=self.operations, **parts)
+
+
+class View(NamedTuple):
+    """Images after a draw, and where their pixels went."""
+
+    images: Tensor  # (B, C, H, W)
+    matrix: Tensor  # (B, 3, 3), forward map in pixels relative to the image centre
