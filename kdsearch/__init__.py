@@ -1,0 +1,80 @@
+"""kdsearch: which augmentation policy makes this student learn most from this teacher?
+
+The public names, imported when first used: `import kdsearch` loads no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from kdsearch.analysis.compare import paired_differences as paired_differences
+    from kdsearch.analysis.frames import frames as frames
+    from kdsearch.analysis.regions import regions as regions
+    from kdsearch.data import ArrayData as ArrayData
+    from kdsearch.data import digits as digits
+    from kdsearch.data import shuffled as shuffled
+    from kdsearch.disagreement import Probe as Probe
+    from kdsearch.distill import Distiller as Distiller
+    from kdsearch.distill import Phase as Phase
+    from kdsearch.distill import PolicySteps as PolicySteps
+    from kdsearch.distill import evaluate as evaluate
+    from kdsearch.errors import KdsearchError as KdsearchError
+    from kdsearch.export import export_policy as export_policy
+    from kdsearch.job import Result as Result
+    from kdsearch.job import search as search
+    from kdsearch.losses import LOSSES as LOSSES
+    from kdsearch.losses import Loss as Loss
+    from kdsearch.losses import soft_targets as soft_targets
+    from kdsearch.models import Normalised as Normalised
+    from kdsearch.models import small_convnet as small_convnet
+    from kdsearch.objectives import OBJECTIVES as OBJECTIVES
+    from kdsearch.ops import OPERATIONS as OPERATIONS
+    from kdsearch.ops import apply as apply
+    from kdsearch.policy import Policy as Policy
+    from kdsearch.policy import trivial as trivial
+    from kdsearch.report import write_report as write_report
+    from kdsearch.space import SearchSpace as SearchSpace
+    from kdsearch.spec import PolicySpec as PolicySpec
+    from kdsearch.study import Budget as Budget
+    from kdsearch.study import Study as Study
+    from kdsearch.tasks import Classification as Classification
+    from kdsearch.teachers import Recipe as Recipe
+    from kdsearch.teachers import Teacher as Teacher
+    from kdsearch.values import Batch as Batch
+    from kdsearch.values import Draw as Draw
+
+_WHERE = {
+    "analysis.compare": ["paired_differences"],
+    "analysis.frames": ["frames"],
+    "analysis.regions": ["regions"],
+    "data": ["ArrayData", "digits", "shuffled"],
+    "disagreement": ["Probe"],
+    "distill": ["Distiller", "Phase", "PolicySteps", "evaluate"],
+    "errors": ["KdsearchError"],
+    "export": ["export_policy"],
+    "job": ["Result", "search"],
+    "losses": ["LOSSES", "Loss", "soft_targets"],
+    "models": ["Normalised", "small_convnet"],
+    "objectives": ["OBJECTIVES"],
+    "ops": ["OPERATIONS", "apply"],
+    "policy": ["Policy", "trivial"],
+    "report": ["write_report"],
+    "space": ["SearchSpace"],
+    "spec": ["PolicySpec"],
+    "study": ["Budget", "Study"],
+    "tasks": ["Classification"],
+    "teachers": ["Recipe", "Teacher"],
+    "values": ["Batch", "Draw"],
+}
+_MODULE = {name: module for module, names in _WHERE.items() for name in names}
+__all__ = sorted(_MODULE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE:
+        raise AttributeError(f"module 'kdsearch' has no attribute '{name}'")
+    return getattr(import_module(f"kdsearch.{_MODULE[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -19,11 +18,16 @@ from kdsearch.objectives import TST, objective
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, outputs
+from kdsearch.teachers import Teacher, outputs, still
 from kdsearch.values import Batch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises, and without policy steps
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""
+    return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
 
 
 @dataclass(frozen=True)
@@ -91,7 +95,7 @@ class Distiller:
         policy: Policy | None,
         task: Classification,
         *,
-        optimizer: OptimizerFactory = AdamW,
+        optimizer: OptimizerFactory = adamw,
         device: torch.device | str = "cpu",
         seed: int = 0,
         clean_loss: float | None = None,
@@ -204,21 +208,6 @@ class Distiller:
 def leave_one_out(loss: Tensor) -> Tensor:
     """Each image's loss minus the mean of the others', (B,); zero for a batch of one."""
     return (loss - loss.mean()) * len(loss) / max(len(loss) - 1, 1)
-
-
-@contextmanager
-def still(network: nn.Module) -> Iterator[None]:
-    """A network in evaluation mode without gradients to its parameters; as it was afterwards."""
-    modes = [(module, module.training) for module in network.modules()]
-    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    network.eval().requires_grad_(False)
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
 
 
 @torch.no_grad()

@@ -77,7 +77,9 @@ class PolicySpec(_Frozen):
 
         def mean(name: str, field: str) -> float | None:
             values = [getattr(settings[name], field) for settings in later]
-            return None if values[0] is None else math.fsum(values) / len(values)
+            if values[0] is None:
+                return None
+            return min(max(values), math.fsum(values) / len(values))  # a mean may round above its largest value
 
         return {
             name: Setting(probability=mean(name, "probability") or 0.0, low=mean(name, "low"), high=mean(name, "high"))

@@ -2,7 +2,8 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +37,7 @@ class Recipe:
             self._read(network, path)
             return network
         self.train(network)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         save_file(network.state_dict(), partial, metadata={"recipe": self.fingerprint()})
         partial.replace(path)
@@ -79,10 +81,25 @@ def outputs(network: nn.Module, images: Tensor, who: str) -> Outputs:
     return Outputs(result)
 
 
+@contextmanager
+def still(network: nn.Module) -> Iterator[None]:
+    """A network in evaluation mode without gradients to its parameters; as it was afterwards."""
+    modes = [(module, module.training) for module in network.modules()]
+    flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
+    network.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
 def weights_hash(network: nn.Module) -> str:
     """A fingerprint of parameters and buffers."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in network.state_dict().items():
         digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -19,12 +19,16 @@ class Loss:
     Reduced by the task after weighting, never inside.
     """
 
+    name: str  # with its numbers, such as "kd, temperature 4"
     function: Callable[[Outputs, Outputs], Tensor]
     per: Literal["image", "point"]
 
 
 def _kd(temperature: float = 4.0) -> Loss:
-    return Loss(lambda student, teacher: soft_targets(student.logits, teacher.logits, temperature), per="image")
+    def loss(student: Outputs, teacher: Outputs) -> Tensor:
+        return soft_targets(student.logits, teacher.logits, temperature)
+
+    return Loss(f"kd, temperature {temperature:g}", loss, per="image")
 
 
 LOSSES: Mapping[str, Callable[..., Loss]] = {"kd": _kd}

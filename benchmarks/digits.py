@@ -1,0 +1,126 @@
+"""Does a learned policy help on few-shot digits? The default settings, no Optuna, paired seeds, test accuracy.
+
+Rows: plain KD on one view, the three references, the policy learned beside the student (online), and the policy that
+another seed learned, frozen, with a fresh student. Same images, steps, loss and seeds for all; two views but for the
+first row.
+
+Run:  python benchmarks/digits.py [--seeds 8] [--json FILE]      (about 7 minutes on 2 cores)
+"""
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from scipy import stats
+
+import kdsearch as kd
+from kdsearch.preflight import preflight
+from kdsearch.study import load_study, run_trial
+
+
+class OneView(kd.Distiller):
+    """The same step on the base view alone."""
+
+    def student_step(self, batch, phase, random):  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            teacher = self.teacher(batch.images)
+        self.student.train()
+        student = type(teacher)(self.student(batch.images))
+        supervised = self.task.supervised(student, batch.target).mean()
+        distillation = phase.loss.function(student, teacher).mean()
+        self.optimizer.zero_grad()
+        (supervised + phase.weight * distillation).backward()
+        self.optimizer.step()
+        return torch.stack([supervised.detach(), distillation.detach()])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=8)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    study, _ = load_study("digits")
+    with tempfile.TemporaryDirectory() as folder:
+        ready = preflight(study, Path(folder)).ready
+    settings, task, batch = ready.space.settings(), ready.task, study.budget.batch
+
+    def accuracy(network: torch.nn.Module) -> float:
+        return 100 * kd.evaluate(network, study.test, task, batch, "cpu")[0]
+
+    def run(seed: int, policy: kd.Policy | None, learn: bool = False) -> float:
+        steps = ready.policy_steps(settings) if learn else None
+        return accuracy(run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed).student)
+
+    def one_view(seed: int) -> float:
+        torch.manual_seed(seed)
+        student = study.student()
+        distiller = OneView(ready.teacher, student, None, task, optimizer=study.optimizer, seed=seed)
+        list(distiller.run(ready.phase(None), study.train, study.search_validation))
+        return accuracy(student)
+
+    teacher = accuracy(ready.teacher.network)
+    rows, learned = [], []
+    for seed in range(arguments.seeds):
+        policy = ready.policy(settings)
+        rows.append(
+            {
+                "seed": seed,
+                "one view": one_view(seed),
+                "identity": run(seed, None),
+                "trivial": run(seed, kd.trivial(ready.space.limits)),
+                "start": run(seed, ready.policy(settings)),
+                "learned, online": run(seed, policy, learn=True),
+            }
+        )
+        learned.append(policy)
+        print({name: round(value, 1) for name, value in rows[-1].items()}, flush=True)
+    for seed, row in enumerate(rows):
+        row["learned, frozen"] = run(seed, kd.Policy.from_spec(learned[seed - 1].freeze()))
+    show(teacher, rows)
+    show_policies(learned)
+    if arguments.json:
+        arguments.json.write_text(json.dumps({"teacher": teacher, "rows": rows}, indent=1) + "\n")
+
+
+def show(teacher: float, rows: list[dict[str, float]]) -> None:
+    """Means with standard errors, and paired differences of the learned policy with 95 % t intervals."""
+    names = [name for name in rows[0] if name != "seed"]
+    values = {name: torch.tensor([row[name] for row in rows], dtype=torch.float64) for name in names}
+    table = Table("second view", "test accuracy, %", "online minus it", "frozen minus it", box=None)
+    for name in names:
+        differences = []
+        for mine in ("learned, online", "learned, frozen"):
+            d = values[mine] - values[name]
+            half = stats.t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5 if len(d) > 1 else float("nan")
+            differences.append(
+                "" if mine == name else f"{d.mean():+.1f} ({d.mean() - half:+.1f} to {d.mean() + half:+.1f})"
+            )
+        error = values[name].std() / len(rows) ** 0.5
+        table.add_row(name, f"{values[name].mean():.1f} ± {error:.1f}", *differences)
+    console = Console(width=120, highlight=False)
+    console.print(f"\nteacher {teacher:.1f} %; {len(rows)} paired seeds, mean ± standard error; 95 % intervals")
+    console.print(table)
+
+
+def show_policies(learned: list[kd.Policy]) -> None:
+    """What the policies ended at: mean and spread over seeds."""
+    probability = torch.stack([policy.probability.detach() for policy in learned])
+    low, high = (torch.stack([policy.ranges()[i].detach() for policy in learned]) for i in (0, 1))
+    table = Table("operation", "probability", "deviation", "low", "high", "limit", "unit", "range", box=None)
+    policy = learned[0]
+    for i in probability.mean(0).argsort(descending=True).tolist():
+        op = kd.OPERATIONS[policy.operations[i]]
+        numbers = (
+            [f"{low[:, i].mean():.2g}", f"{high[:, i].mean():.2g}", f"{policy.limit[i]:g}"] if op.limit else [""] * 3
+        )
+        spread = f"{probability[:, i].std():.2f}" if len(learned) > 1 else ""
+        table.add_row(op.name, f"{probability[:, i].mean():.2f}", spread, *numbers, op.unit, op.gradient)
+    Console(width=120, highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    main()

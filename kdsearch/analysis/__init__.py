@@ -1,0 +1,1 @@
+"""Run folders as pandas frames, comparisons of runs, pictures."""

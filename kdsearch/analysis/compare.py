@@ -1,0 +1,71 @@
+"""Did it help? Paired differences between the searched policy and the references."""
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from scipy import stats
+
+WORDS = {
+    "identity": "an identity second view",
+    "trivial": "TrivialAugment's rule",
+    "start": "its own unlearned start",
+}
+
+
+def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
+    """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
+
+    Args:
+        evaluations: With columns `run`, `seed`, `accuracy`.
+
+    Returns:
+        One row per other run: `against`, `n`, `difference`, `low`, `high` (accuracy, 0 to 1); the bounds are missing
+        with a single seed.
+    """
+    wide = evaluations.pivot_table(index="seed", columns="run", values="accuracy", sort=False)
+    rows = []
+    for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
+        d = (wide[run] - wide[other]).dropna()
+        half = math.nan
+        if len(d) > 1:
+            half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
+        rows.append((other, len(d), d.mean(), d.mean() - half, d.mean() + half))
+    columns = {"against": "str", "n": "Int64", "difference": "float64", "low": "float64", "high": "float64"}
+    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
+
+
+def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
+    """One sentence: by how much the searched policy beats or misses each reference, with an interval."""
+    study, evaluations = tables["studies"].iloc[0], tables["evaluations"]
+    if pd.isna(study["best_trial"]):
+        ended = f"{study['pruned']} pruned, {study['failed']} failed"
+        return f"No trial finished ({ended}), so there is no policy to speak of; see the column fail_reason of trials."
+    name, best = f"trial {study['best_trial']}", study["best_value"]
+    if evaluations.empty:
+        references = tables["trials"].query("origin == 'reference' and state == 'COMPLETE'")
+        values = ", ".join(f"{row.run} {100 * row.value:.1f} %" for row in references.itertuples())
+        return (
+            f"{name} reached {100 * best:.1f} % on search-validation ({values}); the best of several noisy trials "
+            "is too good, and this is not confirmed on fresh seeds."
+        )
+    seeds = evaluations["seed"].nunique()
+    mean = evaluations.query("run == 'learned'")["accuracy"].mean()
+    differences = paired_differences(evaluations, "learned").set_index("against")
+    against = [reference for reference in WORDS if reference in differences.index]
+    parts = [_part(WORDS[reference], differences.loc[reference]) for reference in against]
+    shown = [reference for reference in against if differences.loc[reference, "low"] > 0]
+    rest = [WORDS[reference] for reference in against if reference not in shown]
+    verdict = "It helped" if not rest else f"No help is shown over {' or '.join(rest)}"
+    return (
+        f"On {seeds} fresh {'seed' if seeds == 1 else 'seeds'} the searched policy ({name}) brings the student to "
+        f"{100 * mean:.1f} % on search-validation; it {', '.join(parts)}. {verdict}."
+    )
+
+
+def _part(words: str, row: pd.Series) -> str:
+    d = 100 * row["difference"]
+    verb = "beats" if d >= 0 else "misses"
+    if pd.isna(row["low"]):
+        return f"{verb} {words} by {abs(d):.1f} points (one seed, no interval)"
+    return f"{verb} {words} by {abs(d):.1f} points (95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"

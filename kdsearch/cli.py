@@ -1,0 +1,281 @@
+"""The command line: one short function per command, each a thin call of a public function."""
+
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from kdsearch import catalogue
+from kdsearch.errors import KdsearchError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Which augmentation policy makes this student learn most from this teacher?",
+)
+BAD_INPUT, NO_BUDGET, INTERRUPTED = 2, 3, 130
+
+
+class Target(StrEnum):
+    """What a policy can be exported to."""
+
+    json = "json"
+    torchvision = "torchvision"
+    kornia = "kornia"
+
+
+class Which(StrEnum):
+    """The last moment of a policy's schedule, or the mean of its second half."""
+
+    final = "final"
+    average = "average"
+
+
+class Format(StrEnum):
+    """File formats of frames."""
+
+    parquet = "parquet"
+    csv = "csv"
+
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, such as runs/digits.")]
+
+
+@app.command()
+def search(
+    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
+    trials: Annotated[int | None, typer.Option(help="COMPLETE + PRUNED trials in all.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs per run.", min=1)] = None,
+    confirmation: Annotated[int | None, typer.Option(help="Fresh seeds at the end; 0 for none.", min=0)] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL; SQLite in the run folder by default.")] = None,
+    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="median or none.")] = "median",
+    seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Run folder; ./runs/<study> by default.")] = None,
+) -> None:
+    """Search a policy: references, trials, confirmation, report. A second call resumes."""
+    from kdsearch.job import search as run
+
+    result = run(
+        study,
+        trials=trials,
+        epochs=epochs,
+        confirmation=confirmation,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        device=device,
+        out=out,
+    )
+    if result.student_path is None:
+        raise typer.Exit(NO_BUDGET)
+    print(f"export it    {_typed()} export {result.folder} --to torchvision -o policy.py")
+
+
+@app.command()
+def status(folder: Folder) -> None:
+    """What a run folder holds: trials, references, the best so far."""
+    from kdsearch.analysis.compare import sentence
+    from kdsearch.analysis.frames import frames
+
+    tables = frames(folder)
+    row = tables["studies"].iloc[0]
+    print(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
+          f"of {row['budget_trials']} trials")  # fmt: skip
+    _table(tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"])
+    print(sentence(tables))
+
+
+@app.command()
+def regions(
+    folder: Folder,
+    trial: Annotated[int | None, typer.Option(help="The best one by default.")] = None,
+    most: Annotated[int, typer.Option(help="Rows to print.", min=1)] = 15,
+    picture: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG file.")] = None,
+) -> None:
+    """Where teacher and student disagree, strongest first."""
+    from kdsearch.analysis.plots import sweeps
+    from kdsearch.analysis.regions import regions as find
+
+    table = find(folder, trial)
+    columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
+    _table(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
+    if picture:
+        sweeps(table).savefig(picture, dpi=130)
+        print(picture)
+
+
+@app.command()
+def export(
+    policy: Annotated[Path, typer.Argument(help="A policy.json, or a run folder for its best policy.")],
+    to: Annotated[Target, typer.Option(help="What trains with it.")],
+    which: Annotated[Which, typer.Option(help="Last moment of training, or mean of its second half.")] = Which.final,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; printed otherwise.")] = None,
+) -> None:
+    """Write a policy for the library you train with: one readable file."""
+    from kdsearch.export import export_policy
+    from kdsearch.files import write_text
+    from kdsearch.spec import PolicySpec
+
+    path = _best_policy(policy) if policy.is_dir() else policy
+    text = export_policy(PolicySpec.load(path), to.value, which.value)
+    if output is None:
+        print(text, end="")
+    else:
+        write_text(output, text)
+        print(output)
+
+
+@app.command()
+def frames(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")],
+    to: Annotated[Format, typer.Option(help="File format.")] = Format.parquet,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")] = Path("frames"),
+) -> None:
+    """Write run folders as tidy tables for pandas."""
+    from kdsearch.analysis.frames import frames as read
+    from kdsearch.analysis.frames import write_frames
+
+    for path in write_frames(read(folders), output, to.value):
+        print(path)
+
+
+@app.command()
+def report(
+    folder: Folder,
+    images: Annotated[bool, typer.Option(help="Pictures that show images of the data.")] = True,
+) -> None:
+    """Write report.html anew, from the run folder alone."""
+    from kdsearch.report import write_report
+
+    print(write_report(folder, images=images))
+
+
+@app.command()
+def spaces() -> None:
+    """The shipped search spaces."""
+    from kdsearch.space import SearchSpace
+
+    loaded = [SearchSpace.load(name) for name in catalogue.names("search_spaces")]
+    _print(["space", "operations", "searched", "summary"],
+           [[s.name, str(len(s.limits)), ", ".join(s.ranges), s.summary] for s in loaded])  # fmt: skip
+
+
+@app.command()
+def studies() -> None:
+    """The shipped studies, with the first line of each."""
+    import ast
+
+    rows = []
+    for name in catalogue.names("studies"):
+        text = catalogue.find("studies", name).read_text(encoding="utf-8")
+        rows.append([name, (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]])
+    _print(["study", "what it is"], rows)
+
+
+@app.command()
+def operations() -> None:
+    """The operations, in the order in which they are applied."""
+    from kdsearch.ops import OPERATIONS
+
+    def number(value: float | None) -> str:
+        return "-" if value is None else f"{value:g}"
+
+    rows = [
+        [
+            op.name,
+            op.unit or "-",
+            number(op.limit),
+            number(op.hard),
+            "±" if op.signed else "",
+            str(op.channels),
+            op.gradient,
+        ]
+        for op in OPERATIONS.values()
+    ]
+    _print(["operation", "unit of the magnitude", "limit", "hard", "sign", "channels", "range"], rows)
+
+
+@app.command()
+def copy(
+    name: Annotated[str, typer.Argument(help="A shipped study or search space.")],
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to.")] = Path("."),
+) -> None:
+    """Copy a shipped study or search space, to edit it."""
+    from kdsearch.errors import unknown
+    from kdsearch.files import make_folder, write_text
+
+    kinds = [kind for kind in catalogue.SUFFIX if name in catalogue.names(kind)]
+    if not kinds:
+        known = [shipped for kind in catalogue.SUFFIX for shipped in catalogue.names(kind)]
+        raise KdsearchError(unknown("study or search space", name, known))
+    for kind in kinds:
+        source = catalogue.find(kind, name)
+        target = make_folder(folder) / source.name
+        if target.exists():
+            raise KdsearchError(f"{target} exists; nothing was copied")
+        write_text(target, source.read_text(encoding="utf-8"))
+        path = target if target.is_absolute() else f"./{target}"
+        print(
+            f"{path}: run it with  kdsearch search {path}"
+            if kind == "studies"
+            else f"{path}: name it as a study's space"
+        )
+
+
+def _table(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-def]
+    rows = [[_cell(value) for value in row] for row in frame[columns].itertuples(index=False)]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    _print([columns[i] for i in used], [[row[i] for i in used] for row in rows])
+
+
+def _cell(value: object) -> str:
+    if str(value) in ("None", "nan", "<NA>"):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _print(columns: list[str], rows: list[list[str]]) -> None:
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+
+
+def _best_policy(folder: Path) -> Path:
+    from kdsearch.analysis.frames import frames
+
+    best = frames(folder)["studies"]["best_trial"].dropna()
+    if best.empty:
+        raise KdsearchError(f"{folder}: no trial has finished, so there is no policy to export")
+    return folder / "trials" / f"{best.iloc[0]:04d}" / "policy.json"
+
+
+def _typed() -> str:
+    """This program as it can be typed from here."""
+    me = Path(sys.argv[0])
+    if me.name != "kdsearch" or shutil.which("kdsearch") == str(me):
+        return "kdsearch"
+    return str(me.relative_to(Path.cwd())) if me.is_relative_to(Path.cwd()) else str(me)
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one message and exit code 2, an interruption is 130."""
+    try:
+        app()
+    except KdsearchError as error:
+        print(f"kdsearch: {error}", file=sys.stderr)
+        raise SystemExit(BAD_INPUT) from None
+    except KeyboardInterrupt:
+        raise SystemExit(INTERRUPTED) from None

@@ -1,0 +1,137 @@
+"""What a person sees while a search runs: a live panel on a terminal, a plain line per epoch elsewhere."""
+
+import math
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from kdsearch.disagreement import Region
+from kdsearch.distill import EpochRecord
+
+
+class Display:
+    """Shows the progress of a search. Off a terminal, or where `live` is False, plain lines only."""
+
+    def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
+        self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
+        self._live = Live(console=self.console, refresh_per_second=4) if live and self.console.is_terminal else None
+        self._best: str | None = None
+        self._worst: str | None = None
+        self._references: dict[str, str] = {}
+        self._now = ""
+        self._curve: list[float] = []
+        self._deadline = 0.0
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if self._live:
+            self._live.update(Text(""))
+            self._live.stop()
+
+    def say(self, text: str) -> None:
+        """A line that stays."""
+        self.console.print(text, markup=False)
+
+    def expect(self, seconds: float) -> None:
+        """How long what remains will take."""
+        self._deadline = time.monotonic() + seconds
+
+    def epoch(self, run: str, record: EpochRecord, epochs: int) -> None:
+        """A run has finished an epoch."""
+        if record.epoch == 1:
+            self._curve = []
+        self._curve.append(record.accuracy)
+        self._now = f"{run}  epoch {record.epoch}/{epochs}  accuracy {percent(record.accuracy, record.accuracy_se)}"
+        if self._live:
+            self._live.update(self._panel())
+            return
+        parts = [self._now]
+        if not math.isnan(record.teacher_accuracy):
+            parts.append(f"teacher on the policy's images {record.teacher_accuracy:.0%}")
+        if self._best:
+            parts.append(f"best {self._best}")
+        parts.append(f"about {duration(self._left())} left")
+        self.say("  ".join(parts))
+
+    def ended(
+        self,
+        run: str,
+        value: float,
+        error: float,
+        *,
+        best: str | None = None,
+        reference: bool = False,
+        worst: Region | None = None,
+    ) -> None:
+        """A run has finished; `best` names the best trial so far."""
+        if reference:
+            self._references[run] = percent(value, error)
+        line = f"{run}: {percent(value, error)}"
+        if best:
+            self._best = best
+        if worst:
+            rate = worst.teacher_only / worst.n
+            self._worst = (
+                f"{worst.describe()}: teacher alone right on {rate:.0%} (at least {worst.teacher_only_low:.0%})"
+            )
+            line += f"  worst region: {self._worst}"
+        self.say(line)
+
+    def _left(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def _panel(self) -> Group:
+        table = Table.grid(padding=(0, 2))
+        table.add_row("now", self._now)
+        table.add_row("curve", sparkline(self._curve))
+        table.add_row("best", self._best or "-")
+        table.add_row("references", "  ".join(f"{k} {v}" for k, v in self._references.items()) or "-")
+        table.add_row("worst region", self._worst or "-")
+        table.add_row("time left", f"about {duration(self._left())}")
+        return Group(table)
+
+
+def percent(value: float, error: float | None = None) -> str:
+    """
+    >>> percent(0.951, 0.0096)
+    '95.1 ± 1.0 %'
+    """
+    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """
+    >>> duration(42.4), duration(400), duration(7000)
+    ('42 s', '7 min', '1.9 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def sparkline(values: list[float]) -> str:
+    """A curve in one line of text.
+
+    >>> sparkline([0.0, 0.5, 1.0])
+    '▁▄█'
+    """
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    return "".join("▁▂▃▄▅▆▇█"[int(7 * (v - low) / (high - low or 1))] for v in values)
+
+
+def settings_line(settings: Mapping[str, float]) -> str:
+    """
+    >>> settings_line({"learning_rate": 0.1, "interval": 3})
+    'learning_rate 0.1, interval 3'
+    """
+    return ", ".join(f"{name} {value:.3g}" for name, value in settings.items())

@@ -1,0 +1,18 @@
+"""Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
+
+from kdsearch.hpo.storage import TrialRow, check_storage, database, rows_of, trial_rows
+from kdsearch.hpo.trials import PRUNERS, SAMPLERS, Pruned, TrialEvent, open_search, run_trials
+
+__all__ = [
+    "PRUNERS",
+    "SAMPLERS",
+    "Pruned",
+    "TrialEvent",
+    "TrialRow",
+    "check_storage",
+    "database",
+    "open_search",
+    "rows_of",
+    "run_trials",
+    "trial_rows",
+]

@@ -1,0 +1,301 @@
+"""One search from preflight over references and trials to confirmation and report: `kd.search`."""
+
+import importlib.metadata
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from kdsearch.analysis.compare import sentence
+from kdsearch.analysis.frames import frames, write_frames
+from kdsearch.display import Display, duration, percent, settings_line
+from kdsearch.distill import EpochRecord
+from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.files import make_folder, read_json, write_json
+from kdsearch.hpo import TrialEvent, TrialRow, check_storage, database, open_search, rows_of, run_trials
+from kdsearch.maths import derive_seed
+from kdsearch.policy import Policy, trivial
+from kdsearch.preflight import Checked, facts, fixed_by, preflight
+from kdsearch.report import write_report
+from kdsearch.space import Settings
+from kdsearch.spec import PolicySpec
+from kdsearch.study import Outcome, Study, load_study, run_trial
+from kdsearch.teachers import Recipe
+
+REFERENCES = ("identity", "trivial", "start")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search came to."""
+
+    folder: Path
+    best: PolicySpec | None  # None: no trial finished
+    value: float | None  # accuracy on search-validation, of the best of several noisy trials
+    student_path: Path | None
+    sentence: str  # did it help?
+
+
+def search(
+    study: Study | str | Path,
+    *,
+    trials: int | None = None,
+    epochs: int | None = None,
+    confirmation: int | None = None,
+    out: Path | str | None = None,
+    storage: str | None = None,
+    sampler: str = "tpe",
+    pruner: str = "median",
+    seed: int | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Result:
+    """Search augmentation policies for the teacher and student of a study; a second call goes on where one ended.
+
+    Args:
+        study: A `Study`, the name of a shipped one, or the path of a study file.
+        trials: COMPLETE + PRUNED in all, interrupted ones not counted; by default the study's.
+        epochs: Per run, in place of the study's.
+        confirmation: Fresh seeds for the winner and the references at the end, in place of the study's.
+        out: The run folder; `./runs/<study name>` by default.
+        storage: Database URL; SQLite in the run folder by default.
+
+    Raises:
+        KdsearchError: bad input, before anything is trained.
+        KeyboardInterrupt: after the report of what there is has been written.
+    """
+    source = None
+    if not isinstance(study, Study):
+        study, source = load_study(str(study))
+    changes = {"trials": trials, "epochs": epochs, "confirmation": confirmation}
+    budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
+    study = replace(study, budget=budget, seed=study.seed if seed is None else seed)
+    folder = Path(out) if out else Path("runs") / study.name
+    url = storage or database(folder.absolute())
+    check_storage(url)
+    with Display(quiet=quiet) as display:
+        if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
+            display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
+        checked = preflight(study, folder, device=device)
+        make_folder(folder)
+        with _only_one(folder):
+            search_ = _Search(checked, folder, url, sampler, pruner, display)
+            search_.begin(source)
+            try:
+                search_.references()
+                search_.trials()
+                search_.confirm()
+            finally:
+                result = search_.finish()
+    return result
+
+
+@contextmanager
+def _only_one(folder: Path) -> Iterator[None]:
+    try:
+        with FileLock(folder / "search.lock", timeout=0):
+            yield
+    except Timeout:
+        raise KdsearchError(f"another search is running in {folder}") from None
+
+
+class _Search:
+    """The steps of one search over one run folder."""
+
+    def __init__(self, checked: Checked, folder: Path, url: str, sampler: str, pruner: str, display: Display) -> None:
+        self.checked, self.ready, self.folder, self.url = checked, checked.ready, folder, url
+        self.sampler, self.pruner, self.display = sampler, pruner, display
+        self.study = checked.ready.study
+        self.budget = self.study.budget
+        self.outcomes: dict[int, Outcome] = {}
+        self.measured: dict[bool, list[float]] = {True: [], False: []}  # seconds of runs with and without policy steps
+
+    def begin(self, source: Path | None) -> None:
+        """Open the storage, keep a copy of the study file, say what is about to happen."""
+        ready = self.ready
+        known = facts(self.checked)
+        fixed = fixed_by(ready)
+        self.optuna = open_search(
+            self.url, known, fixed, sampler=self.sampler, pruner=self.pruner, epochs=self.budget.epochs
+        )
+        own = self.url == database(self.folder.absolute())
+        write_json(self.folder / "study.json", {**known, "storage": None if own else self.url})
+        if source:
+            shutil.copyfile(source, self.folder / "study.py")
+        say = self.display.say
+        say(
+            f"study {self.study.name}: teacher right on {percent(self.checked.teacher_accuracy)} of search-validation; "
+            f"{len(ready.space.limits)} operations from the space {ready.space.name}"
+        )
+        for name, why in self.checked.dropped.items():
+            say(f"  left out: {name} ({why})")
+        done, left = self._done(), self._seconds_left()
+        if done:
+            say(f"resuming: {done} of {self.budget.trials} trials are done")
+        say(
+            f"{self.budget.trials} trials of {self.budget.epochs} epochs, {len(REFERENCES)} references, "
+            f"confirmation on {self.budget.confirmation} seeds: about {duration(left)}"
+        )
+
+    def references(self) -> None:
+        """Runs without a learned policy, through the same loop, with the seed of the first trial."""
+        seed = derive_seed(self.study.seed, "trial", 0) % 2**31
+        for name in REFERENCES:
+            folder = self.folder / "references" / name
+            if (folder / "result.json").exists():
+                continue
+            policy = self._reference(name, self.ready.space.settings())
+            self.display.expect(self._seconds_left())
+            try:
+                outcome = run_trial(
+                    self.ready,
+                    folder,
+                    policy=policy,
+                    seed=seed,
+                    provenance=self._provenance(name, seed),
+                    on_record=partial(self._show, name),
+                )
+            except Diverged as error:
+                write_json(folder / "result.json", {"fail_reason": f"nan: {error}"})
+                self.display.say(f"{name}: failed (nan: {error})")
+                continue
+            self.measured[False].append(outcome.seconds)
+            self.display.ended(name, outcome.value, outcome.value_se, reference=True)
+
+    def trials(self) -> None:
+        """Optuna trials up to the budget."""
+        run_trials(
+            self.optuna,
+            self.ready.space,
+            self._trial,
+            target=self.budget.trials,
+            seed=self.study.seed,
+            sampler=self.sampler,
+            on_trial=self._ended,
+        )
+
+    def confirm(self) -> None:
+        """Winner and references on fresh seeds, paired; rows already in the folder are kept."""
+        best = self._best()
+        if best is None or not self.budget.confirmation:
+            return
+        path = self.folder / "confirmation.json"
+        kept = read_json(path) if path.exists() else {}
+        rows: list[dict[str, Any]] = kept.get("rows", []) if kept.get("winner") == best.number else []
+        settings = self.ready.space.settings(best.params)
+        spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
+        seeds = [derive_seed(self.study.seed, "confirmation", i) % 2**31 for i in range(self.budget.confirmation)]
+        self.display.say(f"confirming trial {best.number} ({settings_line(best.params)}) on {len(seeds)} fresh seeds")
+        for seed in seeds:
+            for name in ("learned", "frozen", *REFERENCES):
+                if any(row["run"] == name and row["seed"] == seed for row in rows):
+                    continue
+                policy_steps = self.ready.policy_steps(settings) if name == "learned" else None
+                policy = Policy.from_spec(spec) if name == "frozen" else self._reference(name, settings)
+                outcome = run_trial(
+                    self.ready,
+                    None,
+                    policy=policy,
+                    policy_steps=policy_steps,
+                    seed=seed,
+                    on_record=partial(self._show, f"confirm {name}"),
+                )
+                rows.append({"run": name, "seed": seed, "accuracy": outcome.value, "seconds": outcome.seconds})
+                write_json(path, {"winner": best.number, "rows": rows})
+                self.display.expect(self._seconds_left())
+
+    def finish(self) -> Result:
+        """Frames, report and the last words, from the folder alone."""
+        tables = frames(self.folder)
+        write_frames(tables, self.folder / "frames", "parquet")
+        report = write_report(self.folder)
+        best, said = self._best(), sentence(tables)
+        say = self.display.say
+        say("")
+        say(said)
+        if best is None:
+            return Result(self.folder, None, None, None, said)
+        folder = self._trial_folder(best.number)
+        say(f"best policy  {folder / 'policy.json'}   kdsearch.PolicySpec.load({str(folder / 'policy.json')!r})")
+        student = folder / "student.safetensors"
+        say(f"best student {student}   student.load_state_dict(safetensors.torch.load_file({str(student)!r}))")
+        say(f"report       {report}")
+        if self._done() >= self.budget.trials:
+            say(f"finished; --trials {self._done() * 2} goes on")
+        return Result(self.folder, PolicySpec.load(folder / "policy.json"), best.value, student, said)
+
+    def _reference(self, name: str, settings: Settings) -> Policy | None:
+        """The policy a run starts from."""
+        if name == "identity":
+            return None
+        return trivial(self.ready.space.limits) if name == "trivial" else self.ready.policy(settings)
+
+    def _trial(self, number: int, settings: Settings, seed: int, report: Any) -> float:
+        def on_record(record: EpochRecord) -> None:
+            self._show(f"trial {number}", record)
+            report(record)
+
+        self.display.expect(self._seconds_left())
+        outcome = run_trial(
+            self.ready,
+            self._trial_folder(number),
+            policy=self.ready.policy(settings),
+            policy_steps=self.ready.policy_steps(settings),
+            seed=seed,
+            provenance={**self._provenance(f"trial {number}", seed), **asdict(settings)},
+            on_record=on_record,
+        )
+        self.measured[True].append(outcome.seconds)
+        self.outcomes[number] = replace(outcome, student=None)
+        return outcome.value
+
+    def _ended(self, event: TrialEvent) -> None:
+        outcome = self.outcomes.get(event.number)
+        if outcome is None:
+            self.display.say(
+                f"trial {event.number}: {event.state.lower()}{f' ({event.reason})' if event.reason else ''}"
+            )
+            return
+        best = self._best()
+        assert best is not None
+        result = read_json(self._trial_folder(best.number) / "result.json")
+        named = f"{percent(result['value'], result['value_se'])} (trial {best.number})"
+        worst = outcome.disagreement.worst if outcome.disagreement else None
+        self.display.ended(f"trial {event.number}", outcome.value, outcome.value_se, best=named, worst=worst)
+
+    def _show(self, run: str, record: EpochRecord) -> None:
+        self.display.epoch(run, record, self.budget.epochs)
+
+    def _trial_folder(self, number: int) -> Path:
+        return self.folder / "trials" / f"{number:04d}"
+
+    def _rows(self) -> list[TrialRow]:
+        return rows_of(self.optuna)
+
+    def _done(self) -> int:
+        return sum(row.state in ("COMPLETE", "PRUNED") for row in self._rows())
+
+    def _best(self) -> TrialRow | None:
+        complete = [row for row in self._rows() if row.value is not None]
+        return max(complete, key=lambda row: row.value or 0.0, default=None)
+
+    def _seconds_left(self) -> float:
+        """From the preflight's estimate, then from the runs so far."""
+        path = self.folder / "confirmation.json"
+        confirmed = len(read_json(path)["rows"]) if path.exists() else 0
+        seeds = self.budget.confirmation
+        references = sum(not (self.folder / "references" / name / "result.json").exists() for name in REFERENCES)
+        learned = max(0, self.budget.trials - self._done()) + seeds
+        plain = references + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
+        with_steps, without = (self.measured[kind] for kind in (True, False))
+        a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
+        b = sum(without) / len(without) if without else self.checked.seconds_per_reference
+        return learned * a + plain * b
+
+    def _provenance(self, run: str, seed: int) -> dict[str, str | int | float | None]:
+        return {"study": self.study.name, "run": run, "seed": seed, "kdsearch": importlib.metadata.version("kdsearch")}

@@ -1,0 +1,104 @@
+"""One self-contained HTML page, from the run folder alone: frames and pictures, no script, nothing fetched."""
+
+import base64
+import io
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from kdsearch.analysis import plots
+from kdsearch.analysis.compare import paired_differences, sentence
+from kdsearch.analysis.frames import frames
+from kdsearch.errors import KdsearchError
+from kdsearch.files import write_text
+
+
+def write_report(folder: Path | str, *, images: bool = True) -> Path:
+    """Write `report.html` into a run folder.
+
+    Args:
+        images: False leaves out every picture that shows an image of the data.
+
+    Raises:
+        KdsearchError: not a run folder, or a torn file in it.
+    """
+    folder = Path(folder)
+    tables = frames(folder)
+    pictures: dict[str, str] = {}
+    best = tables["studies"]["best_trial"].iloc[0]
+    if not tables["evaluations"].empty:
+        pictures["help"] = _png(plots.did_it_help(tables))
+    if not tables["trials"].empty:
+        pictures["trials"] = _png(plots.trials(tables))
+    if not tables["epochs"].empty:
+        pictures["curves"] = _png(plots.curves(tables))
+    final = regions = pd.DataFrame()
+    if not pd.isna(best):
+        policies = tables["policies"].query("trial == @best")
+        final = policies[policies["is_final"]].sort_values("probability", ascending=False)
+        regions = tables["regions"].query("trial == @best")
+        pictures["trajectory"] = _png(plots.trajectory(policies))
+        pictures["sweeps"] = _png(plots.sweeps(regions))
+        if images:
+            samples = _samples(folder / "trials" / f"{best:04d}" / "samples.npz")
+            pictures["sheet"] = _png(plots.policy_sheet(samples, final))
+            pictures["drawn"] = _png(plots.drawn_sheet(samples))
+    page = _PAGE.get_template("report.html").render(
+        study=tables["studies"].iloc[0].to_dict(),
+        sentence=sentence(tables),
+        pictures=pictures,
+        best=None if pd.isna(best) else int(best),
+        tables=_html(tables, final, regions),
+    )
+    path = folder / "report.html"
+    write_text(path, page)
+    return path
+
+
+_PAGE = Environment(loader=PackageLoader("kdsearch"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+
+
+def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.DataFrame) -> dict[str, str]:
+    """The tables of the page; pandas escapes what is in the cells."""
+    shown: dict[str, pd.DataFrame] = {}
+    if not tables["evaluations"].empty:
+        rows = paired_differences(tables["evaluations"], "learned")
+        points = 100 * rows[["difference", "low", "high"]]
+        shown["differences"] = rows[["against", "n"]].join(points.add_suffix(", points"))
+    trials = tables["trials"]
+    params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
+    columns = ["run", "state", "value", "value_se", "seconds", "origin", "fail_reason"]
+    shown["trials"] = trials[columns].join(params, on="run").dropna(axis=1, how="all")
+    if not final.empty:
+        columns = ["operation", "probability", "rate", "low", "high", "limit", "unit", "range"]
+        shown["policy"] = final[columns]
+        counts = ["n", "both", "teacher_only", "student_only", "neither", "kl"]
+        whole = regions[regions["kind"] != "operation"]
+        shown["quadrants"] = whole[["kind", "class_name", "teacher_accuracy", "student_accuracy", *counts]]
+        worst = regions[regions["kind"] == "operation"].nlargest(12, "teacher_only_low")
+        columns = ["operation", "low", "high", "unit", "n", "teacher_accuracy", "student_accuracy", "teacher_only_rate"]
+        shown["worst"] = worst[[*columns, "teacher_only_low", "teacher_only_high", "kl"]]
+    return {
+        name: table.to_html(index=False, border=0, na_rep="", float_format=_number) for name, table in shown.items()
+    }
+
+
+def _number(value: float) -> str:
+    return f"{value:.3g}"
+
+
+def _samples(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return {name: arrays[name] for name in arrays.files}
+    except (OSError, ValueError) as error:
+        raise KdsearchError(f"cannot read {path}: {error}") from None
+
+
+def _png(figure: Figure) -> str:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130)
+    return base64.b64encode(buffer.getvalue()).decode()

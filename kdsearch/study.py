@@ -1,0 +1,266 @@
+"""The wiring of one question, and one run of it."""
+
+import importlib.util
+import json
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from kdsearch.catalogue import find
+from kdsearch.data import MapStyle, in_order
+from kdsearch.disagreement import DisagreementReport, Probe, one_operation
+from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, PolicySteps, adamw
+from kdsearch.errors import KdsearchError
+from kdsearch.files import make_folder, write_json, write_text
+from kdsearch.losses import LOSSES, Loss
+from kdsearch.maths import derive_seed, generator
+from kdsearch.objectives import TST
+from kdsearch.ops import apply
+from kdsearch.policy import Policy
+from kdsearch.space import SearchSpace, Settings
+from kdsearch.spec import PolicySpec, Snapshot
+from kdsearch.tasks import Classification
+from kdsearch.teachers import Recipe, Teacher
+
+SHOWN = 4  # images in the pictures of a policy
+MOMENTS = 16  # of a policy's schedule, at most
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How much a search may spend."""
+
+    trials: int = 8  # COMPLETE + PRUNED in all
+    epochs: int = 10  # per run
+    steps: int = 30  # student steps per epoch
+    batch: int = 64  # images per step; each has two views
+    confirmation: int = 3  # fresh seeds for the winner and the references; 0 leaves the confirmation out
+
+
+@dataclass(frozen=True)
+class Study:
+    """One question: which augmentation makes this student learn most from this teacher on these images?
+
+    Args:
+        name: Of the run folder.
+        train: What the student and the policy learn from: any map-style data set of (image, label) items; images are
+            float tensors (C, H, W) in [0, 1], uint8 tensors or PIL images, all of one size.
+        search_validation: What trials are compared on.
+        teacher: Any network from images in [0, 1] to logits, or a `Recipe` that trains one on the spot.
+        student: Makes a fresh student.
+        classes: How many, or their names.
+        test: Never touched by a search; for your own last measurement.
+        space: Name of a shipped search space, or path of a TOML file.
+        loss: A distillation loss, out of `LOSSES` or your own.
+        loss_weight: Of the loss of each view, beside the cross-entropy on the base view.
+        optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
+        objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`.
+        floor: How many nats the teacher's cross-entropy may rise on augmented images; None for no floor.
+    """
+
+    name: str
+    train: MapStyle
+    search_validation: MapStyle
+    teacher: nn.Module | Recipe
+    student: Callable[[], nn.Module]
+    classes: int | Sequence[str]
+    test: MapStyle | None = None
+    space: str = "default"
+    budget: Budget = Budget()
+    loss: Loss = field(default_factory=LOSSES["kd"])
+    loss_weight: float = 1.0
+    optimizer: OptimizerFactory = adamw
+    objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
+    floor: float | None = 0.3
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A study made ready by the preflight: teacher at hand, data looked at, operations without effect dropped."""
+
+    study: Study
+    task: Classification
+    teacher: Teacher
+    space: SearchSpace
+    clean_loss: float  # of the teacher on the training images, nats
+    probe: Probe
+    device: str = "cpu"
+
+    def policy(self, settings: Settings) -> Policy:
+        """A policy at its start."""
+        return Policy(self.space.limits, settings.operations_per_image)
+
+    def policy_steps(self, settings: Settings) -> PolicySteps:
+        return PolicySteps(
+            interval=settings.interval,
+            learning_rate=settings.learning_rate,
+            prior_strength=settings.prior_strength,
+            objective=self.study.objective,
+            floor=self.study.floor,
+        )
+
+    def phase(self, policy_steps: PolicySteps | None) -> Phase:
+        study, budget = self.study, self.study.budget
+        return Phase(study.loss, study.loss_weight, budget.epochs, budget.steps, budget.batch, policy_steps)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    value: float  # accuracy of the student on search-validation after the last epoch
+    value_se: float  # binomial standard error
+    seconds: float
+    disagreement: DisagreementReport | None = None
+    student: nn.Module | None = field(default=None, compare=False, repr=False)
+
+
+def run_trial(
+    ready: Ready,
+    folder: Path | None,
+    *,
+    policy: Policy | None,
+    policy_steps: PolicySteps | None = None,
+    seed: int = 0,
+    provenance: Mapping[str, str | int | float | None] | None = None,
+    on_record: Callable[[EpochRecord], None] = lambda record: None,
+) -> Outcome:
+    """Train one fresh student with one policy.
+
+    Args:
+        folder: Where records, policy, student and pictures go; None keeps nothing and looks for no disagreement.
+        policy: Of the second view; None for a second view identical to the first.
+        policy_steps: How the policy learns meanwhile; None holds it as it is.
+        seed: Of the student's start, the batches and the draws.
+        on_record: Told each epoch; an exception from it ends the run.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    start = time.perf_counter()
+    study = ready.study
+    torch.manual_seed(derive_seed(seed, "student"))
+    student = study.student()
+    distiller = Distiller(
+        ready.teacher,
+        student,
+        policy,
+        ready.task,
+        optimizer=study.optimizer,
+        device=ready.device,
+        seed=seed,
+        clean_loss=ready.clean_loss,
+    )
+    schedule = [policy.snapshot(0.0)] if policy else []
+    lines: list[str] = []
+    if folder:
+        make_folder(folder)
+        (folder / "result.json").unlink(missing_ok=True)
+    for record in distiller.run(ready.phase(policy_steps), study.train, study.search_validation):
+        if policy:
+            schedule.append(policy.snapshot(record.progress))
+        if folder:
+            lines.append(json.dumps({k: None if v != v else v for k, v in asdict(record).items()}))
+            write_text(folder / "epochs.jsonl", "\n".join(lines) + "\n")
+        on_record(record)
+    outcome = Outcome(record.accuracy, record.accuracy_se, time.perf_counter() - start, student=student)
+    if folder:
+        outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
+    return outcome
+
+
+def _keep(
+    ready: Ready,
+    folder: Path,
+    outcome: Outcome,
+    policy: Policy | None,
+    schedule: list[Snapshot],
+    provenance: Mapping[str, str | int | float | None],
+) -> Outcome:
+    """Write what a finished run leaves; `result.json` last, which makes it finished."""
+    assert outcome.student is not None
+    start = time.perf_counter()
+    save_file({k: v.contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors")
+    report = ready.probe.report(outcome.student, policy)
+    write_json(folder / "regions.json", [asdict(region) for region in report.regions])
+    if policy:
+        spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
+        write_text(folder / "policy.json", spec.to_json())
+        np.savez_compressed(folder / "samples.npz", **pictures(ready, spec))  # type: ignore[arg-type]
+    seconds = outcome.seconds + time.perf_counter() - start
+    write_json(folder / "result.json", {"value": outcome.value, "value_se": outcome.value_se, "seconds": seconds})
+    return Outcome(outcome.value, outcome.value_se, seconds, report, outcome.student)
+
+
+def pictures(ready: Ready, spec: PolicySpec) -> dict[str, np.ndarray]:
+    """Small uint8 pictures of a policy on the first training images: the originals, draws, each operation alone.
+
+    Returns:
+        `original` (4, H, W, C); `drawn` (4, 6, H, W, C); `sheet` (S, 4, 3, H, W, C), at the low end, the middle and the
+        high end of each range, gate open; `operations` (S,) names.
+    """
+    images = next(in_order(ready.study.train, SHOWN)).images
+    policy, random = Policy.from_spec(spec), generator(ready.study.seed, "pictures")
+    drawn = [apply(policy.draw(len(images), random), images).images for _ in range(6)]
+    sheet = []
+    for name in policy.operations:
+        setting = spec.final[name]
+        low, high = setting.low or 0.0, setting.high or 0.0
+        ends = [one_operation(name, len(images), random, low=m, high=m) for m in (low, (low + high) / 2, high)]
+        sheet.append(torch.stack([apply(draw, images).images for draw in ends], 1))
+    return {
+        "original": _uint8(images),
+        "drawn": _uint8(torch.stack(drawn, 1)),
+        "sheet": _uint8(torch.stack(sheet)),
+        "operations": np.array(policy.operations),
+    }
+
+
+def _uint8(images: Tensor) -> np.ndarray:
+    """(..., C, H, W) in [0, 1] -> (..., H, W, C) uint8."""
+    return (images.movedim(-3, -1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+
+
+def _thin(schedule: list[Snapshot]) -> list[Snapshot]:
+    """At most 16 moments, evenly spaced, the last one kept."""
+    if len(schedule) <= MOMENTS:
+        return schedule
+    return [schedule[round(i * (len(schedule) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
+
+
+def load_study(name: str) -> tuple[Study, Path]:
+    """The `study` of a shipped study by its bare name, or of a Python file by its path; and where the file lies.
+
+    The file is executed from where it is, its folder on `sys.path`, as a module named `kdsearch_study`.
+
+    Raises:
+        KdsearchError: no such study; the file does not run; it defines no `study`.
+    """
+    path = find("studies", name).resolve()
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    module_spec = importlib.util.spec_from_file_location("kdsearch_study", path)
+    assert module_spec and module_spec.loader
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules["kdsearch_study"] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except KdsearchError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    study = getattr(module, "study", None)
+    if not isinstance(study, Study):
+        raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {type(study).__name__}")
+    return study, path

@@ -1,0 +1,220 @@
+"""The main job, end to end on tiny digits, with a test split that nobody may touch."""
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+import kdsearch as kd
+from kdsearch.analysis.frames import COLUMNS, frame
+from kdsearch.errors import KdsearchError
+
+
+class Untouchable:
+    """A test split whose every access raises."""
+
+    def __len__(self):
+        raise AssertionError("the test split was touched")
+
+    def __getitem__(self, index):
+        raise AssertionError("the test split was touched")
+
+    def __iter__(self):
+        raise AssertionError("the test split was touched")
+
+
+@pytest.fixture(scope="session")
+def tiny_study():
+    """Digits with an untrained-student budget of seconds; the teacher is trained for a few steps."""
+    train, validation, _ = kd.digits()
+    torch.manual_seed(0)
+    teacher = kd.small_convnet(8)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+    for batch in kd.shuffled(train, 64, 60, 0):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(teacher(batch.images), batch.target).backward()
+        optimizer.step()
+    return kd.Study(
+        name="tiny",
+        train=train.subset(torch.arange(100)),
+        search_validation=validation.subset(torch.arange(100)),
+        test=Untouchable(),
+        teacher=teacher,
+        student=lambda: kd.small_convnet(2),
+        classes=[f"digit {i}" for i in range(10)],
+        budget=kd.Budget(trials=2, epochs=3, steps=6, batch=32, confirmation=2),
+    )
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_study, tmp_path_factory):
+    """A search of 2 trials, done once."""
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    return kd.search(tiny_study, out=folder, quiet=True)
+
+
+def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
+    assert finished.best is not None
+    assert finished.student_path.is_file()
+    assert "On 2 fresh seeds" in finished.sentence
+    assert finished.best.operations["rotate"].unit == "degrees"
+    page = (finished.folder / "report.html").read_text()
+    assert finished.sentence.split(";")[0].replace("'", "&#39;") in page
+    assert "data:image/png;base64," in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "digit 3" in page
+    from safetensors.torch import load_file
+
+    tiny_study.student().load_state_dict(load_file(finished.student_path))
+
+
+def test_the_references_ran_through_the_same_loop(finished):
+    tables = kd.frames(finished.folder)
+    references = tables["trials"].query("origin == 'reference'")
+    assert list(references["run"]) == ["identity", "trivial", "start"]
+    assert references["value"].notna().all()
+    start = tables["policies"].query("run == 'start'")
+    assert set(start["probability"].round(6)) == {0.5}
+    assert set(tables["evaluations"]["run"]) == {"learned", "frozen", "identity", "trivial", "start"}
+    assert (tables["evaluations"].groupby("run")["seed"].nunique() == 2).all()
+
+
+def test_frames_have_the_declared_columns_and_types_also_through_parquet(finished, tmp_path):
+    tables = kd.frames(finished.folder)
+    for name, columns in COLUMNS.items():
+        assert len(tables[name]), name
+        read = pd.read_parquet(finished.folder / "frames" / f"{name}.parquet")
+        for table in (tables[name], read, frame(name, [])):
+            assert {c: str(t) for c, t in table.dtypes.items()} == dict(columns), name
+        frame(name, []).to_parquet(tmp_path / "empty.parquet", index=False)
+        assert dict(pd.read_parquet(tmp_path / "empty.parquet").dtypes.astype(str)) == dict(columns)
+    regions = tables["regions"].query("kind == 'operation'")
+    assert (regions["n"] == 100).all()
+    counts = regions[["both", "teacher_only", "student_only", "neither"]].sum(axis=1)
+    assert (counts == regions["n"]).all()
+    assert (regions["teacher_only_low"] <= regions["teacher_only_rate"]).all()
+    assert (regions["teacher_only_rate"] <= regions["teacher_only_high"]).all()
+
+
+def test_several_folders_give_one_set_of_frames(finished):
+    one, two = kd.frames(finished.folder), kd.frames([finished.folder, finished.folder])
+    assert len(two["epochs"]) == 2 * len(one["epochs"])
+
+
+def test_a_second_search_resumes_and_a_finished_one_trains_nothing(finished, tiny_study, monkeypatch):
+    def trained(*args, **kwargs):
+        raise AssertionError("something was trained again")
+
+    monkeypatch.setattr("kdsearch.job.run_trial", trained)
+    again = kd.search(tiny_study, out=finished.folder, quiet=True)
+    assert again.sentence == finished.sentence
+    assert again.best == finished.best
+
+
+def test_an_interrupted_trial_is_replaced(tiny_study, tmp_path, monkeypatch):
+    import kdsearch.job as job
+
+    real, calls = job.run_trial, []
+
+    def interrupt_the_first_trial(ready, folder, **kwargs):
+        if folder and folder.parent.name == "trials":
+            calls.append(folder.name)
+            if len(calls) == 1:
+                raise KeyboardInterrupt
+        return real(ready, folder, **kwargs)
+
+    monkeypatch.setattr(job, "run_trial", interrupt_the_first_trial)
+    study = replace(tiny_study, budget=replace(tiny_study.budget, trials=1, epochs=1, confirmation=0))
+    with pytest.raises(KeyboardInterrupt):
+        kd.search(study, out=tmp_path / "run", quiet=True)
+    assert (tmp_path / "run" / "report.html").is_file()
+    result = kd.search(study, out=tmp_path / "run", quiet=True)
+    trials = kd.frames(tmp_path / "run")["trials"].query("origin != 'reference'")
+    assert list(trials["state"]) == ["FAIL", "COMPLETE"]
+    assert list(trials["fail_reason"].fillna("")) == ["interrupted", ""]
+    assert result.best is not None
+
+
+def test_a_search_of_another_study_is_refused_with_the_differences(finished, tiny_study):
+    other = replace(tiny_study, loss_weight=2.0)
+    with pytest.raises(KdsearchError, match=r"loss weight: stored 1\.0, now 2\.0"):
+        kd.search(other, out=finished.folder, quiet=True)
+
+
+def test_a_diverging_student_ends_the_search_with_a_sentence(tiny_study, tmp_path):
+    def explode(parameters):
+        return torch.optim.SGD(parameters, lr=1e30)
+
+    budget = replace(tiny_study.budget, trials=2, epochs=1)
+    study = replace(tiny_study, optimizer=explode, budget=budget)
+    result = kd.search(study, out=tmp_path / "run", quiet=True)
+    assert result.best is None
+    assert result.sentence.startswith("No trial finished (2 pruned, 0 failed)")
+    tables = kd.frames(tmp_path / "run")
+    assert tables["trials"].query("origin != 'reference'")["fail_reason"].str.startswith("nan").all()
+
+
+def test_a_programming_error_in_the_first_trial_ends_the_search_at_once(tiny_study, tmp_path, monkeypatch):
+    import kdsearch.job as job
+
+    real = job.run_trial
+
+    def broken(ready, folder, **kwargs):
+        if folder and folder.parent.name == "trials":
+            raise ZeroDivisionError("a mistake of the user's")
+        return real(ready, folder, **kwargs)
+
+    monkeypatch.setattr(job, "run_trial", broken)
+    study = replace(tiny_study, budget=replace(tiny_study.budget, epochs=1, confirmation=0))
+    with pytest.raises(ZeroDivisionError):
+        kd.search(study, out=tmp_path / "run", quiet=True)
+    trials = kd.frames(tmp_path / "run")["trials"].query("origin != 'reference'")
+    assert list(trials["fail_reason"]) == ["ZeroDivisionError: a mistake of the user's"]
+
+
+def test_the_folder_alone_is_enough_for_status_regions_frames_report_and_export(finished, tmp_path):
+    """In another process, without the study, and after the folder has moved."""
+    import shutil
+
+    moved = tmp_path / "moved"
+    shutil.copytree(finished.folder, moved)
+    for command in (
+        ["status", str(moved)],
+        ["regions", str(moved), "--picture", str(tmp_path / "regions.png")],
+        ["frames", str(moved), "--to", "csv", "-o", str(tmp_path / "csv")],
+        ["report", str(moved), "--no-images"],
+        ["export", str(moved), "--to", "torchvision", "-o", str(tmp_path / "policy.py")],
+        ["export", str(moved / "trials" / "0000" / "policy.json"), "--to", "kornia", "--which", "average"],
+    ):
+        done = subprocess.run([sys.executable, "-m", "kdsearch", *command], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "regions.png").stat().st_size > 10_000
+    assert (tmp_path / "csv" / "trials.csv").is_file()
+    assert "Original images" not in (moved / "report.html").read_text()
+    assert "kdsearch" not in json.dumps(
+        [line for line in (tmp_path / "policy.py").read_text().splitlines() if "import" in line]
+    )
+
+
+def test_the_best_trial_is_the_one_with_the_largest_value(finished):
+    trials = kd.frames(finished.folder)["trials"].query("state == 'COMPLETE' and origin != 'reference'")
+    assert trials.loc[trials["is_best"], "value"].item() == trials["value"].max() == finished.value
+
+
+def test_teacher_weights_are_the_same_after_a_search(finished, tiny_study):
+    torch.manual_seed(0)
+    train, _, _ = kd.digits()
+    teacher = kd.small_convnet(8)
+    optimizer = torch.optim.Adam(teacher.parameters(), lr=1e-2)
+    for batch in kd.shuffled(train, 64, 60, 0):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(teacher(batch.images), batch.target).backward()
+        optimizer.step()
+    for (name, mine), other in zip(teacher.state_dict().items(), tiny_study.teacher.state_dict().values(), strict=True):
+        assert torch.equal(mine, other), name
+    assert isinstance(finished.folder, Path)

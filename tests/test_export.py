@@ -1,0 +1,390 @@
+"""Exported policies: the same pixels for the same draw, the same draw, and files that stand alone."""
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from scipy.stats import binomtest, kstest
+from torch import Tensor
+
+import kdsearch.export
+from kdsearch.data import digits
+from kdsearch.errors import KdsearchError
+from kdsearch.export import EXPORTERS, export_policy
+from kdsearch.maths import generator, normal_field
+from kdsearch.ops import OPERATIONS, apply
+from kdsearch.policy import Policy, trivial
+from kdsearch.spec import PolicySpec, Setting, Snapshot
+from kdsearch.values import Draw
+
+PYTHON = [to for to in EXPORTERS if to != "json"]
+QUANTISERS = {"equalize", "posterize", "solarize"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Images one by one are too small for threads, which on a busy machine only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def images() -> dict[str, Tensor]:
+    """Real images, 1x16x16 and 3x64x80: not square, and at half size, so that values lie between 255ths."""
+    from sklearn.datasets import load_sample_images
+
+    photos = torch.stack([torch.from_numpy(photo.copy()) for photo in load_sample_images().images]).movedim(-1, 1)
+    half = torch.nn.functional.avg_pool2d(photos / 255, 2)
+    crops = half.unfold(2, 64, 30).unfold(3, 80, 40).permute(0, 2, 3, 1, 4, 5).reshape(-1, 3, 64, 80)
+    return {"digits": digits()[2].images[:50], "photos": crops[torch.arange(50) * len(crops) // 50].contiguous()}
+
+
+def policy_of(names: list[str], n: int = 1, **settings: Setting) -> PolicySpec:
+    """A policy at its start, some of its settings replaced."""
+    start = Policy(names, n).freeze()
+    return start.model_copy(update={"schedule": (Snapshot(progress=1.0, settings={**start.final, **settings}),)})
+
+
+@pytest.fixture
+def load(tmp_path: Path):
+    """The module that an export's text defines."""
+
+    def load(spec: PolicySpec, to: str) -> ModuleType:
+        path = tmp_path / f"{to}_policy.py"
+        path.write_text(export_policy(spec, to), encoding="utf-8")
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def one(name: str, magnitudes: Tensor) -> Draw:
+    """A draw that applies one operation to every image."""
+    size, op = len(magnitudes), OPERATIONS[name]
+    u = torch.rand(size, 1, 1 + op.uniforms, generator=generator("export test", name), dtype=torch.float64)
+    on = torch.ones(size, 1)
+    seeds = torch.arange(size) + 7
+    return Draw((name,), (on * 0).long(), on.bool(), on.double(), u, magnitudes[:, None].double(), seeds)
+
+
+def replay(to: str, module: ModuleType, draw: Draw, images: Tensor, patch: pytest.MonkeyPatch) -> Tensor:
+    """The images after our draw, carried out by an exported file; noise takes our fields."""
+    names = [[draw.operations[i] for i in row] for row in draw.chosen.tolist()]
+    at = torch.nn.functional.pad(draw.uniforms[..., 1:], (0, 2))[..., :2]  # erase's where there is one
+    if to == "kornia":
+        decisions = {}
+        for i, name in enumerate(draw.operations):
+            image, slot = torch.nonzero((draw.chosen == i) & draw.gates).unbind(1)
+            if len(image):
+                decisions[name] = (image, draw.magnitudes[image, slot], at[image, slot].T.contiguous())
+        if "noise" in decisions:
+            field = normal_field(draw.seeds[decisions["noise"][0]], images[0].numel())
+            patch.setattr(torch, "randn_like", lambda x: field.view_as(x))
+        return module.policy.apply(images, decisions)
+    out = []
+    for i, image in enumerate(images):
+        seed = draw.seeds[i : i + 1]
+        patch.setattr(torch, "randn_like", lambda x, seed=seed: normal_field(seed, x.numel()).view_as(x))
+        triples = zip(names[i], draw.magnitudes[i].tolist(), at[i].tolist(), strict=True)
+        kept = [decision for decision, gate in zip(triples, draw.gates[i].tolist(), strict=True) if gate]
+        out.append(module.policy.apply(image, kept))
+    return torch.stack(out)
+
+
+def test_json_comes_back_the_same() -> None:
+    spec = Policy(["rotate", "invert"], 1).freeze(provenance={"study": "digits"})
+    assert PolicySpec.from_json(export_policy(spec, "json")) == spec
+
+
+def test_json_of_the_average_is_a_policy_with_one_moment() -> None:
+    high = {"translate_x": Setting(probability=1.0, low=0.0, high=0.8)}
+    low = {"translate_x": Setting(probability=0.5, low=0.0, high=0.8)}
+    moments = [Snapshot(progress=p, settings=s) for p, s in ((0.1, high), (0.6, low), (0.8, low), (1.0, high))]
+    spec = trivial({"translate_x": 0.8}).freeze(moments)
+    back = PolicySpec.from_json(
+        export_policy(spec, "json", "average")
+    )  # the mean of three .8 is above .8 in floating point
+    assert len(back.schedule) == 1
+    assert back.final["translate_x"].probability == pytest.approx(2 / 3)
+    assert back.final["translate_x"].high == 0.8
+    assert "(0.666667, 0.0, 0.8, True)" in export_policy(spec, "torchvision", "average")
+    assert "(1.0, 0.0, 0.8, True)" in export_policy(spec, "torchvision")
+
+
+def test_unknown_names_are_refused_with_the_nearest() -> None:
+    spec = policy_of(["invert"])
+    with pytest.raises(KdsearchError, match="unknown export target 'torchvison'; did you mean 'torchvision'"):
+        export_policy(spec, "torchvison")
+    for to in EXPORTERS:
+        with pytest.raises(KdsearchError, match="unknown part of a policy 'last'"):
+            export_policy(spec, to, "last")
+
+
+@pytest.mark.parametrize("to", PYTHON)
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_each_operation_gives_our_pixels(name: str, to: str, images, load, monkeypatch) -> None:
+    op = OPERATIONS[name]
+    module = load(policy_of([name]), to)
+    sign = torch.tensor([1.0, -1.0]).repeat(2) if op.signed else torch.ones(4)
+    for kind, x in images.items():
+        for magnitude in (0.4 * op.limit, op.limit, op.hard) if op.limit else (0.0,):
+            draw = one(name, magnitude * sign)
+            ours = apply(draw, x[:4]).images
+            off = (replay(to, module, draw, x[:4], monkeypatch) - ours).abs()
+            if name in QUANTISERS:
+                assert (off > 1 / 255).double().mean() <= 1e-3, (kind, magnitude)
+            else:
+                assert off.max() <= 2e-4, (kind, magnitude)
+
+
+@pytest.mark.parametrize("to", PYTHON)
+@pytest.mark.parametrize("shape", [(1, 1, 5), (3, 5, 1), (1, 2, 2)])
+def test_images_of_one_row_or_column_are_treated_alike(to: str, shape: tuple[int, ...], load, monkeypatch) -> None:
+    policy = Policy(list(OPERATIONS), 3, probability=0.9)
+    x = torch.rand(20, *shape, generator=generator("thin"))
+    draw = policy.draw(20, generator("thin draw"))
+    theirs = replay(to, load(policy.freeze(), to), draw, x, monkeypatch)
+    assert ((theirs - apply(draw, x).images).abs() > 1 / 255).double().mean() <= 0.01
+
+
+@pytest.mark.parametrize("to", PYTHON)
+@pytest.mark.parametrize("kind", ["digits", "photos"])
+def test_a_whole_policy_gives_our_pixels(kind: str, to: str, images, load, monkeypatch) -> None:
+    policy = Policy(list(OPERATIONS), 6, probability=0.8, extent=0.9)
+    draw = policy.draw(50, generator("whole", 1))
+    before = images[kind].clone()
+    theirs = replay(to, load(policy.freeze(), to), draw, images[kind], monkeypatch)
+    off = (theirs - apply(draw, images[kind]).images).abs()
+    assert (off > 1 / 255).double().mean() <= 1e-3
+    assert off.mean() <= 1e-4
+    assert torch.equal(images[kind], before)
+
+
+def decided(to: str, module: ModuleType, size: int) -> list[list[tuple[str, float]]]:
+    """What the exported draw decides for each of `size` images: names and magnitudes."""
+    if to == "torchvision":
+        return [[(name, magnitude) for name, magnitude, _ in module.policy.draw()] for _ in range(size)]
+    out: list[list[tuple[str, float]]] = [[] for _ in range(size)]
+    for name, (rows, magnitudes, at) in module.policy.draw(size).items():
+        assert at.shape == (2, len(rows))
+        for row, magnitude in zip(rows.tolist(), magnitudes.tolist(), strict=True):
+            out[row].append((name, magnitude))
+    return out
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_the_exported_draw_has_the_rates_signs_and_ranges_of_the_policy(to: str, load) -> None:
+    start = Policy(list(OPERATIONS), 5).freeze().final
+    settings = {
+        name: s.model_copy(update={"probability": 0.0 if name in ("rotate", "noise") else (1 + i) / len(start)})
+        for i, (name, s) in enumerate(start.items())
+    }
+    spec = policy_of(list(OPERATIONS), 5, **settings)
+    torch.manual_seed(3)
+    draws = decided(to, load(spec, to), 2000)
+    p_values = []
+    for name, op in OPERATIONS.items():
+        found = torch.tensor([m for row in draws for got, m in row if got == name], dtype=torch.float64)
+        p_values.append(binomtest(len(found), len(draws), spec.rate(name)).pvalue)
+        if op.limit and len(found):
+            low, high = settings[name].low, settings[name].high
+            p_values.append(kstest(found.abs(), "uniform", args=(low, high - low)).pvalue)
+            assert low * (1 - 1e-5) <= found.abs().min() and found.abs().max() <= high * (1 + 1e-5)
+            if op.signed:
+                p_values.append(binomtest(int((found < 0).sum()), len(found), 0.5).pvalue)
+            else:
+                assert (found >= 0).all()
+    assert min(p_values) > 1e-3 / len(p_values)
+    assert max(len({name for name, _ in row}) for row in draws) <= 5
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_what_is_certain_is_drawn_n_times_without_replacement(to: str, load) -> None:
+    module = load(
+        policy_of(
+            ["rotate", "scale", "invert"],
+            2,
+            **{
+                name: Setting(probability=1.0, low=low, high=low)
+                for name, low in (("rotate", 5.0), ("scale", 0.1), ("invert", None))
+            },
+        ),
+        to,
+    )
+    assert {len({name for name, _ in row}) for row in decided(to, module, 100)} == {2}
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_what_never_happens_is_left_out_but_still_drawn(to: str, load) -> None:
+    spec = policy_of(["rotate", "invert"], 1, rotate=Setting(probability=0.0, low=0.0, high=9.0))
+    text = export_policy(spec, to)
+    assert "def invert" in text and "def warp" not in text and '"rotate": (0.0' in text
+    torch.manual_seed(0)
+    happened = sum(len(row) for row in decided(to, load(spec, to), 400))
+    assert binomtest(happened, 400, 0.25).pvalue > 1e-3
+    nothing = policy_of(["invert"], 1, invert=Setting(probability=0.0))
+    x = torch.rand(3, 4, 4) if to == "torchvision" else torch.rand(2, 3, 4, 4)
+    assert torch.equal(load(nothing, to).policy(x), x)
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_evaluation_mode_is_the_identity(to: str, load) -> None:
+    module = load(policy_of(["invert"], 1, invert=Setting(probability=1.0)), to)
+    x = torch.rand(3, 4, 4) if to == "torchvision" else torch.rand(2, 3, 4, 4)
+    assert torch.equal(module.policy(x), 1 - x)
+    assert module.policy.eval()(x) is x
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_wrong_inputs_are_refused(to: str, load) -> None:
+    policy = load(policy_of(["invert"]), to).policy
+    wrong = torch.rand(2, 3, 4, 4) if to == "torchvision" else torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    with pytest.raises(TypeError, match="needs"):
+        policy(wrong)
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_a_policy_from_a_stranger_brings_no_code(to: str) -> None:
+    evil = {
+        "a\nimport os": 'x"""\nimport os\n"""',
+        "b": "\r\nraise SystemExit\x0c\x85\u2028raise SystemExit",
+        "# coding: utf-7": "+AAo-raise SystemExit",
+        "\u202e\ud800": "'''\\",
+        "$n ${table}": "y" * 1000,
+        "αβγ": "а",  # a Cyrillic letter that looks like a Latin one
+        "fmt: off": None,
+    }
+    clean = policy_of(["rotate", "noise"])
+    text = export_policy(clean.model_copy(update={"provenance": evil}), to)
+    assert ast.dump(ast.parse(text.encode())) == ast.dump(ast.parse(export_policy(clean, to)))
+    assert text.isascii() and max(map(len, text.splitlines())) <= 120
+
+
+def test_the_files_are_formatted_and_have_no_unused_imports(tmp_path: Path) -> None:
+    some = [["invert"], ["horizontal_flip"], ["rotate", "brightness"], ["translate_x", "shear_y", "contrast", "noise"]]
+    for to in PYTHON:
+        for i, names in enumerate([list(OPERATIONS), *some, *([name] for name in OPERATIONS)]):
+            spec = policy_of(names).model_copy(update={"provenance": {"study": "digits", "seed": 3}})
+            (tmp_path / f"{to}_{i}.py").write_text(export_policy(spec, to), encoding="utf-8")
+    for command in (["format", "--check"], ["check", "--select", "E,F,I,B,UP,W"]):
+        ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120"]
+        done = subprocess.run([*ruff, str(tmp_path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+ALONE = """
+import pickle, sys, warnings
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "kdsearch":
+            raise ImportError("kdsearch is blocked")
+
+sys.meta_path.insert(0, Block())
+import torch
+
+torch.set_num_threads(1)
+torch.manual_seed(0)
+from exported import policy
+
+try:
+    import kdsearch
+except ImportError:
+    pass
+else:
+    raise SystemExit("not blocked")
+warnings.simplefilter("error")
+"""
+
+ALONE_KORNIA = """
+x = torch.rand(16, 3, 32, 24)
+before = x.clone()
+for channels in (1, 3):
+    out = policy(x[:, :channels])
+    assert out.shape == (16, channels, 32, 24) and out.dtype == x.dtype
+    assert out.min() >= 0 and out.max() <= 1
+assert torch.equal(x, before) and not torch.equal(out, x)
+again = pickle.loads(pickle.dumps(policy))
+torch.manual_seed(1); a = policy(x)
+torch.manual_seed(1); b = again(x)
+assert torch.equal(a, b)
+assert policy(torch.rand(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+"""
+
+ALONE_TORCHVISION = """
+import numpy as np
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import tv_tensors
+from torchvision.transforms import v2
+
+for channels, mode in ((1, "L"), (3, "RGB")):
+    byte = torch.randint(256, (channels, 32, 24), dtype=torch.uint8)
+    image = v2.functional.to_pil_image(byte)
+    for x in (byte, byte / 255, (byte / 255).double(), tv_tensors.Image(byte), image):
+        torch.manual_seed(5); outs = [policy(x) for _ in range(8)]
+        for out in outs:
+            assert type(out) is type(x) or isinstance(out, Image.Image) and out.mode == mode, type(out)
+            if isinstance(x, Image.Image):
+                assert out.size == x.size
+            else:
+                assert out.dtype == x.dtype and out.shape == x.shape and out.min() >= 0
+                assert out.max() <= (255 if x.dtype == torch.uint8 else 1)
+    # One draw, whatever the kind of image.
+    torch.manual_seed(5); kinds = [policy(byte)]
+    torch.manual_seed(5); kinds.append((policy(byte / 255) * 255).round().to(torch.uint8))
+    torch.manual_seed(5); kinds.append(v2.functional.pil_to_tensor(policy(image)))
+    assert torch.equal(kinds[0], kinds[1]) and torch.equal(kinds[0], kinds[2]) and not torch.equal(kinds[0], byte)
+try:
+    policy(Image.new("P", (8, 8)))
+except TypeError as error:
+    assert "convert" in str(error)
+else:
+    raise SystemExit("mode P was taken")
+
+
+class Data(Dataset):
+    def __init__(self, transform):
+        self.transform = transform
+
+    def __len__(self):
+        return 32
+
+    def __getitem__(self, i):
+        return self.transform(Image.fromarray(np.full((16, 16, 3), 100, np.uint8)))
+
+
+if __name__ == "__main__":
+    pickle.loads(pickle.dumps(policy))
+    transform = v2.Compose([policy, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    batches = list(DataLoader(Data(transform), batch_size=8, num_workers=2))
+    assert [batch.shape for batch in batches] == [(8, 3, 16, 16)] * 4
+    assert len({tuple(image.flatten().tolist()) for batch in batches for image in batch}) > 16
+"""
+
+
+@pytest.mark.parametrize("to", PYTHON)
+def test_the_file_runs_without_kdsearch(to: str, tmp_path: Path) -> None:
+    spec = Policy(list(OPERATIONS), 5, probability=0.9).freeze()
+    (tmp_path / "exported.py").write_text(export_policy(spec, to), encoding="utf-8")
+    (tmp_path / "main.py").write_text(ALONE + {"torchvision": ALONE_TORCHVISION, "kornia": ALONE_KORNIA}[to])
+    done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_exporting_needs_no_target_library() -> None:
+    for path in Path(kdsearch.export.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & {"kornia", "torchvision"}, path
