@@ -17,7 +17,7 @@ from kdsearch.display import Display, duration, percent, settings_line
 from kdsearch.distill import EpochRecord
 from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.files import make_folder, read_json, write_json
-from kdsearch.hpo import TrialEvent, TrialRow, check_storage, database, open_search, rows_of, run_trials
+from kdsearch.hpo import TrialEvent, TrialRow, check_names, check_storage, database, open_search, rows_of, run_trials
 from kdsearch.maths import derive_seed
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import Checked, facts, fixed_by, preflight
@@ -78,6 +78,7 @@ def search(
     folder = Path(out) if out else Path("runs") / study.name
     url = storage or database(folder.absolute())
     check_storage(url)
+    check_names(sampler, pruner)
     with Display(quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
@@ -90,6 +91,9 @@ def search(
                 search_.references()
                 search_.trials()
                 search_.confirm()
+            except KeyboardInterrupt:
+                display.say("interrupted; the same command goes on")
+                raise
             finally:
                 result = search_.finish()
     return result

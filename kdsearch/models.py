@@ -23,17 +23,15 @@ class Normalised(nn.Module):
 
 
 def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Sequential:
-    """Three 3x3 convolutions with BatchNorm, two poolings, global average, linear: the digits teacher and student."""
+    """Three 3x3 convolutions with BatchNorm, the first two of stride 2, global average, linear: the digits pair."""
 
-    def block(into: int, out: int) -> list[nn.Module]:
-        return [nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+    def block(into: int, out: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(into, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
 
     return nn.Sequential(
-        *block(channels, width),
-        nn.MaxPool2d(2),
-        *block(width, 2 * width),
-        nn.MaxPool2d(2),
-        *block(2 * width, 4 * width),
+        *block(channels, width, 2),
+        *block(width, 2 * width, 2),
+        *block(2 * width, 4 * width, 1),
         nn.AdaptiveAvgPool2d(1),
         nn.Flatten(),
         nn.Linear(4 * width, classes),

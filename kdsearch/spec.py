@@ -121,7 +121,8 @@ class PolicySpec(_Frozen):
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            raise problems(place, [line for e in error.errors() for line in _lines(dict(e))]) from None
+            found = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()  # follows from the others
+            raise problems(place, [line for e in found for line in _lines(dict(e))]) from None
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

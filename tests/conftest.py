@@ -59,3 +59,20 @@ def force() -> Force:
         )
 
     return forced
+
+
+@pytest.fixture
+def kdsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the command line in this process: its output, or with another `code` what it says of the mistake."""
+    from kdsearch.cli import main
+
+    def run(*arguments: object, code: int = 0) -> str:
+        monkeypatch.setattr("sys.argv", ["kdsearch", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, err = capsys.readouterr()
+        assert (ended.value.code or 0) == code, err or out
+        return err if code == 2 else out
+
+    return run

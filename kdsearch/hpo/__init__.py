@@ -1,7 +1,7 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
 from kdsearch.hpo.storage import TrialRow, check_storage, database, rows_of, trial_rows
-from kdsearch.hpo.trials import PRUNERS, SAMPLERS, Pruned, TrialEvent, open_search, run_trials
+from kdsearch.hpo.trials import PRUNERS, SAMPLERS, Pruned, TrialEvent, check_names, open_search, run_trials
 
 __all__ = [
     "PRUNERS",
@@ -9,6 +9,7 @@ __all__ = [
     "Pruned",
     "TrialEvent",
     "TrialRow",
+    "check_names",
     "check_storage",
     "database",
     "open_search",

@@ -33,7 +33,7 @@ def check_storage(url: str) -> None:
 def open_storage(url: str) -> RDBStorage:
     """Open or create a database."""
     check_storage(url)
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures are told by the display
     try:
         return RDBStorage(url, engine_kwargs={"connect_args": {"timeout": 60}})
     except (SQLAlchemyError, RuntimeError, AssertionError) as error:

@@ -47,6 +47,13 @@ class TrialEvent:
 Run = Callable[[int, Settings, int, Callable[[EpochRecord], None]], float]  # number, settings, seed, report -> value
 
 
+def check_names(sampler: str, pruner: str) -> None:
+    """Raises KdsearchError for a sampler or pruner that is not in its table."""
+    for kind, name, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
+        if name not in table:
+            raise KdsearchError(unknown(kind, name, table))
+
+
 def open_search(
     url: str, facts: Mapping[str, Any], fixed: Mapping[str, Any], *, sampler: str, pruner: str, epochs: int
 ) -> optuna.Study:
@@ -57,11 +64,8 @@ def open_search(
         fixed: What fixes a trial; a stored search with another one is refused.
 
     Raises:
-        KdsearchError: unknown sampler or pruner; the stored search is of another study, with the differences.
+        KdsearchError: the stored search is of another study, with the differences.
     """
-    for kind, name, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
-        if name not in table:
-            raise KdsearchError(unknown(kind, name, table))
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     fixed = json.loads(json.dumps(fixed))

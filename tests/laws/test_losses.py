@@ -75,7 +75,9 @@ def test_soft_targets_worked_out_by_hand() -> None:
 def test_soft_targets_are_torchs_divergence_in_direction_and_size() -> None:
     student, teacher = logits("s"), logits("t")
     arguments = (student / 3).log_softmax(1), (teacher / 3).softmax(1)
-    torch.testing.assert_close(soft_targets(student, teacher, 3.0).mean(), 9 * kl_div(*arguments, reduction="batchmean"))
+    torch.testing.assert_close(
+        soft_targets(student, teacher, 3.0).mean(), 9 * kl_div(*arguments, reduction="batchmean")
+    )
 
 
 def test_the_default_distillation_loss_has_temperature_four() -> None:

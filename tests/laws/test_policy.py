@@ -306,10 +306,10 @@ def test_a_frozen_policy_comes_back_with_its_probabilities_and_ranges() -> None:
     for ours, theirs in zip(policy.ranges(), back.ranges(), strict=True):
         torch.testing.assert_close(theirs, ours.detach(), atol=1e-12, rtol=0)
     assert back.operations == policy.operations and back.operations_per_image == 3
-    assert back.freeze().final == pytest_settings(policy.freeze().final)
+    assert back.freeze().final == nearly(policy.freeze().final)
 
 
-def pytest_settings(settings: dict) -> dict:
+def nearly(settings: dict) -> dict:
     """Settings whose probability may differ in the last bit: logit and sigmoid are not exact inverses."""
     return {n: s.model_copy(update={"probability": pytest.approx(s.probability)}) for n, s in settings.items()}
 
@@ -335,7 +335,7 @@ def test_probabilities_written_as_zero_and_one_never_and_always_fire(raw: float,
 
 
 def test_trivial_is_one_operation_always_over_the_full_range() -> None:
-    policy = trivial({name: None for name in NAMES} | {"rotate": 90.0})
+    policy = trivial(dict.fromkeys(NAMES) | {"rotate": 90.0})
     assert policy.operations_per_image == 1
     for name, setting in policy.freeze().final.items():
         limit = 90.0 if name == "rotate" else OPERATIONS[name].limit

@@ -1,0 +1,166 @@
+"""The command line: what it says to a person, what it refuses, and what it loads."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from kdsearch import catalogue
+from kdsearch.cli import app
+from kdsearch.policy import Policy
+
+COMMANDS = [command.callback.__name__ for command in app.registered_commands]
+STUDY = """
+import torch
+import kdsearch as kd
+images, labels = {images}, torch.arange(64) % {classes}
+data = kd.ArrayData(images, labels)
+teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, {outputs}))
+with torch.no_grad():
+    teacher[1].weight.copy_(torch.randn({outputs}, 256, generator=torch.Generator().manual_seed(0)))
+study = kd.Study(name="mine", train=data, search_validation=data, teacher={teacher}, classes=10,
+                 student=lambda: kd.small_convnet(2), {more})
+"""
+GOOD = {
+    "images": "torch.rand(64, 1, 16, 16)",
+    "classes": 10,
+    "outputs": 10,
+    "teacher": "teacher",
+    "more": "",
+}
+
+
+@pytest.fixture
+def study(tmp_path, monkeypatch):
+    """Writes a study file with something wrong in it; the working directory is empty beside it."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(**wrong: object) -> str:
+        (tmp_path / "mine.py").write_text(STUDY.format(**{**GOOD, **wrong}))
+        return "./mine.py"
+
+    return write
+
+
+@pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
+def test_help_is_there_and_loads_no_torch(arguments):
+    code = f"""import sys; sys.argv = ['kdsearch', *{arguments}]
+from kdsearch.cli import main
+try:
+    main()
+finally:
+    print(sorted({{'torch', 'optuna', 'pandas', 'kornia'}} & set(sys.modules)), file=sys.stderr)"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr.strip() == "[]"
+    assert "Usage: kdsearch" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["spaces", "studies", "operations"])
+def test_what_is_shipped_is_listed(name, kdsearch):
+    listed = kdsearch(name)
+    table = {
+        "spaces": catalogue.names("search_spaces"),
+        "studies": catalogue.names("studies"),
+        "operations": ["rotate"],
+    }
+    assert all(shipped in listed for shipped in table[name])
+
+
+def test_operations_are_listed_with_unit_and_limits(kdsearch):
+    row = next(line for line in kdsearch("operations").splitlines() if line.startswith("rotate"))
+    assert row.split() == ["rotate", "degrees", "30", "180", "±", "1", "pathwise"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"images": "torch.rand(64, 1, 16, 16) * 2"}, r"image values from .* to .*; allowed: \[0, 1\]"),
+        ({"images": "torch.full((64, 1, 16, 16), float('nan'))"}, "images contain NaN or infinity"),
+        (
+            {"images": "torch.rand(64, 5, 16, 16)"},
+            r"images of shape \(5, 16, 16\); allowed: \(1, H, W\) or \(3, H, W\)",
+        ),
+        ({"images": "torch.rand(0, 1, 16, 16)"}, "train: the data set is empty"),
+        ({"classes": 11}, r"labels from 0 to 10; allowed: 0 to 9 \(10 classes\)"),
+        ({"outputs": 12}, "teacher: 12 logits; the study has 10 classes"),
+        ({"outputs": 10}, "the teacher is right on .* chance is 10.0%"),
+        ({"teacher": "torch.load('nowhere.pt')"}, r"mine.py, line \d+: FileNotFoundError: .*nowhere.pt"),
+        ({"more": "space='defalt'"}, "unknown search space 'defalt'; did you mean 'default'"),
+        ({"more": "objective={'teacher_wright': 1.0}"}, "unknown term 'teacher_wright'; did you mean 'teacher_right'"),
+        ({"more": "budget=kd.Budget(epochs=0, batch=1)"}, r"(?s)2 problems.*epochs is 0.*batch is 1"),
+        ({"more": "budget=kd.Budget(epoch=1)"}, "unexpected keyword argument 'epoch'"),
+        ({"more": "clases=3"}, "unexpected keyword argument 'clases'"),
+    ],
+)
+def test_a_wrong_study_is_one_message_and_nothing_written(wrong, said, study, kdsearch, tmp_path):
+    message = kdsearch("search", study(**wrong), code=2)
+    assert re.search(said, message), message
+    assert "Traceback" not in message
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["search", "digit"], "unknown study 'digit'; did you mean 'digits'?"),
+        (["search", "nowhere/mine.py"], "no study file nowhere/mine.py; shipped: digits"),
+        (["search", "./space.toml"], "a study is a .py file, not .toml"),
+        (["search", "digits", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
+        (["search", "digits", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["search", "digits", "--storage", "mysqlite:///x.db"], "unknown storage 'mysqlite'; did you mean 'sqlite'?"),
+        (["search", "digits", "--storage", "x.db"], "storage 'x.db' is not a URL; allowed: sqlite:///PATH"),
+        (["search", "digits", "--sampler", "tpee"], "unknown sampler 'tpee'; did you mean 'tpe'?"),
+        (["search", "digits", "--pruner", "meidan"], "unknown pruner 'meidan'; did you mean 'median'?"),
+        (["export", "broken.json", "--to", "kornia"], "broken.json: not a JSON policy"),
+        (["export", "nowhere.json", "--to", "kornia"], "cannot read the policy nowhere.json"),
+        (["export", ".", "--to", "kornia"], ". is not a run folder: it has no study.json"),
+        (["status", "nowhere"], "nowhere is not a run folder"),
+        (["report", "."], "is not a run folder"),
+        (["frames", "."], "is not a run folder"),
+        (["regions", "."], "is not a run folder"),
+        (["copy", "digit"], "unknown study or search space 'digit'; did you mean 'digits'?"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_arguments_are_one_message_and_nothing_written(arguments, said, kdsearch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("broken.json").write_text('{"format": ')
+    Path("space.toml").write_text("")
+    message = kdsearch(*arguments, code=2)
+    assert said in message
+    assert "Traceback" not in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.json", "space.toml"]
+
+
+def test_an_unknown_export_target_names_the_targets(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "kdsearch", "export", "x.json", "--to", "tensorflow"], capture_output=True
+    )
+    assert done.returncode == 2
+    assert b"torchvision" in done.stderr
+
+
+def test_a_policy_of_a_stranger_lists_every_problem(tmp_path, kdsearch):
+    data = json.loads(Policy(["rotate", "invert"], 1).freeze().to_json())
+    data["operations"]["rotate"]["limit"] = 900.0
+    data["schedule"][0]["settings"]["invert"]["probability"] = 2
+    data["hook"] = "os.system"
+    path = tmp_path / "policy.json"
+    path.write_text(json.dumps(data))
+    message = kdsearch("export", path, "--to", "torchvision", code=2)
+    assert "2 problems" in message
+    assert "probability" in message
+    assert "[hook] unknown field" in message
+
+
+def test_copy_copies_and_says_how_to_run_it(kdsearch, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert "kdsearch search ./digits.py" in kdsearch("copy", "digits")
+    assert (tmp_path / "digits.py").read_text() == catalogue.find("studies", "digits").read_text()
+    assert "exists; nothing was copied" in kdsearch("copy", "digits", code=2)
+    kdsearch("copy", "default", "spaces")
+    assert (tmp_path / "spaces" / "default.toml").is_file()
