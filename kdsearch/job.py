@@ -19,15 +19,13 @@ from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.files import make_folder, read_json, write_json
 from kdsearch.hpo import TrialEvent, TrialRow, check_names, check_storage, database, open_search, rows_of, run_trials
 from kdsearch.maths import derive_seed
-from kdsearch.policy import Policy, trivial
+from kdsearch.policy import Policy
 from kdsearch.preflight import Checked, facts, fixed_by, preflight
 from kdsearch.report import write_report
 from kdsearch.space import Settings
 from kdsearch.spec import PolicySpec
-from kdsearch.study import Outcome, Study, load_study, run_trial
+from kdsearch.study import REFERENCES, Outcome, Study, load_study, run_trial
 from kdsearch.teachers import Recipe
-
-REFERENCES = ("identity", "trivial", "start")
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,7 @@ class _Search:
             folder = self.folder / "references" / name
             if (folder / "result.json").exists():
                 continue
-            policy = self._reference(name, self.ready.space.settings())
+            policy = self.ready.reference(name, self.ready.space.settings())
             self.display.expect(self._seconds_left())
             try:
                 outcome = run_trial(
@@ -200,7 +198,7 @@ class _Search:
                 if any(row["run"] == name and row["seed"] == seed for row in rows):
                     continue
                 policy_steps = self.ready.policy_steps(settings) if name == "learned" else None
-                policy = Policy.from_spec(spec) if name == "frozen" else self._reference(name, settings)
+                policy = Policy.from_spec(spec) if name == "frozen" else self.ready.reference(name, settings)
                 outcome = run_trial(
                     self.ready,
                     None,
@@ -232,12 +230,6 @@ class _Search:
         if self._done() >= self.budget.trials:
             say(f"finished; --trials {self._done() * 2} goes on")
         return Result(self.folder, PolicySpec.load(folder / "policy.json"), best.value, student, said)
-
-    def _reference(self, name: str, settings: Settings) -> Policy | None:
-        """The policy a run starts from."""
-        if name == "identity":
-            return None
-        return trivial(self.ready.space.limits) if name == "trivial" else self.ready.policy(settings)
 
     def _trial(self, number: int, settings: Settings, seed: int, report: Any) -> float:
         def on_record(record: EpochRecord) -> None:

@@ -24,12 +24,13 @@ from kdsearch.losses import LOSSES, Loss
 from kdsearch.maths import derive_seed, generator
 from kdsearch.objectives import TST
 from kdsearch.ops import apply
-from kdsearch.policy import Policy
+from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.spec import PolicySpec, Snapshot
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher
 
+REFERENCES = ("identity", "trivial", "start")
 SHOWN = 4  # images in the pictures of a policy
 MOMENTS = 16  # of a policy's schedule, at most
 
@@ -98,6 +99,12 @@ class Ready:
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""
         return Policy(self.space.limits, settings.operations_per_image)
+
+    def reference(self, name: str, settings: Settings) -> Policy | None:
+        """The policy of a reference, never learned: none, TrivialAugment's rule, or the policy at its start."""
+        if name == "identity":
+            return None
+        return trivial(self.space.limits) if name == "trivial" else self.policy(settings)
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(

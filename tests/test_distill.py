@@ -194,8 +194,9 @@ def broken(value: float) -> Phase:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_ends_the_run(value: float, data: ArrayData) -> None:
-    with pytest.raises(Diverged, match="epoch 1"):
-        list(distiller(policy()).run(broken(value), data, data))
+    for learner in (None, policy()):
+        with pytest.raises(Diverged, match="epoch 1"):
+            list(distiller(learner).run(broken(value), data, data))
 
 
 def test_an_objective_that_is_not_finite_ends_the_run(data: ArrayData, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,6 +297,9 @@ def test_the_student_sees_the_same_base_images_with_any_policy(data: ArrayData) 
         list(d.run(PHASE, data, data))
     base = [torch.cat([x[:16] for training, x in d.student[0].seen if training]) for d in runs]
     assert torch.equal(base[0], base[1]) and torch.equal(base[0], base[2])
+    other = distiller(None, seed=4)
+    list(other.run(PHASE, data, data))
+    assert not torch.equal(base[0], torch.cat([x[:16] for training, x in other.student[0].seen if training]))
 
 
 def test_no_policy_step_comes_in_the_first_tenth_and_then_one_in_every_interval(
@@ -365,6 +369,15 @@ def test_the_dual_follows_the_violation_of_the_floor_and_never_falls_below_zero(
     for _ in range(3):
         assert stepped(d, batch, steps)[2].item() < -90
         assert d.dual == 0.0
+
+
+def test_the_violation_is_the_cross_entropy_over_the_clean_one_and_the_floor(batch: Batch) -> None:
+    d = distiller(trivial(["invert"]), clean_loss=0.25)
+    d.policy.logit.requires_grad_(False)
+    expected = cross_entropy(d.teacher(1 - batch.images).logits, batch.target).item() - 0.25 - 0.125
+    steps = PolicySteps(floor=0.125, prior_strength=0.0)
+    result = d.policy_step(batch, steps, torch.optim.SGD([torch.zeros(1)]), generator("floor"))
+    assert result[2].item() == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_a_floor_nothing_is_measured_against_it(data: ArrayData) -> None:

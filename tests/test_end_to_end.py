@@ -14,59 +14,6 @@ from kdsearch.analysis.frames import COLUMNS, frame
 from kdsearch.errors import KdsearchError
 
 
-class Untouchable:
-    """A test split whose every access raises."""
-
-    def __len__(self):
-        raise AssertionError("the test split was touched")
-
-    def __getitem__(self, index):
-        raise AssertionError("the test split was touched")
-
-    def __iter__(self):
-        raise AssertionError("the test split was touched")
-
-
-@pytest.fixture(scope="session")
-def teacher():
-    """Makes the same briefly trained teacher each time."""
-
-    def make():
-        torch.manual_seed(0)
-        network = kd.small_convnet(8)
-        optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for batch in kd.shuffled(kd.digits()[0], 64, 60, 0):
-            optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(network(batch.images), batch.target).backward()
-            optimizer.step()
-        return network
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def tiny_study(teacher):
-    """Digits with a budget of seconds."""
-    train, validation, _ = kd.digits()
-    return kd.Study(
-        name="tiny",
-        train=train.subset(torch.arange(100)),
-        search_validation=validation.subset(torch.arange(100)),
-        test=Untouchable(),
-        teacher=teacher(),
-        student=lambda: kd.small_convnet(2),
-        classes=[f"digit {i}" for i in range(10)],
-        budget=kd.Budget(trials=2, epochs=3, steps=6, batch=32, confirmation=2),
-    )
-
-
-@pytest.fixture(scope="session")
-def finished(tiny_study, tmp_path_factory):
-    """A search of 2 trials, done once."""
-    folder = tmp_path_factory.mktemp("runs") / "tiny"
-    return kd.search(tiny_study, out=folder, quiet=True)
-
-
 def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
     assert finished.best is not None
     assert finished.student_path.is_file()

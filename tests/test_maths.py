@@ -1,5 +1,7 @@
 """The shared formulas against scipy, torch and numbers fixed once."""
 
+import math
+
 import pytest
 import torch
 from scipy import stats
@@ -32,6 +34,14 @@ def test_a_normal_field_is_normal_along_positions_and_along_seeds() -> None:
     assert min(stats.kstest(field.numpy(), "norm").pvalue for field in fields) > 1e-3 / len(fields)
     correlation = torch.corrcoef(fields) - torch.eye(len(fields))
     assert correlation.abs().max() < 5 / 20_000**0.5
+
+
+def test_a_normal_field_is_made_of_the_published_splitmix64() -> None:
+    """The first two outputs of the reference implementation for the seed 1234567."""
+    for i, bits in enumerate((6457827717110365317, 3203168211198807973)):
+        radius, angle = ((bits >> 40) + 0.5) / 2**24, (bits & 0xFFFFFF) / 2**24
+        expected = math.sqrt(-2 * math.log(radius)) * math.cos(2 * math.pi * angle)
+        assert normal_field(torch.tensor([1234567]), 2)[0, i].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_normal_field_depends_on_its_own_seed_and_position_alone() -> None:

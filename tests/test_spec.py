@@ -153,7 +153,6 @@ UNREADABLE = {
     "a number of too many digits": '{"format": "kdsearch-policy", "version": ' + "1" * 5000 + "}",
     "brackets without end": "[" * 100_000,
     "half a character": '{"format": "kdsearch-policy", "version": 1, "\\ud800": 1}',
-    "too long": " " * (MOST_BYTES + 1),
 }
 
 
@@ -161,6 +160,11 @@ UNREADABLE = {
 def test_a_text_that_is_no_policy_is_refused(case: str) -> None:
     with pytest.raises(KdsearchError, match="policy"):
         PolicySpec.from_json(UNREADABLE[case])
+
+
+def test_a_text_that_is_too_long_is_refused_before_it_is_read() -> None:
+    with pytest.raises(KdsearchError, match="1,000,100 characters; a policy has at most 1,000,000"):
+        PolicySpec.from_json(spec().to_json().ljust(MOST_BYTES + 100))
 
 
 def test_a_repeated_key_is_named() -> None:

@@ -252,13 +252,13 @@ def test_each_operation_alone_gives_the_same_bits_in_any_batch(name: str, images
 
 def test_one_thread_and_two_give_the_same_bits(images: Tensor, force) -> None:
     draw = mixed_draw(images, force, 96)
-    views = []
+    views, before = [], torch.get_num_threads()
     try:
         for threads in (1, 2):
             torch.set_num_threads(threads)
             views.append(apply(draw, images[:96]).images)
     finally:
-        torch.set_num_threads(2)
+        torch.set_num_threads(before)
     assert views[0].dtype == torch.float32
     assert torch.equal(*views)
 

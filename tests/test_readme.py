@@ -1,0 +1,40 @@
+"""What the README shows runs."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from kdsearch.cli import app
+
+README = (Path(__file__).parent.parent / "README.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+SHELL = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+COMMANDS = re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE)
+
+
+@pytest.fixture
+def here(finished, tmp_path, monkeypatch):
+    """An empty folder with a finished search in runs/digits."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(finished.folder, tmp_path / "runs" / "digits")
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])
+def test_python_blocks_run(block, here, capsys):
+    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out
+
+
+def test_there_is_a_line_for_every_command():
+    named = {shlex.split(command)[1] for command in COMMANDS}
+    assert named == {command.callback.__name__ for command in app.registered_commands}
+
+
+def test_the_commands_run(here, kdsearch):
+    ran = [words for words in map(shlex.split, COMMANDS) if words[1] != "search"]
+    assert len(ran) >= 9
+    for words in ran:
+        kdsearch(*words[1:])
