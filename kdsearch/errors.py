@@ -23,9 +23,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
 
 
 def problems(place: str, found: list[str]) -> KdsearchError:
-    """One error that lists every problem of one file or object."""
+    """One error that lists every problem of one file or object, the first forty in full."""
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
-    return KdsearchError("\n".join([f"{place}: {count}", *(f"  {line}" for line in found)]))
+    rest = [f"  and {len(found) - 40} more"] if len(found) > 40 else []
+    return KdsearchError("\n".join([f"{place}: {count}", *(f"  {line}" for line in found[:40]), *rest]))
 
 
 class Diverged(Exception):

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -114,15 +115,14 @@ class PolicySpec(_Frozen):
             raise KdsearchError(f"{place}: not a JSON policy: {error}") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise KdsearchError(f'{place}: not a policy file: its "format" is not "{FORMAT}"')
-        if data.get("version") != VERSION:
+        if data.get("version") != VERSION or type(data["version"]) is not int:
             raise KdsearchError(
                 f"{place}: policy version {data.get('version')!r}; this kdsearch reads version {VERSION}"
             )
         try:
             return cls.model_validate(data)
         except ValidationError as error:
-            found = [e for e in error.errors() if e["type"] != "too_short"] or error.errors()  # follows from the others
-            raise problems(place, [line for e in found for line in _lines(dict(e))]) from None
+            raise problems(place, [line for e in _causes(error.errors()) for line in _lines(e)]) from None
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
@@ -168,6 +168,17 @@ def _inconsistencies(spec: PolicySpec) -> list[str]:
     return found
 
 
+def _causes(errors: Sequence[Any]) -> list[dict[str, Any]]:
+    """Without a sequence called too short only because its items are wrong."""
+
+    def follows(error: dict[str, Any]) -> bool:
+        where = error["loc"]
+        below = (other for other in errors if other["loc"][: len(where)] == where and len(other["loc"]) > len(where))
+        return error["type"] == "too_short" and any(below)
+
+    return [dict(error) for error in errors if not follows(error)]
+
+
 def _lines(error: dict[str, Any]) -> list[str]:
     if error["type"] == "value_error":
         return str(error["ctx"]["error"]).splitlines()
@@ -182,8 +193,7 @@ def _no_constant(name: str) -> float:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = [key for key, _ in pairs]
-    repeated = sorted({key for key in keys if keys.count(key) > 1})
+    repeated = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
     if repeated:
         raise ValueError(f"repeated key {', '.join(repeated)}")
     return dict(pairs)

@@ -67,7 +67,7 @@ class Teacher:
 
     def __call__(self, images: Tensor) -> Outputs:
         """Outputs on (B, C, H, W); the gradient reaches the pixels where they carry one."""
-        if self.network.training:
+        if any(module.training for module in self.network.modules()):
             self.network.eval()
         return outputs(self.network, images, "teacher")
 

@@ -12,7 +12,7 @@ from kdsearch.maths import bernoulli_kl, derive_seed, generator, normal_field, w
 
 
 def test_seeds_are_fixed_once_and_for_all_and_fit_63_bits() -> None:
-    assert derive_seed(0, "draws", 3) == 156318795484756075
+    assert derive_seed(0, "draws", 3) == 4359085936720386812
     seeds = {derive_seed(i, name) for i in range(1000) for name in ("draws", "batches")}
     assert len(seeds) == 2000
     assert all(0 <= seed < 2**63 for seed in seeds)

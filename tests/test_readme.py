@@ -11,7 +11,7 @@ from kdsearch.cli import app
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-SHELL = "".join(re.findall(r"```\n(.*?)```", README, re.DOTALL))
+SHELL = "".join(block for block in README.split("```")[1::2] if block.startswith("\n"))
 COMMANDS = re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE)
 
 

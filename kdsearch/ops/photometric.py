@@ -97,9 +97,9 @@ def erase(x: Tensor, m: Tensor, u: Tensor, seeds: Tensor) -> Tensor:
 LINEAR = ("brightness", "contrast", "saturation")  # clamped once, after the last of them
 
 PHOTOMETRIC = (
-    Operation("brightness", "change of the factor", 0.6, 1.0, signed=True, pixels=brightness),
-    Operation("contrast", "change of the factor", 0.6, 1.0, signed=True, pixels=contrast),
-    Operation("saturation", "change of the factor", 0.9, 1.0, signed=True, channels=3, pixels=saturation),
+    Operation("brightness", "change of the factor", 0.5, 1.0, signed=True, pixels=brightness),
+    Operation("contrast", "change of the factor", 0.5, 1.0, signed=True, pixels=contrast),
+    Operation("saturation", "change of the factor", 0.75, 1.0, signed=True, channels=3, pixels=saturation),
     Operation("equalize", "", None, None, pixels=equalize),
     Operation("solarize", "share of the value range inverted", 0.8, 1.0, differentiable=False, pixels=solarize),
     Operation("posterize", "bits dropped", 4.0, 7.0, differentiable=False, pixels=posterize),

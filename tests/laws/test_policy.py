@@ -60,7 +60,7 @@ class Learning:
     varies through the policy alone.
     """
 
-    SIZE = 4096
+    SIZE = 16384
 
     def __init__(self, images: Tensor, names: list[str], n: int) -> None:
         self.policy = uneven([name for name in names if OPERATIONS[name].channels <= images.shape[1]], n)
@@ -128,10 +128,10 @@ GROUPS = {
 }
 # How many parameters have an effect that can be judged; measured, less one where it was near the threshold.
 JUDGED = {
-    ("digits_images", "geometry", 1): {"logit": 4, "a": 5, "b": 5},
-    ("photos", "geometry", 2): {"logit": 7, "a": 5, "b": 5},
-    ("digits_images", "pixels", 1): {"logit": 2, "a": 3, "b": 4},
-    ("photos", "pixels", 1): {"logit": 2, "a": 2, "b": 2},
+    ("digits_images", "geometry", 1): {"logit": 2, "a": 4, "b": 4},
+    ("photos", "geometry", 2): {"logit": 5, "a": 5, "b": 5},
+    ("digits_images", "pixels", 1): {"logit": 1, "a": 3, "b": 4},
+    ("photos", "pixels", 1): {"logit": 1, "a": 2, "b": 3},
 }
 
 
