@@ -1,0 +1,122 @@
+"""What is shipped: the digits study keeps what it promises, and the files travel inside the wheel."""
+
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+
+import kdsearch as kd
+from kdsearch import catalogue
+from kdsearch.errors import KdsearchError
+from kdsearch.ops import OPERATIONS
+from kdsearch.preflight import preflight
+from kdsearch.space import SearchSpace
+from kdsearch.study import load_study
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    """The shipped study made ready, and the folder its teacher is kept in."""
+    folder = tmp_path_factory.mktemp("digits")
+    study, _ = load_study("digits")
+    return preflight(study, folder), folder
+
+
+def test_the_digits_teacher_is_right_on_98_percent_of_test(digits):
+    checked, _ = digits
+    study = checked.ready.study
+    assert len(study.train) == 200
+    assert len(study.test) == len(study.search_validation) == 500
+    assert kd.evaluate(checked.ready.teacher.network, study.test, checked.ready.task, 64, "cpu")[0] >= 0.98
+
+
+def test_the_teacher_is_kept_with_its_recipe(digits, monkeypatch):
+    checked, folder = digits
+    recipe = checked.ready.study.teacher
+    monkeypatch.setattr(kd.Recipe, "fingerprint", lambda self: "another")
+    with pytest.raises(KdsearchError, match=r"teacher.safetensors was trained by another recipe"):
+        recipe.load(folder / "teacher.safetensors")
+    monkeypatch.undo()
+    again = recipe.load(folder / "teacher.safetensors").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in checked.ready.teacher.network.state_dict().items())
+
+
+def test_torn_teacher_weights_are_named(digits, tmp_path):
+    checked, folder = digits
+    torn = tmp_path / "teacher.safetensors"
+    torn.write_bytes((folder / "teacher.safetensors").read_bytes()[:1000])
+    with pytest.raises(KdsearchError, match="not this teacher's weights"):
+        checked.ready.study.teacher.load(torn)
+
+
+def test_operations_without_effect_on_gray_images_are_dropped_with_the_reason(digits):
+    checked, _ = digits
+    assert checked.dropped == {"saturation": "needs 3 channels"}
+    assert set(checked.ready.space.limits) == set(OPERATIONS) - {"saturation"}
+
+
+def test_an_operation_that_changes_nothing_is_dropped(digits):
+    from kdsearch.preflight import without_effect
+
+    images = torch.full((8, 3, 8, 8), 0.5)
+    found = without_effect(images, {"equalize": None, "saturation": 0.75, "invert": None, "brightness": 0.5})
+    assert set(found) == {"equalize", "saturation", "invert"}  # .5 inverted is .5
+    assert found["saturation"].startswith("changes pixels by 0.0")
+
+
+@pytest.mark.parametrize("name", catalogue.names("search_spaces"))
+def test_shipped_spaces_load_and_have_defaults_in_their_ranges(name):
+    space = SearchSpace.load(name)
+    assert space.summary
+    settings = space.settings()
+    for number, r in space.ranges.items():
+        assert r.low <= getattr(settings, number) <= r.high
+
+
+def test_the_default_space_has_every_operation_at_its_default_limit():
+    assert SearchSpace.load("default").limits == {op.name: op.limit for op in OPERATIONS.values()}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[policy", "not a TOML file"),
+        ("", "policy] field required"),
+        (
+            "[policy]\nlearning_rat = 1.0\n[operations.rotate]",
+            "unknown number 'learning_rat'; did you mean 'learning_rate'",
+        ),
+        ("[policy]\ninterval = 2.5\n[operations.rotat]", "unknown operation 'rotat'; did you mean 'rotate'"),
+        ("[policy]\ninterval = 2.5\n[operations.rotate]", r"\[policy.interval\] must be whole numbers; got 2.5"),
+        (
+            "[policy]\ninterval = { low = 5, high = 3, default = 4 }\n[operations.rotate]",
+            "needs low <= default <= high",
+        ),
+        ("[policy]\n[operations.rotate]\nlimit = 200.0", "at most 180 degrees; got 200"),
+        ("[policy]\n[operations.invert]\nlimit = 1.0", "has no magnitude, hence no limit"),
+        ("[policy]\n[operations.rotate]\nlimt = 20.0", "unknown field 'limt'; did you mean 'limit'"),
+        ("[policy]\noperations_per_image = 3\n[operations.rotate]", "allowed: 1 to 1, the number of operations; got 3"),
+        ("[policy]\ninterval = inf\n[operations.rotate]", "interval"),
+    ],
+)
+def test_a_wrong_space_names_its_problems(text, said, tmp_path):
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(KdsearchError, match=f"(?s)mine.toml.*{said}"):
+        SearchSpace.load(str(path))
+
+
+def test_studies_and_spaces_are_inside_the_wheel(tmp_path):
+    """Asked of the build backend itself, in this environment."""
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed")
+    root = Path(__file__).parent.parent
+    wheel = next(builder.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"]))
+    names = zipfile.ZipFile(wheel).namelist()
+    for kind, suffix in catalogue.SUFFIX.items():
+        for name in catalogue.names(kind):
+            assert f"kdsearch/{kind}/{name}{suffix}" in names
+    assert "kdsearch/templates/report.html" in names
+    assert not [name for name in names if name.startswith(("studies", "tests", "results"))]
+    assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"
