@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from kdsearch.errors import KdsearchError
+from kdsearch.maths import derive_seed
 from kdsearch.values import Outputs
 
 
@@ -31,7 +32,8 @@ class Recipe:
         return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
     def load(self, path: Path) -> nn.Module:
-        """Read the weights kept at `path`; train and keep them where there are none."""
+        """Read the weights kept at `path`; train and keep them, from a fixed seed, where there are none."""
+        torch.manual_seed(derive_seed("teacher"))
         network = self.build()
         if path.is_file():
             self._read(network, path)

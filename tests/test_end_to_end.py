@@ -12,6 +12,8 @@ import torch
 import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, frame
 from kdsearch.errors import KdsearchError
+from kdsearch.preflight import preflight
+from kdsearch.study import run_trial
 
 
 def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
@@ -162,3 +164,15 @@ def test_teacher_weights_are_the_same_after_a_search(finished, tiny_study, teach
         teacher().state_dict().items(), tiny_study.teacher.state_dict().items(), strict=True
     ):
         assert torch.equal(mine, other[1]), name
+
+
+def test_a_run_repeats_bit_for_bit(tiny_study, tmp_path):
+    ready = preflight(tiny_study, tmp_path).ready
+    settings = ready.space.settings()
+    students = []
+    for disturbance in range(2):
+        torch.rand(1 + disturbance)
+        policy, steps = ready.policy(settings), ready.policy_steps(settings)
+        outcome = run_trial(ready, None, policy=policy, policy_steps=steps, seed=3)
+        students.append({**outcome.student.state_dict(), **policy.state_dict()})
+    assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())

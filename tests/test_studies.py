@@ -120,3 +120,19 @@ def test_studies_and_spaces_are_inside_the_wheel(tmp_path):
     assert "kdsearch/templates/report.html" in names
     assert not [name for name in names if name.startswith(("studies", "tests", "results"))]
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"
+
+
+def test_a_recipe_gives_the_same_teacher_whatever_was_drawn_before(tmp_path):
+    def build():
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(), torch.nn.Linear(4, 2))
+
+    def train(network):
+        network(torch.rand(8, 1, 2, 2)).sum().backward()
+        torch.optim.SGD(network.parameters(), lr=1.0).step()
+
+    recipe = kd.Recipe(build, train)
+    weights = []
+    for name in ("a", "b"):
+        torch.rand(len(weights) + 1)
+        weights.append(recipe.load(tmp_path / f"{name}.safetensors").state_dict())
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
