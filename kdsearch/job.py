@@ -199,15 +199,18 @@ class _Search:
                     continue
                 policy_steps = self.ready.policy_steps(settings) if name == "learned" else None
                 policy = Policy.from_spec(spec) if name == "frozen" else self.ready.reference(name, settings)
-                outcome = run_trial(
-                    self.ready,
-                    None,
-                    policy=policy,
-                    policy_steps=policy_steps,
-                    seed=seed,
-                    on_record=partial(self._show, f"confirm {name}"),
-                )
-                rows.append({"run": name, "seed": seed, "accuracy": outcome.value, "seconds": outcome.seconds})
+                try:
+                    outcome = run_trial(
+                        self.ready,
+                        None,
+                        policy=policy,
+                        policy_steps=policy_steps,
+                        seed=seed,
+                        on_record=partial(self._show, f"confirm {name}"),
+                    )
+                    rows.append({"run": name, "seed": seed, "accuracy": outcome.value, "seconds": outcome.seconds})
+                except Diverged:
+                    rows.append({"run": name, "seed": seed, "accuracy": None, "seconds": None})
                 write_json(path, {"winner": best.number, "rows": rows})
                 self.display.expect(self._seconds_left())
 
