@@ -60,12 +60,22 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     return (
         f"On {seeds} fresh {'seed' if seeds == 1 else 'seeds'} the searched policy ({name}) brings the student to "
         f"{100 * mean:.1f} % on search-validation; it {', '.join(parts)}. {verdict}."
+        f"{_frozen(evaluations)}"
     )
+
+
+def _frozen(evaluations: pd.DataFrame) -> str:
+    """What the exported policy does for a fresh student, against the unlearned start."""
+    differences = paired_differences(evaluations, "frozen").set_index("against")
+    if "start" not in differences.index:
+        return ""
+    mean = evaluations.query("run == 'frozen'")["accuracy"].mean()
+    part = _part(WORDS["start"], differences.loc["start"])
+    return f" The exported policy, held fixed with fresh students, brings them to {100 * mean:.1f} %; it {part}."
 
 
 def _part(words: str, row: pd.Series) -> str:
     d = 100 * row["difference"]
-    verb = "beats" if d >= 0 else "misses"
-    if pd.isna(row["low"]):
-        return f"{verb} {words} by {abs(d):.1f} points (one seed, no interval)"
-    return f"{verb} {words} by {abs(d):.1f} points (95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+    how = f"{'beats' if d > 0 else 'misses'} {words} by {abs(d):.1f} points" if abs(d) >= 0.05 else f"equals {words}"
+    interval = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+    return f"{how} ({'one seed, no interval' if pd.isna(row['low']) else interval})"
