@@ -5,9 +5,11 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import optuna
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, frame
@@ -26,8 +28,6 @@ def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
     assert "digit 3" in page
-    from safetensors.torch import load_file
-
     tiny_study.student().load_state_dict(load_file(finished.student_path))
 
 
@@ -176,3 +176,22 @@ def test_a_run_repeats_bit_for_bit(tiny_study, tmp_path):
         outcome = run_trial(ready, None, policy=policy, policy_steps=steps, seed=3)
         students.append({**outcome.student.state_dict(), **policy.state_dict()})
     assert all(torch.equal(value, students[1][name]) for name, value in students[0].items())
+
+
+def test_a_trial_left_running_by_a_killed_process_is_marked_and_replaced(tiny_study, tmp_path):
+    study = replace(tiny_study, budget=replace(tiny_study.budget, trials=1, epochs=1, confirmation=0))
+    kd.search(study, out=tmp_path / "run", quiet=True)
+    url = f"sqlite:///{tmp_path / 'run' / 'study.db'}"
+    optuna.load_study(study_name=None, storage=url).ask()  # what a SIGKILL leaves
+    study = replace(study, budget=replace(study.budget, trials=2))
+    kd.search(study, out=tmp_path / "run", quiet=True)
+    trials = kd.frames(tmp_path / "run")["trials"].query("origin != 'reference'")
+    assert list(trials["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert trials["fail_reason"].iloc[1] == "interrupted"
+
+
+def test_the_value_is_the_accuracy_of_the_kept_student_on_search_validation(finished, tiny_study):
+    student = tiny_study.student()
+    student.load_state_dict(load_file(finished.student_path))
+    task = kd.Classification.of(tiny_study.classes)
+    assert kd.evaluate(student, tiny_study.search_validation, task, 32, "cpu")[0] == pytest.approx(finished.value)
