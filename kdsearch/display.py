@@ -16,11 +16,11 @@ from kdsearch.distill import EpochRecord
 
 
 class Display:
-    """Shows the progress of a search. Off a terminal, or where `live` is False, plain lines only."""
+    """Shows the progress of a search. Off a terminal, plain lines only."""
 
-    def __init__(self, *, quiet: bool = False, live: bool = True) -> None:
+    def __init__(self, *, quiet: bool = False) -> None:
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
-        self._live = Live(console=self.console, refresh_per_second=4) if live and self.console.is_terminal else None
+        self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._best: str | None = None
         self._worst: str | None = None
         self._references: dict[str, str] = {}
