@@ -1,8 +1,8 @@
 """Does a learned policy help on few-shot digits? The default settings, no Optuna, paired seeds, test accuracy.
 
-Rows: plain KD on one view, the three references, the policy learned beside the student (online), and the policy that
-another seed learned, frozen, with a fresh student. Same images, steps, loss and seeds for all; two views but for the
-first row.
+Rows: plain KD on one view, the three references, torchvision's RandAugment and TrivialAugmentWide (its translation held
+to half the side), the policy learned beside the student (online), and the policy that another seed learned, frozen,
+with a fresh student. Same images, steps, loss and seeds for all; two views but for the first row.
 
 Run:  python benchmarks/digits.py [--seeds 8] [--json FILE]      (about 7 minutes on 2 cores)
 """
@@ -16,6 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from scipy import stats
+from torchvision.transforms import InterpolationMode, v2
 
 import kdsearch as kd
 from kdsearch.preflight import preflight
@@ -51,7 +52,7 @@ def main() -> None:
     def accuracy(network: torch.nn.Module) -> float:
         return 100 * kd.evaluate(network, study.test, task, batch, "cpu")[0]
 
-    def run(seed: int, policy: kd.Policy | None, learn: bool = False) -> float:
+    def run(seed: int, policy: kd.Policy | kd.FixedTransform | None, learn: bool = False) -> float:
         steps = ready.policy_steps(settings) if learn else None
         return accuracy(run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed).student)
 
@@ -72,6 +73,8 @@ def main() -> None:
                 "one view": one_view(seed),
                 "identity": run(seed, None),
                 "trivial": run(seed, kd.trivial(ready.space.limits)),
+                "RandAugment": run(seed, kd.FixedTransform(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))),
+                "TrivialAugmentWide": run(seed, kd.trivial_augment_wide()),
                 "start": run(seed, ready.policy(settings)),
                 "learned, online": run(seed, policy, learn=True),
             }
@@ -118,7 +121,7 @@ def show_policies(learned: list[kd.Policy]) -> None:
             [f"{low[:, i].mean():.2g}", f"{high[:, i].mean():.2g}", f"{policy.limit[i]:g}"] if op.limit else [""] * 3
         )
         spread = f"{probability[:, i].std():.2f}" if len(learned) > 1 else ""
-        table.add_row(op.name, f"{probability[:, i].mean():.2f}", spread, *numbers, op.unit, op.gradient)
+        table.add_row(op.name, f"{probability[:, i].mean():.2f}", spread, *numbers, op.unit, op.range)
     Console(width=120, highlight=False).print(table)
 
 

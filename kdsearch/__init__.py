@@ -8,10 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from kdsearch.analysis.compare import paired_differences as paired_differences
+    from kdsearch.analysis.diff import policy_diff as policy_diff
     from kdsearch.analysis.frames import frames as frames
+    from kdsearch.analysis.frames import policy_frame as policy_frame
     from kdsearch.analysis.regions import regions as regions
+    from kdsearch.analysis.sheet import policy_sheet as policy_sheet
     from kdsearch.data import ArrayData as ArrayData
     from kdsearch.data import digits as digits
+    from kdsearch.data import load_images as load_images
+    from kdsearch.data import photographs as photographs
     from kdsearch.data import shuffled as shuffled
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from kdsearch.distill import evaluate as evaluate
     from kdsearch.errors import KdsearchError as KdsearchError
     from kdsearch.export import export_policy as export_policy
+    from kdsearch.fixed import FixedTransform as FixedTransform
+    from kdsearch.fixed import trivial_augment_wide as trivial_augment_wide
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -31,6 +38,7 @@ if TYPE_CHECKING:
     from kdsearch.ops import OPERATIONS as OPERATIONS
     from kdsearch.ops import apply as apply
     from kdsearch.policy import Policy as Policy
+    from kdsearch.policy import random_resized_crop as random_resized_crop
     from kdsearch.policy import trivial as trivial
     from kdsearch.report import write_report as write_report
     from kdsearch.space import SearchSpace as SearchSpace
@@ -45,19 +53,22 @@ if TYPE_CHECKING:
 
 _WHERE = {
     "analysis.compare": ["paired_differences"],
-    "analysis.frames": ["frames"],
+    "analysis.diff": ["policy_diff"],
+    "analysis.frames": ["frames", "policy_frame"],
     "analysis.regions": ["regions"],
-    "data": ["ArrayData", "digits", "shuffled"],
+    "analysis.sheet": ["policy_sheet"],
+    "data": ["ArrayData", "digits", "load_images", "photographs", "shuffled"],
     "disagreement": ["Probe"],
     "distill": ["Distiller", "Phase", "PolicySteps", "evaluate"],
     "errors": ["KdsearchError"],
     "export": ["export_policy"],
+    "fixed": ["FixedTransform", "trivial_augment_wide"],
     "job": ["Result", "search"],
     "losses": ["LOSSES", "Loss", "soft_targets"],
     "models": ["Normalised", "small_convnet"],
     "objectives": ["OBJECTIVES"],
     "ops": ["OPERATIONS", "apply"],
-    "policy": ["Policy", "trivial"],
+    "policy": ["Policy", "random_resized_crop", "trivial"],
     "report": ["write_report"],
     "space": ["SearchSpace"],
     "spec": ["PolicySpec"],

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
-from kdsearch import catalogue
+from kdsearch import catalogue, pictures
+from kdsearch.console import policy_path, print_frame, print_table
 from kdsearch.errors import KdsearchError
+from kdsearch.pictures import Which
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,13 +28,7 @@ class Target(StrEnum):
     json = "json"
     torchvision = "torchvision"
     kornia = "kornia"
-
-
-class Which(StrEnum):
-    """The last moment of a policy's schedule, or the mean of its second half."""
-
-    final = "final"
-    average = "average"
+    albumentations = "albumentations"
 
 
 class Format(StrEnum):
@@ -90,7 +84,9 @@ def status(folder: Folder) -> None:
     row = tables["studies"].iloc[0]
     print(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
           f"of {row['budget_trials']} trials")  # fmt: skip
-    _table(tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"])
+    print_frame(
+        tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
+    )
     print(sentence(tables))
 
 
@@ -102,14 +98,14 @@ def regions(
     picture: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG file.")] = None,
 ) -> None:
     """Where teacher and student disagree, strongest first."""
-    from kdsearch.analysis.plots import sweeps
+    from kdsearch.analysis.plots import save, sweeps
     from kdsearch.analysis.regions import regions as find
 
     table = find(folder, trial)
     columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
-    _table(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
+    print_frame(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
     if picture:
-        sweeps(table).savefig(picture, dpi=130)
+        save(sweeps(table), picture)
         print(picture)
 
 
@@ -121,17 +117,25 @@ def export(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; printed otherwise.")] = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
-    from kdsearch.export import export_policy
+    from kdsearch.export import differences, export_policy, left_out
     from kdsearch.files import write_text
     from kdsearch.spec import PolicySpec
 
-    path = _best_policy(policy) if policy.is_dir() else policy
-    text = export_policy(PolicySpec.load(path), to.value, which.value)
+    spec = PolicySpec.load(policy_path(policy))
+    text = export_policy(spec, to.value, which.value)
+    for what, found in (("left out", left_out), ("differs", differences)):
+        for name, reason in found(spec, to.value, which.value).items():
+            print(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
     if output is None:
         print(text, end="")
     else:
         write_text(output, text)
         print(output)
+
+
+app.command()(pictures.sheet)
+app.command()(pictures.diff)
+app.command()(pictures.trajectory)
 
 
 @app.command()
@@ -165,8 +169,8 @@ def spaces() -> None:
     from kdsearch.space import SearchSpace
 
     loaded = [SearchSpace.load(name) for name in catalogue.names("search_spaces")]
-    _print(["space", "operations", "searched", "summary"],
-           [[s.name, str(len(s.limits)), ", ".join(s.ranges), s.summary] for s in loaded])  # fmt: skip
+    print_table(["space", "operations", "searched", "summary"],
+                [[s.name, str(len(s.limits)), ", ".join(s.ranges), s.summary] for s in loaded])  # fmt: skip
 
 
 @app.command()
@@ -178,7 +182,7 @@ def studies() -> None:
     for name in catalogue.names("studies"):
         text = catalogue.find("studies", name).read_text(encoding="utf-8")
         rows.append([name, (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]])
-    _print(["study", "what it is"], rows)
+    print_table(["study", "what it is"], rows)
 
 
 @app.command()
@@ -198,10 +202,13 @@ def operations() -> None:
             "±" if op.signed else "",
             str(op.channels),
             op.gradient,
+            op.reference,
         ]
         for op in OPERATIONS.values()
     ]
-    _print(["operation", "unit of the magnitude", "limit", "hard", "sign", "channels", "range"], rows)
+    print_table(
+        ["operation", "unit of the magnitude", "limit", "hard", "sign", "channels", "gradient", "meaning after"], rows
+    )
 
 
 @app.command()
@@ -229,37 +236,6 @@ def copy(
             if kind == "studies"
             else f"{path}: name it as a study's space"
         )
-
-
-def _table(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-def]
-    rows = [[_cell(value) for value in row] for row in frame[columns].itertuples(index=False)]
-    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
-    _print([columns[i] for i in used], [[row[i] for i in used] for row in rows])
-
-
-def _cell(value: object) -> str:
-    if str(value) in ("None", "nan", "<NA>"):
-        return ""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _print(columns: list[str], rows: list[list[str]]) -> None:
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*row)
-    console = Console(highlight=False)
-    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
-
-
-def _best_policy(folder: Path) -> Path:
-    from kdsearch.analysis.frames import frames
-
-    best = frames(folder)["studies"]["best_trial"].dropna()
-    if best.empty:
-        raise KdsearchError(f"{folder}: no trial has finished, so there is no policy to export")
-    return folder / "trials" / f"{best.iloc[0]:04d}" / "policy.json"
 
 
 def _typed() -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data import MapStyle, in_order
+from kdsearch.fixed import FixedTransform
 from kdsearch.losses import soft_targets
 from kdsearch.maths import generator, wilson
 from kdsearch.ops import OPERATIONS, apply
@@ -17,7 +18,7 @@ from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, outputs, still
 from kdsearch.values import Draw, Outputs
 
-Drawing = Callable[[int, torch.Generator], Draw | None]  # how many images, random -> what happens to them
+Look = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
 BINS = 5  # of an operation's limit
 REMEMBERED = 20_000_000  # numbers of teacher outputs kept between trials, 80 MB
 
@@ -75,6 +76,7 @@ class Probe:
 
     Args:
         limits: Of the operations to sweep, in their units; None without a magnitude.
+        fill: Where geometry finds no pixel.
     """
 
     def __init__(
@@ -84,39 +86,43 @@ class Probe:
         task: Classification,
         limits: Mapping[str, float | None],
         *,
+        fill: str = "zero",
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.teacher, self.data, self.task, self.limits = teacher, data, task, limits
+        self.teacher, self.data, self.task, self.limits, self.fill = teacher, data, task, limits, fill
         self.seed, self.device = seed, device
         self._remembered: dict[str, Tensor] = {}
         self._room = REMEMBERED
 
     @torch.no_grad()
-    def report(self, student: nn.Module, policy: Policy | None) -> DisagreementReport:
+    def report(self, student: nn.Module, policy: Policy | FixedTransform | None) -> DisagreementReport:
         """Compare a student with the teacher; nothing of either changes."""
         with still(student):
-            clean = self._see(student, "clean", lambda size, random: None)
+            clean = self._see(student, "clean", lambda images, random: images)
             regions = [self._region("clean", clean), *self._classes("clean", clean)]
             if policy:
-                seen = self._see(student, None, policy.draw)
+                seen = self._see(
+                    student,
+                    None,
+                    lambda images, random: policy.augment(policy.draw(len(images), random), images).images,
+                )
                 regions += [self._region("policy", seen), *self._classes("policy", seen)]
             for name, limit in self.limits.items():
                 for low, high in _edges(limit):
-                    draw = partial(one_operation, name, low=low or 0.0, high=high or 0.0)
-                    seen = self._see(student, f"{name} {low}", draw)
+                    look = partial(_swept, name, low or 0.0, high or 0.0, self.fill)
+                    seen = self._see(student, f"{name} {low}", look)
                     regions.append(self._region("operation", seen, operation=name, low=low, high=high))
         return DisagreementReport(tuple(regions))
 
-    def _see(self, student: nn.Module, key: str | None, draw: Drawing) -> _Seen:
+    def _see(self, student: nn.Module, key: str | None, look: Look) -> _Seen:
         """Run both networks over all images; with a `key` the teacher's answers are kept for the next student."""
         random, parts, answers = generator(self.seed, "probe", key or "policy"), [], []
         known = self._remembered.get(key or "")
         start = 0
         for batch in in_order(self.data, 256):
             batch = batch.to(self.device)
-            drawn = draw(len(batch), random)
-            images = apply(drawn, batch.images).images if drawn else batch.images
+            images = look(batch.images, random)
             if known is None:
                 teacher = self.teacher(images)
                 answers.append(teacher.logits.cpu())
@@ -170,7 +176,9 @@ class Probe:
         )
 
 
-def one_operation(name: str, size: int, random: torch.Generator, *, low: float, high: float) -> Draw:
+def one_operation(
+    name: str, size: int, random: torch.Generator, *, low: float, high: float, fill: str = "zero"
+) -> Draw:
     """A draw in which every image gets one operation, its magnitude uniform on [low, high], its sign random."""
     op = OPERATIONS[name]
     u = torch.rand(size, 1, 1 + op.uniforms, generator=random, dtype=torch.float64)
@@ -184,7 +192,12 @@ def one_operation(name: str, size: int, random: torch.Generator, *, low: float, 
         uniforms=u,
         magnitudes=signs * (low + (high - low) * u[..., 0]),
         seeds=torch.randint(-(2**63), 2**63 - 1, (size,), generator=random),
+        fill=fill,
     )
+
+
+def _swept(name: str, low: float, high: float, fill: str, images: Tensor, random: torch.Generator) -> Tensor:
+    return apply(one_operation(name, len(images), random, low=low, high=high, fill=fill), images).images
 
 
 def _edges(limit: float | None) -> list[tuple[float | None, float | None]]:

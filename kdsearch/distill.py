@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.data import MapStyle, in_order, shuffled
 from kdsearch.errors import Diverged
+from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
 from kdsearch.maths import derive_seed, generator
 from kdsearch.objectives import TST, objective
@@ -92,7 +93,7 @@ class Distiller:
         self,
         teacher: Teacher,
         student: nn.Module,
-        policy: Policy | None,
+        policy: Policy | FixedTransform | None,
         task: Classification,
         *,
         optimizer: OptimizerFactory = adamw,
@@ -116,7 +117,7 @@ class Distiller:
         schedule = LambdaLR(self.optimizer, lambda step: _learning_rate(step, total))
         every = phase.policy_steps
         policy_optimizer = None
-        if every and self.policy:
+        if every and isinstance(self.policy, Policy):
             policy_optimizer = Adam(self.policy.parameters(), lr=every.learning_rate)
             if every.floor is not None and self.clean_loss is None:
                 self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
@@ -162,7 +163,9 @@ class Distiller:
         """
         self.student.train()
         with torch.no_grad():
-            view = apply(self.policy.draw(len(batch), random), batch.images).images if self.policy else batch.images
+            view = batch.images
+            if self.policy:
+                view = self.policy.augment(self.policy.draw(len(batch), random), batch.images).images
             images = torch.cat([batch.images, view])
             teacher = self.teacher(images)
         student = outputs(self.student, images, "student")
@@ -183,7 +186,7 @@ class Distiller:
         Returns:
             (4,) mean objective, teacher accuracy, violation of the floor in nats, and 1, on the host.
         """
-        assert self.policy is not None
+        assert isinstance(self.policy, Policy)
         draw = self.policy.draw(len(batch), random)
         view = apply(draw, batch.images, self.policy.magnitudes(draw))
         target = self.task.follow(batch.target, view.matrix)

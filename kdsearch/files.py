@@ -9,10 +9,15 @@ from kdsearch.errors import KdsearchError
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file in one step: readers see the old content or the new one."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one."""
     partial = path.with_name(path.name + ".partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_bytes(content)
         os.replace(partial, path)
     except OSError as error:
         raise KdsearchError(f"cannot write {path}: {error.strerror}") from None

@@ -22,19 +22,10 @@ def generator(*parts: int | str) -> torch.Generator:
     return torch.Generator().manual_seed(derive_seed(*parts))
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _signed(x: int) -> int:
-    return x - (1 << 64) if x >= 1 << 63 else x
-
-
 def normal_field(seeds: Tensor, count: int) -> Tensor:
     """Standard normal numbers that depend on a seed and a position alone, hence the same in any batch on any device.
 
-    SplitMix64 of (seed, position), then Box-Muller.
+    Each pair comes by Box-Muller from two 32-bit hashes of its position, keyed by the two halves of the mixed seed.
 
     Args:
         seeds: (B,) int64.
@@ -43,20 +34,37 @@ def normal_field(seeds: Tensor, count: int) -> Tensor:
         (B, count) float32.
 
     Reference:
-        Steele et al., Fast splittable pseudorandom number generators, OOPSLA 2014
+        Wellons, Prospecting for hash functions, 2018 (the 32-bit mixer); Steele et al., Fast splittable pseudorandom
+        number generators, OOPSLA 2014 (the mixer of seeds)
 
     >>> a = normal_field(torch.tensor([1, 2]), 5)
     >>> bool((a[1:] == normal_field(torch.tensor([2]), 5)).all())
     True
     """
-    position = torch.arange(1, count + 1, device=seeds.device)
-    z = seeds[:, None] + position * _signed(0x9E3779B97F4A7C15)
-    z = (z ^ _shift(z, 30)) * _signed(0xBF58476D1CE4E5B9)
-    z = (z ^ _shift(z, 27)) * _signed(0x94D049BB133111EB)
-    z = z ^ _shift(z, 31)
-    radius = (_shift(z, 40).float() + 0.5) / (1 << 24)
-    angle = (z & 0xFFFFFF).float() / (1 << 24)
-    return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
+    key = seeds + _signed(0x9E3779B97F4A7C15)
+    key = (key ^ _shift(key, 30)) * _signed(0xBF58476D1CE4E5B9)
+    key = (key ^ _shift(key, 27)) * _signed(0x94D049BB133111EB)
+    key = key ^ _shift(key, 31)
+    pair = torch.arange(1, (count + 1) // 2 + 1, device=seeds.device, dtype=torch.int32) * _signed(0x9E3779B9, 32)
+    radius = _hash(pair + key.to(torch.int32)[:, None]).add_(0.5).div_(1 << 24).log_().mul_(-2).sqrt_()
+    angle = _hash(~pair + _shift(key, 32).to(torch.int32)[:, None]).mul_(2 * math.pi / (1 << 24))
+    return torch.view_as_real(torch.complex(radius * angle.cos(), radius * angle.sin())).flatten(1)[:, :count]
+
+
+def _hash(x: Tensor) -> Tensor:
+    """24 bits of a mixed int32, as whole float32 numbers; x is written over."""
+    x.bitwise_xor_(_shift(x, 16, 32)).mul_(0x21F0AAAD)
+    x.bitwise_xor_(_shift(x, 15, 32)).mul_(0x735A2D97)
+    return _shift(x.bitwise_xor_(_shift(x, 15, 32)), 8, 32).float()
+
+
+def _shift(x: Tensor, bits: int, size: int = 64) -> Tensor:
+    """Logical right shift of integers of `size` bits."""
+    return (x >> bits).bitwise_and_((1 << (size - bits)) - 1)
+
+
+def _signed(x: int, size: int = 64) -> int:
+    return x - (1 << size) if x >= 1 << (size - 1) else x
 
 
 def bernoulli_kl(p: Tensor, q: Tensor | float) -> Tensor:

@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from kdsearch.errors import problems, unknown
 from kdsearch.maths import bernoulli_kl
-from kdsearch.ops import OPERATIONS, apply
+from kdsearch.ops import FILLS, OPERATIONS, apply
 from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
-from kdsearch.values import Draw
+from kdsearch.values import Draw, View
 
 LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
 
@@ -29,6 +29,7 @@ class Policy(nn.Module):
         operations_per_image: n.
         probability: Where every probability starts, and the centre of its prior.
         extent: Where every `high / limit` starts, and the centre of its prior.
+        fill: What stands where geometry finds no pixel: zero, mean (of each channel of the image) or reflect.
 
     >>> policy = Policy({"rotate": 30.0, "invert": None}, operations_per_image=1)
     >>> draw = policy.draw(4, torch.Generator().manual_seed(0))
@@ -43,21 +44,25 @@ class Policy(nn.Module):
         *,
         probability: float = 0.5,
         extent: float = 0.5,
+        fill: str = "zero",
     ) -> None:
         super().__init__()
         given = dict(limits) if isinstance(limits, Mapping) else dict.fromkeys(limits)
-        _check(given, operations_per_image, probability, extent)
+        _check(given, operations_per_image, probability, extent, fill)
         self.operations = tuple(name for name in OPERATIONS if name in given)
         self.operations_per_image = operations_per_image
+        self.fill = fill
         self.prior = (probability, extent)
         ops = [OPERATIONS[name] for name in self.operations]
         limit = [given[op.name] or op.limit or 0.0 for op in ops]
         self.limit: Tensor
+        self.signed: Tensor
         self.learned: Tensor
         self.fixed_high: Tensor
         self.fixed_low: Tensor
         self.register_buffer("limit", torch.tensor(limit, dtype=torch.float64))  # (S,), 0 without a magnitude
-        learned = torch.tensor([i for i, op in enumerate(ops) if op.gradient == "pathwise"], dtype=torch.int64)
+        self.register_buffer("signed", torch.tensor([op.signed for op in ops]), persistent=False)  # (S,) bool
+        learned = torch.tensor([i for i, op in enumerate(ops) if op.range == "pathwise"], dtype=torch.int64)
         self.register_buffer("learned", learned)  # (R,), which ranges have a gradient
         self.register_buffer("fixed_high", self.limit * extent)
         self.register_buffer("fixed_low", self.fixed_high * torch.tensor(LOW_START).double().sigmoid())
@@ -85,19 +90,16 @@ class Policy(nn.Module):
     @torch.no_grad()
     def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:
         """Decide what happens to each of `size` images; `generator` is a CPU generator."""
-        n, ops = self.operations_per_image, [OPERATIONS[name] for name in self.operations]
-        order = torch.rand(size, len(ops), generator=generator, dtype=torch.float64)
-        chosen = order.argsort(1)[:, :n].sort(1).values
-        gate = torch.rand(size, n, generator=generator, dtype=torch.float64)
-        sign = torch.rand(size, n, generator=generator, dtype=torch.float64)
-        uniforms = 1 + max(op.uniforms for op in ops)
-        u = torch.rand(size, n, uniforms, generator=generator, dtype=torch.float64)
+        n, extra = self.operations_per_image, max(OPERATIONS[name].uniforms for name in self.operations)
+        order = torch.rand(size, len(self.operations), generator=generator)
+        chosen = order.topk(n, dim=1, sorted=False).indices.sort(1).values
+        u = torch.rand(size, n, 3 + extra, generator=generator, dtype=torch.float64)  # gate, sign, magnitude and more
         seeds = torch.randint(-(2**63), 2**63 - 1, (size,), generator=generator)
-        signed = torch.tensor([op.signed for op in ops])
-        signs = torch.where(signed[chosen] & (sign < 0.5), -1.0, 1.0).double()
-        gates = gate < self.probability.cpu()[chosen]
+        signs = torch.where(self.signed.cpu()[chosen] & (u[..., 1] < 0.5), -1.0, 1.0).double()
+        gates = u[..., 0] < self.probability.cpu()[chosen]
+        u = u[..., 2:].contiguous()
         magnitudes = _magnitudes(chosen, signs, u, *(v.cpu() for v in self.ranges()))
-        return Draw(self.operations, chosen, gates, signs, u, magnitudes, seeds)
+        return Draw(self.operations, chosen, gates, signs, u, magnitudes, seeds, self.fill)
 
     def magnitudes(self, draw: Draw) -> Tensor:
         """The magnitudes of a draw under the live parameters, (B, n), with their gradient."""
@@ -119,9 +121,13 @@ class Policy(nn.Module):
         width = bernoulli_kl(self.b.sigmoid(), torch.tensor(LOW_START, dtype=torch.float64).sigmoid()).sum()
         return (gates + extent + width) * self.operations_per_image / len(self.operations)
 
+    def augment(self, draw: Draw, images: Tensor) -> View:
+        """Carry out a draw on images (B, C, H, W): `kdsearch.apply`."""
+        return apply(draw, images)
+
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Augmented images in training mode, the same images in evaluation mode."""
-        return apply(self.draw(len(images), generator), images).images if self.training else images
+        return self.augment(self.draw(len(images), generator), images).images if self.training else images
 
     @torch.no_grad()
     def snapshot(self, progress: float) -> Snapshot:
@@ -139,11 +145,12 @@ class Policy(nn.Module):
     ) -> PolicySpec:
         """The policy as a value. Without a `schedule` its only moment is now."""
         operations = {
-            name: Limits(unit=OPERATIONS[name].unit, limit=limit or None, range=OPERATIONS[name].gradient)  # type: ignore[arg-type]
+            name: Limits(unit=OPERATIONS[name].unit, limit=limit or None, range=OPERATIONS[name].range)
             for name, limit in zip(self.operations, self.limit.tolist(), strict=True)
         }
         return PolicySpec(
             operations_per_image=self.operations_per_image,
+            fill=self.fill,  # type: ignore[arg-type]
             operations=operations,
             schedule=tuple(schedule) or (self.snapshot(1.0),),
             provenance=dict(provenance or {}),
@@ -152,7 +159,8 @@ class Policy(nn.Module):
     @classmethod
     def from_spec(cls, spec: PolicySpec, which: str = "final") -> Self:
         """A policy at the numbers of a spec, `final` or `average`; all its ranges are held as they are."""
-        policy = cls({name: limits.limit for name, limits in spec.operations.items()}, spec.operations_per_image)
+        limits = {name: operation.limit for name, operation in spec.operations.items()}
+        policy = cls(limits, spec.operations_per_image, fill=spec.fill)
         settings = [spec.which(which)[name] for name in policy.operations]
         with torch.no_grad():
             policy.logit.copy_(torch.logit(torch.tensor([s.probability for s in settings], dtype=torch.float64)))
@@ -163,16 +171,34 @@ class Policy(nn.Module):
         return policy
 
 
-def trivial(limits: Mapping[str, float | None] | Sequence[str]) -> Policy:
+def trivial(limits: Mapping[str, float | None] | Sequence[str], *, fill: str = "zero") -> Policy:
     """One operation per image, always applied, magnitudes uniform over the full range.
 
     Reference:
         Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation, ICCV 2021
     """
-    start = Policy(limits, 1)
+    start = Policy(limits, 1, fill=fill)
     settings = {
         name: Setting(probability=1.0, low=0.0 if limit else None, high=limit or None)
         for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
+    }
+    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+
+def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
+    """Scale and both translations together, always: what a random resized crop does, out of the operations there are.
+
+    Content is enlarged to at most `1 / side` of its size and moved by as much as a crop of that size could be. Unlike a
+    crop it is also made smaller, as often, and moved whatever its size; the fill stands where nothing comes from.
+
+    Args:
+        side: The smallest crop, as a fraction of the side; over .527, the hard range of the scale.
+    """
+    most = 1 / side - 1
+    start = Policy({"scale": most, "translate_x": most / 2, "translate_y": most / 2}, 3, fill=fill)
+    settings = {
+        name: Setting(probability=1.0, low=0.0, high=high)
+        for name, high in zip(start.operations, start.limit.tolist(), strict=True)
     }
     return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
 
@@ -182,8 +208,8 @@ def _magnitudes(chosen: Tensor, signs: Tensor, uniforms: Tensor, low: Tensor, hi
     return signs * (low + (high - low) * uniforms[..., 0])
 
 
-def _check(limits: Mapping[str, float | None], n: int, probability: float, extent: float) -> None:
-    found = []
+def _check(limits: Mapping[str, float | None], n: int, probability: float, extent: float, fill: str) -> None:
+    found = [] if fill in FILLS else [unknown("fill", fill, FILLS)]
     for name, limit in limits.items():
         op = OPERATIONS.get(name)
         if op is None:

@@ -80,7 +80,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
             f"study {study.name}: the teacher is right on {accuracy:.1%} of search-validation, chance is {chance:.1%}; "
             "likely reasons: other class order, missing normalisation (kdsearch.Normalised), or weights not loaded"
         )
-    probe = Probe(teacher, study.search_validation, task, space.limits, seed=study.seed, device=device)
+    probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
     ready = Ready(study, task, teacher, space, clean, probe, device)
     return Checked(ready, dropped, accuracy, *_estimate(ready, first["train"].to(device)))
 
@@ -135,7 +135,7 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[s
     """Operations that these images do not feel: their mean change at the limit is under 1/255."""
     found = {}
     for name, limit in limits.items():
-        if OPERATIONS[name].channels > images.shape[1]:
+        if not OPERATIONS[name].suits(images.shape[1]):
             found[name] = f"needs {OPERATIONS[name].channels} channels"
             continue
         draw = one_operation(name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0)

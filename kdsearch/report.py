@@ -4,7 +4,6 @@ import base64
 import io
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
@@ -12,8 +11,10 @@ from matplotlib.figure import Figure
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import paired_differences, sentence
 from kdsearch.analysis.frames import frames
-from kdsearch.errors import KdsearchError
+from kdsearch.analysis.sheet import policy_sheet
+from kdsearch.data import load_images
 from kdsearch.files import write_text
+from kdsearch.spec import PolicySpec
 
 
 def write_report(folder: Path | str, *, images: bool = True) -> Path:
@@ -43,9 +44,9 @@ def write_report(folder: Path | str, *, images: bool = True) -> Path:
         pictures["trajectory"] = _png(plots.trajectory(policies))
         pictures["sweeps"] = _png(plots.sweeps(regions))
         if images:
-            samples = _samples(folder / "trials" / f"{best:04d}" / "samples.npz")
-            pictures["sheet"] = _png(plots.policy_sheet(samples, final))
-            pictures["drawn"] = _png(plots.drawn_sheet(samples))
+            trial = folder / "trials" / f"{best:04d}"
+            spec = PolicySpec.load(trial / "policy.json")
+            pictures["sheet"] = _png(policy_sheet(spec, load_images(trial / "samples.npz")))
     page = _PAGE.get_template("report.html").render(
         study=tables["studies"].iloc[0].to_dict(),
         sentence=sentence(tables),
@@ -88,14 +89,6 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
 
 def _number(value: float) -> str:
     return f"{value:.3g}"
-
-
-def _samples(path: Path) -> dict[str, np.ndarray]:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError) as error:
-        raise KdsearchError(f"cannot read {path}: {error}") from None
 
 
 def _png(figure: Figure) -> str:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kdsearch.catalogue import find
 from kdsearch.errors import KdsearchError, problems, unknown
-from kdsearch.ops import OPERATIONS
+from kdsearch.ops import FILLS, OPERATIONS
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -55,6 +55,7 @@ class _Operation(BaseModel):
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     summary: str = ""
+    fill: str = "zero"
     policy: dict[str, Range | Number]
     operations: dict[str, _Operation]
 
@@ -67,6 +68,7 @@ class SearchSpace:
     summary: str
     numbers: Mapping[str, Range | float]  # of Settings: a range for the search, or held fixed
     limits: Mapping[str, float | None]  # of operations, in their units; None without a magnitude
+    fill: str = "zero"  # where geometry finds no pixel: zero, mean or reflect
 
     @property
     def ranges(self) -> dict[str, Range]:
@@ -99,7 +101,7 @@ class SearchSpace:
     def fingerprint(self) -> dict[str, Any]:
         """What of the space fixes a trial, as plain values."""
         numbers = {name: v.model_dump() if isinstance(v, Range) else v for name, v in self.numbers.items()}
-        return {"numbers": numbers, "limits": dict(self.limits)}
+        return {"numbers": numbers, "limits": dict(self.limits), "fill": self.fill}
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -117,11 +119,12 @@ class SearchSpace:
             file = _File.model_validate(data)
         except ValidationError as error:
             raise problems(str(path), sorted({_line(dict(e)) for e in error.errors()})) from None
-        found = [*_wrong_numbers(file), *_wrong_operations(file)]
+        found = [] if file.fill in FILLS else [f"[fill] {unknown('fill', file.fill, FILLS)}"]
+        found += [*_wrong_numbers(file), *_wrong_operations(file)]
         if found:
             raise problems(str(path), found)
         limits = {op.name: file.operations[op.name].limit or op.limit for op in _ops(file.operations)}
-        return cls(path.stem, file.summary, file.policy, limits)
+        return cls(path.stem, file.summary, file.policy, limits, file.fill)
 
 
 def _ops(names: Iterable[str]) -> list[Any]:
@@ -163,7 +166,9 @@ def _line(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         field = str(error["loc"][-1])
         known = (
-            ["limit"] if error["loc"][0] == "operations" else [*Range.model_fields, "summary", "policy", "operations"]
+            ["limit"]
+            if error["loc"][0] == "operations"
+            else [*Range.model_fields, "summary", "fill", "policy", "operations"]
         )
         return f"[{where}] {unknown('field', field, known)}"
     if error["type"] == "value_error":

@@ -56,6 +56,7 @@ class PolicySpec(_Frozen):
     format: Literal["kdsearch-policy"] = "kdsearch-policy"
     version: Literal[1] = 1
     operations_per_image: Annotated[int, Field(ge=1)]
+    fill: Literal["zero", "mean", "reflect"] = "zero"  # where geometry finds no pixel
     operations: dict[str, Limits]
     schedule: Annotated[tuple[Snapshot, ...], Field(min_length=1, max_length=16, strict=False)]
     provenance: dict[str, str | int | Finite | None] = Field(default_factory=dict)
@@ -197,3 +198,57 @@ def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if repeated:
         raise ValueError(f"repeated key {', '.join(repeated)}")
     return dict(pairs)
+
+
+_DESCRIPTIONS: Mapping[tuple[str, str], str] = {
+    ("PolicySpec", "format"): "Says that this is a policy file.",
+    ("PolicySpec", "version"): "Of the format; a reader refuses versions it does not know.",
+    ("PolicySpec", "operations_per_image"): "How many operations an image draws; at most as many as there are.",
+    ("PolicySpec", "fill"): "What stands where geometry finds no pixel: zeros, the mean of each channel of the image, "
+    "or the image mirrored at its edge, the edge repeated.",
+    ("PolicySpec", "operations"): "The operations of the policy by name. Each moment has settings for these and no "
+    "others.",
+    ("PolicySpec", "schedule"): "Moments of training, the last one the final policy; progress does not go back.",
+    ("PolicySpec", "provenance"): "Where the policy comes from, in words and numbers. Nothing reads it.",
+    ("Limits", "unit"): "Unit of the magnitude; empty for an operation without one.",
+    ("Limits", "limit"): "Largest magnitude, in the unit; null for an operation without a magnitude.",
+    ("Limits", "range"): "How low and high came about: learned through the pixels, held fixed, or there is none.",
+    ("Setting", "probability"): "That the operation is applied once drawn.",
+    ("Setting", "low"): "Smallest magnitude, in the operation's unit; null without a magnitude.",
+    ("Setting", "high"): "Largest magnitude, in the operation's unit, from low to limit; null without a magnitude.",
+    ("Snapshot", "progress"): "Share of the student's steps done.",
+    ("Snapshot", "settings"): "How each operation of the policy is drawn, by name.",
+}
+
+
+def schema() -> dict[str, Any]:
+    """The JSON Schema of policy files: every policy that is read satisfies it.
+
+    What it cannot say, reading checks beside: that settings are those of the operations, and low <= high <= limit.
+    """
+    data = PolicySpec.model_json_schema()
+    parts = {"PolicySpec": data, **data["$defs"]}
+    for (part, field), description in _DESCRIPTIONS.items():
+        parts[part]["properties"][field]["description"] = description
+    data["required"] = ["format", "version", *data["required"]]
+    operations, settings = data["properties"]["operations"], parts["Snapshot"]["properties"]["settings"]
+    operations["minProperties"] = 1
+    for table in (operations, settings):
+        table["propertyNames"] = {"enum": list(OPERATIONS)}
+        table["additionalProperties"] = False
+        table["properties"] = {}
+    for name, op in OPERATIONS.items():
+        most = {"type": "null"} if op.hard is None else {"type": "number", "maximum": op.hard}
+        sign = " of random sign" if op.signed else ""
+        operations["properties"][name] = {
+            "$ref": "#/$defs/Limits",
+            "description": f"Magnitude{sign} in: {op.unit}." if op.unit else "Has no magnitude.",
+            "properties": {"unit": {"const": op.unit}, "limit": most},
+        }
+        settings["properties"][name] = {
+            "$ref": "#/$defs/Setting",
+            "properties": {"low": most, "high": most},
+            "required": [] if op.hard is None else ["low", "high"],
+        }
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:kdsearch:policy:1"}
+    return {**about, **data, "title": "A policy file of kdsearch"}

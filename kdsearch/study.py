@@ -12,26 +12,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from kdsearch.catalogue import find
 from kdsearch.data import MapStyle, in_order
-from kdsearch.disagreement import DisagreementReport, Probe, one_operation
+from kdsearch.disagreement import DisagreementReport, Probe
 from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, PolicySteps, adamw
 from kdsearch.errors import KdsearchError
 from kdsearch.files import make_folder, write_json, write_text
+from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES, Loss
-from kdsearch.maths import derive_seed, generator
+from kdsearch.maths import derive_seed
 from kdsearch.objectives import TST
-from kdsearch.ops import apply
 from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
-from kdsearch.spec import PolicySpec, Snapshot
+from kdsearch.spec import Snapshot
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher
 
 REFERENCES = ("identity", "trivial", "start")
-SHOWN = 4  # images in the pictures of a policy
+SHOWN = 4  # images kept for the pictures of a policy
 MOMENTS = 16  # of a policy's schedule, at most
 
 
@@ -98,13 +98,13 @@ class Ready:
 
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""
-        return Policy(self.space.limits, settings.operations_per_image)
+        return Policy(self.space.limits, settings.operations_per_image, fill=self.space.fill)
 
     def reference(self, name: str, settings: Settings) -> Policy | None:
         """The policy of a reference, never learned: none, TrivialAugment's rule, or the policy at its start."""
         if name == "identity":
             return None
-        return trivial(self.space.limits) if name == "trivial" else self.policy(settings)
+        return trivial(self.space.limits, fill=self.space.fill) if name == "trivial" else self.policy(settings)
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(
@@ -135,7 +135,7 @@ def run_trial(
     ready: Ready,
     folder: Path | None,
     *,
-    policy: Policy | None,
+    policy: Policy | FixedTransform | None,
     policy_steps: PolicySteps | None = None,
     seed: int = 0,
     provenance: Mapping[str, str | int | float | None] | None = None,
@@ -144,8 +144,9 @@ def run_trial(
     """Train one fresh student with one policy.
 
     Args:
-        folder: Where records, policy, student and pictures go; None keeps nothing and looks for no disagreement.
-        policy: Of the second view; None for a second view identical to the first.
+        folder: Where records, policy, student and a few images go; None keeps nothing and looks for no disagreement.
+        policy: Of the second view; None for a second view identical to the first. A fixed transform leaves no
+            policy.json and no pictures.
         policy_steps: How the policy learns meanwhile; None holds it as it is.
         seed: Of the student's start, the batches and the draws.
         on_record: Told each epoch; an exception from it ends the run.
@@ -167,13 +168,13 @@ def run_trial(
         seed=seed,
         clean_loss=ready.clean_loss,
     )
-    schedule = [policy.snapshot(0.0)] if policy else []
+    schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     lines: list[str] = []
     if folder:
         make_folder(folder)
         (folder / "result.json").unlink(missing_ok=True)
     for record in distiller.run(ready.phase(policy_steps), study.train, study.search_validation):
-        if policy:
+        if isinstance(policy, Policy):
             schedule.append(policy.snapshot(record.progress))
         if folder:
             lines.append(json.dumps({k: None if v != v else v for k, v in asdict(record).items()}))
@@ -189,7 +190,7 @@ def _keep(
     ready: Ready,
     folder: Path,
     outcome: Outcome,
-    policy: Policy | None,
+    policy: Policy | FixedTransform | None,
     schedule: list[Snapshot],
     provenance: Mapping[str, str | int | float | None],
 ) -> Outcome:
@@ -199,42 +200,15 @@ def _keep(
     save_file({k: v.contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors")
     report = ready.probe.report(outcome.student, policy)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
-    if policy:
+    if isinstance(policy, Policy):
         spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
         write_text(folder / "policy.json", spec.to_json())
-        np.savez_compressed(folder / "samples.npz", **pictures(ready, spec))  # type: ignore[arg-type]
+        images = next(in_order(ready.study.train, SHOWN)).images  # what the pictures of the policy show
+        shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
+        np.savez_compressed(folder / "samples.npz", original=shown.numpy())
     seconds = outcome.seconds + time.perf_counter() - start
     write_json(folder / "result.json", {"value": outcome.value, "value_se": outcome.value_se, "seconds": seconds})
     return Outcome(outcome.value, outcome.value_se, seconds, report, outcome.student)
-
-
-def pictures(ready: Ready, spec: PolicySpec) -> dict[str, np.ndarray]:
-    """Small uint8 pictures of a policy on the first training images: the originals, draws, each operation alone.
-
-    Returns:
-        `original` (4, H, W, C); `drawn` (4, 6, H, W, C); `sheet` (S, 4, 3, H, W, C), at the low end, the middle and the
-        high end of each range, gate open; `operations` (S,) names.
-    """
-    images = next(in_order(ready.study.train, SHOWN)).images
-    policy, random = Policy.from_spec(spec), generator(ready.study.seed, "pictures")
-    drawn = [apply(policy.draw(len(images), random), images).images for _ in range(6)]
-    sheet = []
-    for name in policy.operations:
-        setting = spec.final[name]
-        low, high = setting.low or 0.0, setting.high or 0.0
-        ends = [one_operation(name, len(images), random, low=m, high=m) for m in (low, (low + high) / 2, high)]
-        sheet.append(torch.stack([apply(draw, images).images for draw in ends], 1))
-    return {
-        "original": _uint8(images),
-        "drawn": _uint8(torch.stack(drawn, 1)),
-        "sheet": _uint8(torch.stack(sheet)),
-        "operations": np.array(policy.operations),
-    }
-
-
-def _uint8(images: Tensor) -> np.ndarray:
-    """(..., C, H, W) in [0, 1] -> (..., H, W, C) uint8."""
-    return (images.movedim(-3, -1).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _thin(schedule: list[Snapshot]) -> list[Snapshot]:

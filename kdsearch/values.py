@@ -4,7 +4,7 @@ B images of a batch, C channels, H W height and width, K classes, S operations o
 Class axis is 1; the axes after it are space. Images are float in [0, 1], before any normalisation.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import NamedTuple, Self
 
 import torch
@@ -41,21 +41,22 @@ class Draw:
     them again from the uniforms and the live parameters, so that they carry a gradient.
     """
 
-    operations: tuple[str, ...]  # S names; `chosen` points into it
-    chosen: Tensor  # (B, n) int64
+    operations: tuple[str, ...]  # S names in table order; `chosen` points into it
+    chosen: Tensor  # (B, n) int64, ascending
     gates: Tensor  # (B, n) bool: is the drawn operation applied?
     signs: Tensor  # (B, n) float64, +1 or -1; +1 where the operation is not signed
     uniforms: Tensor  # (B, n, 1 + extra) float64 in [0, 1): first the one behind the magnitude
     magnitudes: Tensor  # (B, n) float64, signed, in the operation's unit; 0 where it has no magnitude
     seeds: Tensor  # (B,) int64, of the noise fields
+    fill: str = "zero"  # where the warp finds no pixel: zero, mean or reflect
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def rows(self, index: Tensor) -> Self:
         """The draws of some images, in the order given by `index` (b,)."""
-        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "operations"}
-        return type(self)(operations=self.operations, **parts)
+        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("operations", "fill")}
+        return replace(self, **parts)
 
 
 class View(NamedTuple):

@@ -45,7 +45,9 @@ def images(request: pytest.FixtureRequest) -> Tensor:
 def force() -> Force:
     """A draw in which every image has the given operations, in place of a policy's choice."""
 
-    def forced(magnitudes: Mapping[str, float | Tensor], size: int, *, gates: bool = True, seed: int = 0) -> Draw:
+    def forced(
+        magnitudes: Mapping[str, float | Tensor], size: int, *, gates: bool = True, seed: int = 0, fill: str = "zero"
+    ) -> Draw:
         random = generator("forced", seed)
         names = tuple(name for name in OPERATIONS if name in magnitudes)
         m = [torch.as_tensor(magnitudes[name], dtype=torch.float64).expand(size) for name in names]
@@ -54,9 +56,10 @@ def force() -> Force:
             chosen=torch.arange(len(names)).repeat(size, 1),
             gates=torch.full((size, len(names)), gates),
             signs=torch.ones(size, len(names), dtype=torch.float64),
-            uniforms=torch.rand(size, len(names), 3, generator=random, dtype=torch.float64),
+            uniforms=torch.rand(size, len(names), 9, generator=random, dtype=torch.float64),
             magnitudes=torch.stack(m, 1),
             seeds=torch.randint(-(2**63), 2**63 - 1, (size,), generator=random),
+            fill=fill,
         )
 
     return forced

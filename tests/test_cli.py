@@ -10,6 +10,7 @@ import pytest
 
 from kdsearch import catalogue
 from kdsearch.cli import app
+from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
@@ -71,8 +72,10 @@ def test_what_is_shipped_is_listed(name, kdsearch):
 
 
 def test_operations_are_listed_with_unit_and_limits(kdsearch):
-    row = next(line for line in kdsearch("operations").splitlines() if line.startswith("rotate"))
-    assert row.split() == ["rotate", "degrees", "30", "180", "±", "1", "pathwise"]
+    lines = kdsearch("operations").splitlines()
+    row = next(line for line in lines if line.startswith("rotate"))
+    assert row.split()[:7] == ["rotate", "degrees", "30", "180", "±", "1", "exact"] and "AutoAugment" in row
+    assert len(lines) - 1 == len(OPERATIONS) >= 24
 
 
 @pytest.mark.parametrize(

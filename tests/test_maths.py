@@ -36,12 +36,21 @@ def test_a_normal_field_is_normal_along_positions_and_along_seeds() -> None:
     assert correlation.abs().max() < 5 / 20_000**0.5
 
 
-def test_a_normal_field_is_made_of_the_published_splitmix64() -> None:
-    """The first two outputs of the reference implementation for the seed 1234567."""
-    for i, bits in enumerate((6457827717110365317, 3203168211198807973)):
-        radius, angle = ((bits >> 40) + 0.5) / 2**24, (bits & 0xFFFFFF) / 2**24
-        expected = math.sqrt(-2 * math.log(radius)) * math.cos(2 * math.pi * angle)
-        assert normal_field(torch.tensor([1234567]), 2)[0, i].item() == pytest.approx(expected, abs=1e-4)
+def test_a_normal_field_is_made_of_the_published_hashes() -> None:
+    """SplitMix64's first output for the seed 1234567 keys the two 32-bit hashes, here in whole numbers of Python."""
+
+    def hashed(x: int) -> int:
+        for shift, factor in ((16, 0x21F0AAAD), (15, 0x735A2D97), (15, 1)):
+            x = ((x ^ (x >> shift)) * factor) & 0xFFFFFFFF
+        return x >> 8
+
+    key = 6457827717110365317
+    for i in (0, 1, 7):
+        pair = (i // 2 + 1) * 0x9E3779B9 & 0xFFFFFFFF
+        radius = (hashed((pair + key) & 0xFFFFFFFF) + 0.5) / 2**24
+        angle = 2 * math.pi * hashed(((pair ^ 0xFFFFFFFF) + (key >> 32)) & 0xFFFFFFFF) / 2**24
+        expected = math.sqrt(-2 * math.log(radius)) * (math.sin if i % 2 else math.cos)(angle)
+        assert normal_field(torch.tensor([1234567]), 9)[0, i].item() == pytest.approx(expected, abs=1e-4)
 
 
 def test_a_normal_field_depends_on_its_own_seed_and_position_alone() -> None:

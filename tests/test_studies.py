@@ -2,6 +2,7 @@
 
 import tomllib
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,7 @@ def test_torn_teacher_weights_are_named(digits, tmp_path):
 def test_operations_without_effect_on_gray_images_are_dropped_with_the_reason(digits):
     checked, _ = digits
     assert checked.dropped == {"saturation": "needs 3 channels"}
-    assert set(checked.ready.space.limits) == set(OPERATIONS) - {"saturation"}
+    assert set(checked.ready.space.limits) == set(SearchSpace.load("default").limits) - {"saturation"}
 
 
 def test_an_operation_that_changes_nothing_is_dropped(digits):
@@ -75,8 +76,28 @@ def test_shipped_spaces_load_and_have_defaults_in_their_ranges(name):
         assert r.low <= getattr(settings, number) <= r.high
 
 
-def test_the_default_space_has_every_operation_at_its_default_limit():
-    assert SearchSpace.load("default").limits == {op.name: op.limit for op in OPERATIONS.values()}
+def test_shipped_spaces_stay_at_the_default_limits_and_the_widest_has_all():
+    everything = {op.name: op.limit for op in OPERATIONS.values()}
+    assert SearchSpace.load("wide").limits == everything
+    assert SearchSpace.load("wide").fill == "reflect"
+    default = SearchSpace.load("default")
+    assert default.limits == {name: everything[name] for name in default.limits}
+    assert len(default.limits) == 17 and default.fill == "zero"
+
+
+def test_the_fill_of_a_space_reaches_policies_and_sweeps(tiny_study, tmp_path):
+    path = tmp_path / "mine.toml"
+    text = catalogue.find("search_spaces", "geometric").read_text()
+    path.write_text('fill = "reflect"\n' + text)
+    space = SearchSpace.load(str(path))
+    assert space.fill == "reflect" and space.fingerprint()["fill"] == "reflect"
+    ready = preflight(replace(tiny_study, space=str(path)), tmp_path).ready
+    policies = [ready.policy(space.settings()), ready.reference("trivial", space.settings())]
+    assert {policy.fill for policy in policies} == {ready.probe.fill} == {"reflect"}
+    assert policies[0].freeze().fill == "reflect" and policies[0].draw(2).fill == "reflect"
+    path.write_text('fill = "reflct"\n' + text)
+    with pytest.raises(KdsearchError, match="unknown fill 'reflct'; did you mean 'reflect'"):
+        SearchSpace.load(str(path))
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def _read(folder: Path) -> dict[str, Rows]:
         rows["trials"].append({**key, **_trial(trial, result, best)})
         rows["params"] += [{**key, **row} for row in (_params(trial) if trial else [])]
         rows["epochs"] += [{**key, **row} for row in _epochs(path / "epochs.jsonl")]
-        rows["policies"] += [{**key, **row} for row in _policy(path / "policy.json")]
+        rows["policies"] += [{**key, **row} for row in _policy_file(path / "policy.json")]
         rows["regions"] += [{**key, **row} for row in _regions(path / "regions.json")]
     if (folder / "confirmation.json").is_file():
         kept = read_json(folder / "confirmation.json")["rows"]
@@ -171,10 +171,13 @@ def _epochs(path: Path) -> Rows:
         raise KdsearchError(f"cannot read {path}: {error}") from None
 
 
-def _policy(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    spec, rows = PolicySpec.load(path), []
+def policy_frame(spec: PolicySpec) -> pd.DataFrame:
+    """One policy as the frame `policies`; `study`, `run` and `trial` are missing."""
+    return frame("policies", _policy(spec))
+
+
+def _policy(spec: PolicySpec) -> Rows:
+    rows = []
     share = spec.operations_per_image / len(spec.operations)
     for i, moment in enumerate(spec.schedule):
         for name, setting in moment.settings.items():
@@ -190,6 +193,10 @@ def _policy(path: Path) -> Rows:
                 }
             )
     return rows
+
+
+def _policy_file(path: Path) -> Rows:
+    return _policy(PolicySpec.load(path)) if path.is_file() else []
 
 
 def _regions(path: Path) -> Rows:

@@ -1,14 +1,23 @@
-"""Pictures of a run folder: each takes frames or arrays, each gives a matplotlib figure."""
+"""Pictures of runs and policies: each takes frames, each gives a matplotlib figure."""
 
+import io
+import textwrap
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
+from kdsearch.errors import KdsearchError
+from kdsearch.files import write_bytes
+from kdsearch.ops import OPERATIONS
+
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
+LONGEST_NAME = 40  # letters of a policy's name in a legend
 Frames = Mapping[str, pd.DataFrame]
 
 
@@ -69,12 +78,18 @@ def curves(tables: Frames) -> Figure:
 
 
 def trajectory(policies: pd.DataFrame) -> Figure:
-    """Probability and range of each operation over training, one panel an operation; the start as a dotted line."""
+    """Probability and range of each operation over training, one panel an operation; the start as a dotted line.
+
+    Args:
+        policies: The rows of one policy in the frame `policies`.
+    """
     names = list(dict.fromkeys(policies["operation"]))
     figure, grid = _panels(len(names))
     for axes, name in zip(grid, names, strict=True):
         rows = policies[policies["operation"] == name]
-        axes.plot(rows["progress"], rows["probability"], color=ALONE, lw=2)
+        last = rows.iloc[-1]
+        ends = [f"probability {last['probability']:.2f} at the end"]
+        axes.plot(rows["progress"], rows["probability"], color=ALONE, lw=2, clip_on=False, zorder=3)
         axes.axhline(rows["probability"].iloc[0], color=GRAY, lw=0.8, ls=":")
         if rows["limit"].notna().any():
             axes.fill_between(
@@ -85,9 +100,13 @@ def trajectory(policies: pd.DataFrame) -> Figure:
                 color=TEACHER,
                 lw=0,
             )
-        axes.set_title(name + (" (range fixed)" if (rows["range"] == "fixed").any() else ""), fontsize=9)
+            fixed = " (fixed)" if last["range"] == "fixed" else ""
+            ends += textwrap.wrap(span(name, last["low"], last["high"], last["unit"]) + fixed, 36)
+        axes.set_title(name, fontsize=9, pad=34, loc="left")
+        axes.annotate("\n".join(ends), (0, 1), (0, 29), "axes fraction", "offset points", fontsize=6.5, va="top")
         axes.set_ylim(0, 1)
         axes.set_xlim(0, 1)
+    figure.text(0.5, 0.06 / figure.get_size_inches()[1], "share of the training done", fontsize=8, ha="center")
     _legend(figure, [("probability", ALONE), ("range of the magnitude / limit", TEACHER)])
     return figure
 
@@ -107,7 +126,7 @@ def sweeps(regions: pd.DataFrame) -> Figure:
         bounds = [rate - part["teacher_only_low"], part["teacher_only_high"] - rate]
         axes.errorbar(x, rate, np.clip(bounds, 0, None), fmt="s-", color=ALONE, ms=3, lw=1)
         axes.set_title(name, fontsize=9)
-        axes.set_xlabel("" if whole else str(part["unit"].iloc[0]), fontsize=7)
+        axes.set_xlabel("" if whole else textwrap.fill(str(part["unit"].iloc[0]), 32), fontsize=7)
         axes.set_ylim(0, 1.02)
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         if whole:
@@ -118,48 +137,65 @@ def sweeps(regions: pd.DataFrame) -> Figure:
     return figure
 
 
-def policy_sheet(samples: Mapping[str, np.ndarray], final: pd.DataFrame) -> Figure:
-    """Original and augmented images side by side: each operation at the low end, middle and high end of its range."""
-    final = final.set_index("operation")
-    names = [str(name) for name in samples["operations"]]
-    order = sorted(range(len(names)), key=lambda i: -final.loc[names[i], "probability"])
-    shown = range(min(2, len(samples["original"])))
-    rows = [[tile for k in shown for tile in (samples["original"][k], *samples["sheet"][i, k])] for i in order]
-    labels = []
-    for i in order:
-        numbers = final.loc[names[i]]
-        span = (
-            f"{numbers['low']:.2g} to {numbers['high']:.2g} {_short(numbers['unit'])}" if numbers["limit"] > 0 else ""
-        )
-        labels.append(f"{names[i]}  p {numbers['probability']:.2f}, rate {numbers['rate']:.2f}\n{span}".strip())
-    return _tiles(rows, labels, ["original", "low", "middle", "high"] * len(shown))
-
-
-def drawn_sheet(samples: Mapping[str, np.ndarray]) -> Figure:
-    """Original images, each beside six draws of the whole policy."""
-    rows = [[image, *draws] for image, draws in zip(samples["original"], samples["drawn"], strict=True)]
-    return _tiles(rows, [""] * len(rows), ["original", *(["drawn"] * samples["drawn"].shape[1])])
-
-
-def _tiles(rows: list[list[np.ndarray]], labels: list[str], titles: list[str], gap: float = 0.08) -> Figure:
-    """A table of images (H, W, C) uint8 as one picture, its rows labelled on the left and its columns above."""
-    height, width, channels = rows[0][0].shape
-    dy, dx = height + max(1, round(gap * height)), width + max(1, round(gap * width))
-    sheet = np.full((dy * len(rows), dx * len(titles), 3), 255, dtype=np.uint8)
-    for y, row in enumerate(rows):
-        for x, tile in enumerate(row):
-            sheet[dy * y : dy * y + height, dx * x : dx * x + width] = tile if channels == 3 else tile.repeat(3, -1)
-    left = 2.4 if any(labels) else 0.1
-    inches = (left + 0.7 * len(titles), 0.3 + 0.7 * dy / dx * len(rows))
-    figure = Figure(figsize=inches)
-    axes = figure.add_axes((left / inches[0], 0, 1 - left / inches[0], 1 - 0.3 / inches[1]))
-    axes.imshow(sheet, interpolation="nearest", aspect="auto")
-    axes.set_yticks([dy * y + height / 2 for y in range(len(rows))], labels, fontsize=7)
-    axes.set_xticks([dx * x + width / 2 for x in range(len(titles))], titles, fontsize=7)
-    axes.xaxis.tick_top()
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> Figure:
+    """Two policies: the probability of each operation, and its range as a share of the limit; largest change first."""
+    height = 0.3 * len(diff) + 1.0
+    figure = Figure(figsize=(9, height))
+    chance, reach = figure.subplots(1, 2, sharey=True)
+    figure.subplots_adjust(0.15, 0.35 / height, 0.98, 1 - 0.6 / height, wspace=0.1)
+    sides = (("a", TEACHER, "o", -0.14), ("b", STUDENT, "s", 0.14))
+    for y, row in enumerate(diff.to_dict("records")):
+        probabilities = {side: row[f"probability_{side}"] for side in ("a", "b")}  # NaN without the operation
+        chance.plot([0.0 if p != p else p for p in probabilities.values()], [y, y], color="#bbbbbb", lw=2, zorder=1)
+        for side, color, marker, shift in sides:
+            has = not np.isnan(probabilities[side])
+            how = {"marker": marker, "zorder": 2} if has else {"marker": "x", "zorder": 3}
+            chance.plot(probabilities[side] if has else 0, y, color=color, ms=6, alpha=0.9, **how)
+            ends = [row[f"{end}_{side}"] / row["limit"] for end in ("low", "high")]
+            strength = 1.0 if probabilities[side] else 0.3
+            reach.plot(ends, [y + shift] * 2, marker=marker, color=color, lw=2.5, ms=3.5, alpha=strength)
+        if np.isnan(row["limit"]):
+            reach.annotate("no magnitude", (0.5, y), fontsize=7, color=GRAY, va="center", ha="center")
+    chance.set_yticks(range(len(diff)), diff["operation"])
+    chance.set_ylim(len(diff) - 0.5, -0.5)
+    for axes, title in ((chance, "probability once drawn"), (reach, "range of the magnitude / limit")):
+        axes.set_xlim(-0.01, 1.01)
+        axes.set_title(title, fontsize=9)
+        axes.tick_params(labelsize=8, length=0, pad=6)
+        axes.grid(color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+    short = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in names]
+    marks = [(name, color, marker) for (_, color, marker, _), name in zip(sides, short, strict=True)]
+    if diff["only_in"].notna().any():
+        marks.append(("does not have the operation", GRAY, "x"))
+    handles = [Line2D([], [], color=color, marker=marker, ls="", label=label) for label, color, marker in marks]
+    figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8, frameon=False)
     return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as what the name of the file ends in, such as .png or .pdf.
+
+    Raises:
+        KdsearchError: another suffix, or a file that cannot be written.
+    """
+    kinds = sorted(figure.canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise KdsearchError(f"{path}: a picture's name ends in .{', .'.join(kinds)}; got {path.suffix!r}")
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
+    write_bytes(path, content.getvalue())
+
+
+def span(operation: str, low: float, high: float, unit: str) -> str:
+    """A range in words, such as "±2.1 to 17 degrees"."""
+    return f"{'±' if OPERATIONS[operation].signed else ''}{number(low)} to {number(high)} {unit}"
+
+
+def number(value: float) -> str:
+    """At most three digits, two of a small one."""
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -170,11 +206,12 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 
 
 def _panels(count: int, columns: int = 5) -> tuple[Figure, list[Axes]]:
+    columns = min(columns, max(2, count))
     rows = max(1, -(-count // columns))
-    height = 1.9 * rows + 0.4
-    figure = Figure(figsize=(11, height))
+    width, height = 2.2 * columns, 2.1 * rows + 0.5
+    figure = Figure(figsize=(width, height))
     grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    figure.subplots_adjust(0.04, 0.35 / height, 0.99, 1 - 0.7 / height, wspace=0.3, hspace=0.65)
+    figure.subplots_adjust(0.44 / width, 0.45 / height, 1 - 0.11 / width, 1 - 0.9 / height, wspace=0.3, hspace=0.8)
     for axes in grid:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
@@ -184,7 +221,3 @@ def _panels(count: int, columns: int = 5) -> tuple[Figure, list[Axes]]:
 def _legend(figure: Figure, entries: list[tuple[str, str]]) -> None:
     handles = [figure.axes[0].plot([], [], color=color, lw=3, label=label)[0] for label, color in entries]
     figure.legend(handles=handles, loc="upper center", ncols=len(entries), fontsize=8, frameon=False)
-
-
-def _short(unit: str) -> str:
-    return unit if len(unit) < 24 else unit.split(" of ")[0]

@@ -3,24 +3,52 @@
 from collections.abc import Callable, Mapping
 
 from kdsearch.errors import KdsearchError, unknown
-from kdsearch.export import json, kornia, torchvision
+from kdsearch.export import albumentations, json, kornia, torchvision
+from kdsearch.export.source import applied
 from kdsearch.spec import PolicySpec
 
-__all__ = ["EXPORTERS", "export_policy"]
+__all__ = ["EXPORTERS", "differences", "export_policy", "left_out"]
 
 EXPORTERS: Mapping[str, Callable[[PolicySpec, str], str]] = {
+    "albumentations": albumentations.source,
     "json": json.source,
     "kornia": kornia.source,
     "torchvision": torchvision.source,
 }
+_LEFT_OUT: Mapping[str, Mapping[str, str]] = {"albumentations": albumentations.LEFT_OUT}
+_DIFFERENCES: Mapping[str, Callable[[PolicySpec, str], dict[str, str]]] = {"albumentations": albumentations.differences}
 
 
 def export_policy(spec: PolicySpec, to: str, which: str = "final") -> str:
     """The text of a file that holds the `final` or the `average` policy of a spec.
 
     Raises:
+        KdsearchError: unknown export target, unknown part of a policy, or nothing of it can be expressed there.
+    """
+    return EXPORTERS[_target(to)](spec, which)
+
+
+def left_out(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
+    """The operations that can happen but that the target cannot express, and why.
+
+    Raises:
         KdsearchError: unknown export target, or unknown part of a policy.
     """
+    reasons = _LEFT_OUT.get(_target(to), {})
+    return {name: reasons[name] for name in applied(spec, which) if name in reasons}
+
+
+def differences(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
+    """The operations that can happen and are exported, but give other pixels or numbers than here, and how.
+
+    Raises:
+        KdsearchError: unknown export target, or unknown part of a policy.
+    """
+    described = _DIFFERENCES.get(_target(to))
+    return described(spec, which) if described else {}
+
+
+def _target(to: str) -> str:
     if to not in EXPORTERS:
         raise KdsearchError(unknown("export target", to, EXPORTERS))
-    return EXPORTERS[to](spec, which)
+    return to

@@ -1,13 +1,15 @@
 """Export as a module for kornia: one Python file, called on a batch, each image with a draw of its own.
 
 Kornia's functions are used where they mean what ours do; where not, plain torch. Measured on kornia 0.9: its brightness
-adds, its contrast and saturation clamp, its posterize counts levels in 255ths and is up to a whole level off, its
-equalize bins by floor(255 x) where torchvision bins by floor(255.999 x).
+adds, its contrast, saturation and channel shift clamp, its nearest to autocontrast makes constant channels black, its
+posterize counts levels in 255ths and is up to a whole level off, its equalize bins by floor(255 x) where torchvision
+bins by floor(255.999 x).
 """
 
-from kdsearch.export.source import applied, functions, header
-from kdsearch.ops import OPERATIONS
-from kdsearch.ops.photometric import LINEAR
+from string import Template
+
+from kdsearch.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.ops import LINEAR, OPERATIONS
 from kdsearch.spec import PolicySpec
 
 _TITLE = "An augmentation policy for kornia, found by kdsearch. It needs torch and kornia, not kdsearch."
@@ -23,88 +25,85 @@ _IMPORTS = {
 }
 
 _FUNCTIONS = {
+    "luma": '''
+def luma(x):
+    """Gray values: ITU-R 601 as torchvision rounds it, the mean of the channels where they are not RGB."""
+    if x.shape[-3] != 3:
+        return x.mean(-3, keepdim=True)
+    return kornia.color.rgb_to_grayscale(x, x.new_tensor([0.2989, 0.587, 0.114]))
+''',
+    "hue": '''
+def hue(x, m, u):
+    """m of the colour circle; kornia counts in radians."""
+    return kornia.enhance.adjust_hue(x, 2 * torch.pi * m.flatten()) if x.shape[-3] == 3 else x
+''',
+    "gamma": """
+def gamma(x, m, u):
+    return kornia.enhance.adjust_gamma(x, 1 + m.flatten())
+""",
+    "autocontrast": '''
+def autocontrast(x, m, u):
+    """Each channel stretched to [0, 1]; a constant one stays, kornia's normalize_min_max would make it black."""
+    low, high = x.amin((-2, -1), keepdim=True), x.amax((-2, -1), keepdim=True)
+    return torch.where(low == high, x, (x - low) / (high - low))
+''',
     "equalize": '''
-def equalize(x, m, at):
+def equalize(x, m, u):
     """On torchvision's 256 levels; kornia's own bins are others, so it is given values just above the levels."""
     return kornia.enhance.equalize(((x * 255.999).floor() + 1e-3) / 255)
 ''',
     "solarize": """
-def solarize(x, m, at):
+def solarize(x, m, u):
     return kornia.enhance.solarize(x, thresholds=1 - m.flatten())
 """,
     "posterize": '''
-def posterize(x, m, at):
+def posterize(x, m, u):
     """m of 8 bits dropped, with torchvision's levels k / 2**bits; kornia's are k * 2**(8 - bits) / 255."""
     levels = 2 ** (8 - m.round())
     return (x * levels).floor().clamp(max=levels - 1) / levels
 ''',
     "invert": """
-def invert(x, m, at):
+def invert(x, m, u):
     return kornia.enhance.invert(x)
 """,
     "sharpness": """
-def sharpness(x, m, at):
+def sharpness(x, m, u):
     return kornia.enhance.sharpness(x, 1 + m.flatten()) if min(x.shape[-2:]) >= 3 else x
 """,
-}
-
-_MATRICES = {
-    "horizontal_flip": """
-def horizontal_flip(matrix, m, height, width):
-    matrix[:, 0, 0] = -1
-""",
-    "scale": """
-def scale(matrix, m, height, width):
-    matrix[:, 0, 0] = matrix[:, 1, 1] = 1 + m
-""",
-    "shear_x": """
-def shear_x(matrix, m, height, width):
-    matrix[:, 0, 1] = -m
-""",
-    "shear_y": """
-def shear_y(matrix, m, height, width):
-    matrix[:, 1, 0] = -m
-""",
-    "rotate": '''
-def rotate(matrix, m, height, width):
-    """Clockwise, in degrees."""
-    matrix[:, 0, 0] = matrix[:, 1, 1] = torch.deg2rad(m).cos()
-    matrix[:, 0, 1], matrix[:, 1, 0] = -torch.deg2rad(m).sin(), torch.deg2rad(m).sin()
+    "gaussian_blur": '''
+def gaussian_blur(x, m, u):
+    """Over 9 pixels to each side, fewer in an image that has fewer to mirror; a deviation of 1e-3 changes nothing."""
+    sides = [min(19, 2 * side - 1) for side in x.shape[-2:]]
+    return kornia.filters.gaussian_blur2d(x, sides, m.view(-1, 1).clamp(min=1e-3).expand(-1, 2))
 ''',
-    "translate_x": """
-def translate_x(matrix, m, height, width):
-    matrix[:, 0, 2] = m * width
-""",
-    "translate_y": """
-def translate_y(matrix, m, height, width):
-    matrix[:, 1, 2] = m * height
-""",
 }
-_MATRIX_COMMENT = """
 
-# Where pixels go, relative to the image centre (x right, y down), each function on identities (b, 3, 3).
-"""
-_WARP = '''
+_WARP = Template('''
 
 def warp(images, decisions):
-    """Geometry: each image's maps multiplied into one, in the order of the table."""
+    """Geometry: each image's maps multiplied into one, in the order of the table, and one warp, in place."""
     height, width = images.shape[-2:]
     matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
     for name, function in GEOMETRY.items():
         if name in decisions:
-            rows, m, _ = decisions[name]
+            rows, m, u = decisions[name]
             step = torch.eye(3, dtype=torch.float64).repeat(len(rows), 1, 1)
-            function(step, m, height, width)
+            function(step, m, u, height, width)
             matrix[rows] = step @ matrix[rows]
     rows = (matrix != torch.eye(3)).any(2).any(1).nonzero()[:, 0]
     if len(rows):
         centre = torch.eye(3, dtype=torch.float64)
         centre[:2, 2] = torch.tensor([(width - 1) / 2, (height - 1) / 2])
-        matrix = (centre @ matrix[rows] @ centre.inverse())[:, :2].to(images.device, images.dtype)
+        matrix = (centre @ matrix[rows] @ centre.inverse()).to(images)
         rows = rows.to(images.device)
-        # With kornia's default align_corners=True an image of one row or column comes out wrong.
-        images[rows] = kornia.geometry.transform.warp_affine(images[rows], matrix, (height, width), align_corners=False)
-'''
+        x = images[rows]
+$before        # With kornia's default align_corners=True an image of one row or column comes out wrong.
+        x = kornia.geometry.transform.$function(
+            $arguments, (height, width), padding_mode="$padding", align_corners=False
+        )
+        images[rows] = $after
+''')
+_MEAN_LINE = "        mean = x.mean((2, 3), keepdim=True)  # around x - mean zeros stand for the mean\n"
 
 _CHANGE = '''
 
@@ -113,14 +112,15 @@ def change(images, decisions, table):
     changed = []
     for name, function in table.items():
         if name in decisions:
-            rows, m, at = decisions[name]
-            rows, m, at = rows.to(images.device), m.to(images), at.to(images)
-            images[rows] = function(images[rows], m.view(-1, 1, 1, 1), at.view(2, -1, 1, 1, 1))
+            rows, m, u = decisions[name]
+            rows = rows.to(images.device)
+            m, *u = (numbers.to(images).view(-1, 1, 1, 1) for numbers in (m, *u))
+            images[rows] = function(images[rows], m, u)
             changed.append(rows)
     return torch.cat(changed) if changed else []
 '''
 
-_CLASS = '''
+_CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments a batch (B, C, H, W), float in [0, 1], on any device; draws are made on the host."""
@@ -135,25 +135,25 @@ class Policy(nn.Module):
     def draw(self, size):
         """What happens to `size` images.
 
-        By name: the rows of the images it happens to (b,), their magnitudes (b,), and positions (2, b): y and x as
-        fractions of the sides.
+        By name: the rows of the images it happens to (b,), their magnitudes (b,), and the random numbers that the
+        operation needs beside, (b,) each.
         """
         decisions = {}
         chosen = torch.rand(size, len(OPERATIONS)).argsort(1).argsort(1) < OPERATIONS_PER_IMAGE
         for i, (name, (probability, low, high, signed)) in enumerate(OPERATIONS.items()):
             rows = (chosen[:, i] & (torch.rand(size) < probability)).nonzero()[:, 0]
             if len(rows):
-                u, sign, y, x = torch.rand(4, len(rows), dtype=torch.float64)
-                magnitudes = low + (high - low) * u
+                place, sign, *u = torch.rand($count, len(rows), dtype=torch.float64)
+                magnitudes = low + (high - low) * place
                 if signed:
                     magnitudes = torch.where(sign < 0.5, -magnitudes, magnitudes)
-                decisions[name] = (rows, magnitudes, torch.stack([y, x]))
+                decisions[name] = (rows, magnitudes, u)
         return decisions
 
     def apply(self, images, decisions):
         """The images after `decisions` such as `draw` makes; the batch given stays as it is."""
         images = images.clone()
-'''
+''')
 _LINEAR_LINES = """        rows = change(images, decisions, LINEAR)
         if len(rows):
             images[rows] = images[rows].clamp(0, 1)
@@ -163,18 +163,28 @@ _LINEAR_LINES = """        rows = change(images, decisions, LINEAR)
 def source(spec: PolicySpec, which: str) -> str:
     """The text of a file that defines `policy`, an `nn.Module`."""
     names = applied(spec, which)
-    moves = [name for name in names if OPERATIONS[name].matrix]
-    body, steps = "", ""
-    if moves:
-        body += _MATRIX_COMMENT + "\n\n".join(_MATRICES[name].lstrip("\n") for name in moves)
-        body += "\n\nGEOMETRY = {\n" + "".join(f'    "{name}": {name},\n' for name in moves) + "}\n" + _WARP
+    table, count = uniforms(names, 2)
+    steps = ""
+    if any(OPERATIONS[name].matrix for name in names):
         steps += "        warp(images, decisions)\n"
-    body += functions(names, _FUNCTIONS)
-    if any(OPERATIONS[name].pixels for name in names):
-        body += _CHANGE
     if any(name in LINEAR for name in names):
         steps += _LINEAR_LINES
-    if any(OPERATIONS[name].pixels and name not in LINEAR for name in names):
+    if any(OPERATIONS[name].pixels for name in names):
         steps += "        change(images, decisions, PIXELS)\n"
-    body += _CLASS + steps + "        return images\n\n\npolicy = Policy()\n"
+    body = table + geometry(names, _warp(names, spec.fill)) + functions(names, _FUNCTIONS)
+    if "change(" in steps:
+        body += _CHANGE
+    body += _CLASS.substitute(count=count) + steps + "        return images\n\n\npolicy = Policy()\n"
     return header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
+
+
+def _warp(names: list[str], fill: str) -> str:
+    """The function `warp`, for perspective only where there is some."""
+    whole, mean = "perspective" in names, fill == "mean"
+    return _WARP.substitute(
+        function="warp_perspective" if whole else "warp_affine",
+        arguments=("x - mean" if mean else "x") + (", matrix" if whole else ", matrix[:, :2]"),
+        padding="reflection" if fill == "reflect" else "zeros",
+        before=_MEAN_LINE if mean else "",
+        after="(x + mean).clamp(0, 1)  # rounding may leave it" if mean else "x",
+    )

@@ -4,20 +4,18 @@ A file is put together from literal pieces, one per operation it applies. Nothin
 names out of `OPERATIONS` and numbers; provenance, which anyone may have written, stands quoted in comments.
 """
 
+import textwrap
 from collections.abc import Mapping
 from string import Template
 
-from kdsearch.ops import OPERATIONS
-from kdsearch.ops.photometric import LINEAR
+from kdsearch.ops import LINEAR, OPERATIONS
 from kdsearch.spec import PolicySpec
 
 WIDTH = 120
 
 _HEADER = Template('''"""$title
 
-Each image draws $n of the $total operations below without replacement, each with the same chance. A drawn operation is
-applied with its probability; its magnitude is uniform on [low, high], its sign random where it is signed. Geometry
-comes first, as one warp (bilinear, zeros where nothing comes from), then operations on pixels, in the table's order.
+$drawn
 
 $usage
 
@@ -34,49 +32,121 @@ OPERATIONS = {  # in the order of application, name: (probability once drawn, lo
 $table
 }
 ''')
+_DRAWN = Template(
+    "Each image draws $n of the $total operations below without replacement, each with the same chance. A drawn "
+    "operation is applied with its probability; its magnitude is uniform on [low, high], its sign random where it is "
+    "signed. Operations come in the table's order$geometry."
+)
+_FILL = {
+    "zero": "zeros where nothing comes from",
+    "mean": "the mean of each channel where nothing comes from",
+    "reflect": "mirrored at the edge where nothing comes from",
+}
 
-# Each function works on one image (C, H, W) with plain numbers and on images (b, C, H, W) with a number per image.
-_SHARED: Mapping[str, str] = {
-    "gray": '''
-def gray(x):
-    """Luma of colour images (ITU-R 601, as torchvision rounds it), the mean of the channels of others."""
-    if x.shape[-3] != 3:
-        return x.mean(-3, keepdim=True)
-    red, green, blue = x.split(1, -3)
-    return 0.2989 * red + 0.587 * green + 0.114 * blue
+# Each function works on one identity (3, 3) and on identities (b, 3, 3), with magnitudes and numbers per image.
+_MATRICES: Mapping[str, str] = {
+    "horizontal_flip": """
+def horizontal_flip(matrix, m, u, height, width):
+    matrix[..., 0, 0] = -1
+""",
+    "vertical_flip": """
+def vertical_flip(matrix, m, u, height, width):
+    matrix[..., 1, 1] = -1
+""",
+    "scale": """
+def scale(matrix, m, u, height, width):
+    matrix[..., 0, 0] = matrix[..., 1, 1] = 1 + m
+""",
+    "shear_x": """
+def shear_x(matrix, m, u, height, width):
+    matrix[..., 0, 1] = -m
+""",
+    "shear_y": """
+def shear_y(matrix, m, u, height, width):
+    matrix[..., 1, 0] = -m
+""",
+    "rotate": '''
+def rotate(matrix, m, u, height, width):
+    """Clockwise, in degrees."""
+    matrix[..., 0, 0] = matrix[..., 1, 1] = torch.deg2rad(m).cos()
+    matrix[..., 0, 1], matrix[..., 1, 0] = -torch.deg2rad(m).sin(), torch.deg2rad(m).sin()
 ''',
+    "translate_x": """
+def translate_x(matrix, m, u, height, width):
+    matrix[..., 0, 2] = m * width
+""",
+    "translate_y": """
+def translate_y(matrix, m, u, height, width):
+    matrix[..., 1, 2] = m * height
+""",
+    "perspective": '''
+def perspective(matrix, m, u, height, width):
+    """Each corner moves inwards, along each side by m times a number of its own.
+
+    The map of the unit square to a quadrilateral: Heckbert, Fundamentals of texture mapping and image warping, 1989.
+    """
+    x0, y0, x1, y1, x2, y2, x3, y3 = (m * number for number in u)  # top left, then clockwise
+    x1, x2, y2, y3 = 1 - x1, 1 - x2, 1 - y2, 1 - y3
+    dx1, dx2, sx = x1 - x2, x3 - x2, x0 - x1 + x2 - x3
+    dy1, dy2, sy = y1 - y2, y3 - y2, y0 - y1 + y2 - y3
+    area = dx1 * dy2 - dx2 * dy1
+    g, h = (sx * dy2 - dx2 * sy) / area, (dx1 * sy - sx * dy1) / area
+    matrix[..., 0, 0], matrix[..., 0, 1], matrix[..., 0, 2] = x1 - x0 + g * x1, x3 - x0 + h * x3, x0
+    matrix[..., 1, 0], matrix[..., 1, 1], matrix[..., 1, 2] = y1 - y0 + g * y1, y3 - y0 + h * y3, y0
+    matrix[..., 2, 0], matrix[..., 2, 1] = g, h
+    pixels = matrix.new_tensor([[width, 0, -width / 2], [0, height, -height / 2], [0, 0, 1]])
+    matrix[:] = pixels @ matrix @ pixels.inverse()
+''',
+}
+_MATRICES_COMMENT = """
+
+# Where pixels go, relative to the image centre (x right, y down): each function fills in identities, by magnitude m and
+# random numbers u, uniform on [0, 1)."""
+
+# Each function works on one image (C, H, W) with plain numbers and on images (b, C, H, W) with numbers per image.
+_PIXELS: Mapping[str, str] = {
     "brightness": """
-def brightness(x, m, at):
+def brightness(x, m, u):
     return x * (1 + m)
 """,
     "contrast": """
-def contrast(x, m, at):
-    mean = gray(x).mean((-3, -2, -1), keepdim=True)
+def contrast(x, m, u):
+    mean = luma(x).mean((-3, -2, -1), keepdim=True)
     return mean + (1 + m) * (x - mean)
 """,
     "saturation": """
-def saturation(x, m, at):
-    return gray(x) + (1 + m) * (x - gray(x))
+def saturation(x, m, u):
+    return luma(x) + (1 + m) * (x - luma(x)) if x.shape[-3] == 3 else x
 """,
+    "gray": """
+def gray(x, m, u):
+    return luma(x).expand_as(x) if x.shape[-3] == 3 else x
+""",
+    "channel_shift": '''
+def channel_shift(x, m, u):
+    """x + m in one channel, each as likely."""
+    channels = torch.arange(x.shape[-3], device=x.device)[:, None, None]
+    return x + m * (channels == u[0] * len(channels) // 1)
+''',
     "noise": '''
-def noise(x, m, at):
+def noise(x, m, u):
     """Gaussian noise of standard deviation m on every value."""
     return (x + m * torch.randn_like(x)).clamp(0, 1)
 ''',
     "erase": '''
-def erase(x, m, at):
-    """A rectangle of m times both sides around `at` set to 0, cut off at the border."""
+def erase(x, m, u):
+    """A rectangle of m times both sides around a random place set to 0, cut off at the border."""
     height, width = x.shape[-2:]
-    off_y = (torch.arange(height, device=x.device)[:, None] + 0.5) / height - at[0]
-    off_x = (torch.arange(width, device=x.device) + 0.5) / width - at[1]
+    off_y = (torch.arange(height, device=x.device)[:, None] + 0.5) / height - u[0]
+    off_x = (torch.arange(width, device=x.device) + 0.5) / width - u[1]
     return x.masked_fill((off_y.abs() <= m / 2) & (off_x.abs() <= m / 2), 0.0)
 ''',
 }
-_USES_GRAY = {"contrast", "saturation"}
+_USES_LUMA = {"contrast", "saturation", "gray"}
 
 _PIXELS_COMMENT = """
 
-# Operations on pixels x in [0, 1], by magnitude m; `at` is a random place (y, x), in fractions of the sides."""
+# Operations on pixels x in [0, 1], by magnitude m and random numbers u, uniform on [0, 1)."""
 _LINEAR_COMMENT = """
 
 # Linear in the pixels, not clamped one by one but once after the last of them: this is how the policy was searched.
@@ -95,27 +165,51 @@ def header(spec: PolicySpec, which: str, *, title: str, usage: str, imports: Map
     Args:
         imports: By the name that the body of the file uses; the others are left out.
     """
+    moves = any(OPERATIONS[name].matrix for name in applied(spec, which))
+    geometry = f", those of geometry as one warp (bilinear, {_FILL[spec.fill]})" if moves else ""
+    drawn = _DRAWN.substitute(n=spec.operations_per_image, total=len(spec.operations), geometry=geometry)
     return _HEADER.substitute(
         title=title,
         usage=usage,
         which=which,
+        drawn=textwrap.fill(drawn, WIDTH),
         format=spec.format,
         version=spec.version,
         n=spec.operations_per_image,
-        total=len(spec.operations),
         provenance="\n".join(_comment(*item) for item in spec.provenance.items()) or "#   none recorded",
         imports="\n".join(line for name, line in imports.items() if name in body or not line),
         table="\n".join(_row(spec, which, name) for name in OPERATIONS if name in spec.operations),
     )
 
 
+def uniforms(names: list[str], others: int) -> tuple[str, str]:
+    """How many random numbers an operation draws: a table for those that need more than the `others`, and the count.
+
+    Returns:
+        The text of the table, empty where nothing needs it, and an expression in `name`.
+    """
+    more = ", ".join(f'"{name}": {OPERATIONS[name].uniforms}' for name in names if OPERATIONS[name].uniforms)
+    if not more:
+        return "", str(others)
+    return f"UNIFORMS = {{{more}}}  # random numbers of its own, by operation\n", f"{others} + UNIFORMS.get(name, 0)"
+
+
+def geometry(names: list[str], warp: str) -> str:
+    """The matrices of the geometric operations among `names`, the table GEOMETRY that leads to them, and `warp`."""
+    moves = [name for name in names if OPERATIONS[name].matrix]
+    if not moves:
+        return ""
+    text = _MATRICES_COMMENT + "\n".join(_MATRICES[name] for name in moves)
+    return text + "\n\n" + _mapping("GEOMETRY", moves) + warp
+
+
 def functions(names: list[str], own: Mapping[str, str]) -> str:
     """The functions on pixels of the operations `names`, and the tables LINEAR and PIXELS that lead to them."""
-    pixels = [name for name in names if OPERATIONS[name].pixels]
-    needed = ["gray"] * bool(_USES_GRAY & set(pixels)) + pixels
+    pixels = [name for name in names if not OPERATIONS[name].matrix]
+    needed = ["luma"] * bool(_USES_LUMA & set(pixels)) + pixels
     if not needed:
         return ""
-    text = _PIXELS_COMMENT + "\n".join({**_SHARED, **own}[name] for name in needed)
+    text = _PIXELS_COMMENT + "\n".join({**_PIXELS, **own}[name] for name in needed)
     linear = [name for name in pixels if name in LINEAR]
     rest = [name for name in pixels if name not in LINEAR]
     if linear:

@@ -1,8 +1,14 @@
-"""Export as a transform for torchvision: one Python file, called on one image in a data loader's workers."""
+"""Export as a transform for torchvision: one Python file, called on one image in a data loader's workers.
 
-from kdsearch.export.source import applied, functions, header
-from kdsearch.ops import OPERATIONS
-from kdsearch.ops.photometric import LINEAR
+Torchvision's functions are used where they mean what ours do; where not, plain torch. Its brightness, contrast and
+saturation clamp one by one. Its affine weighs a filled border twice, knows no mirrored one and cannot be one warp with
+a perspective.
+"""
+
+from string import Template
+
+from kdsearch.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.ops import LINEAR, OPERATIONS
 from kdsearch.spec import PolicySpec
 
 _TITLE = "An augmentation policy for torchvision, found by kdsearch. It needs torch and torchvision, not kdsearch."
@@ -13,38 +19,101 @@ _USAGE = """Use, among the transforms of a data set and before any normalisation
     transform = v2.Compose([policy, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])"""
 
 _IMPORTS = {
-    "math.": "import math\n",
     "torch.": "import torch",
     "nn.": "from torch import nn",
     "tv_tensors.": "from torchvision import tv_tensors",
-    "InterpolationMode.": "from torchvision.transforms import InterpolationMode",
     "F.": "from torchvision.transforms.v2 import functional as F",
 }
 
 _FUNCTIONS = {
+    "luma": '''
+def luma(x):
+    """Gray values: ITU-R 601 of RGB, the mean of other channels."""
+    return F.rgb_to_grayscale(x) if x.shape[-3] == 3 else x.mean(-3, keepdim=True)
+''',
+    "hue": """
+def hue(x, m, u):
+    return F.adjust_hue(x, hue_factor=m) if x.shape[-3] == 3 else x
+""",
+    "gamma": """
+def gamma(x, m, u):
+    return F.adjust_gamma(x, gamma=1 + m)
+""",
+    "autocontrast": '''
+def autocontrast(x, m, u):
+    """Channels one by one, because torchvision takes no more than 1 or 3."""
+    return F.autocontrast(x[:, None])[:, 0]
+''',
     "equalize": """
-def equalize(x, m, at):
+def equalize(x, m, u):
     return F.equalize(x)
 """,
     "solarize": """
-def solarize(x, m, at):
+def solarize(x, m, u):
     return F.solarize(x, threshold=1 - m)
 """,
     "posterize": """
-def posterize(x, m, at):
+def posterize(x, m, u):
     return F.posterize(x, bits=8 - round(m))
 """,
     "invert": """
-def invert(x, m, at):
+def invert(x, m, u):
     return F.invert(x)
 """,
-    "sharpness": """
-def sharpness(x, m, at):
-    return F.adjust_sharpness(x, sharpness_factor=1 + m)
+    "sharpness": '''
+def sharpness(x, m, u):
+    """Channels one by one, because torchvision takes no more than 1 or 3."""
+    return F.adjust_sharpness(x[:, None], sharpness_factor=1 + m)[:, 0]
+''',
+    "gaussian_blur": '''
+def gaussian_blur(x, m, u):
+    """Over 9 pixels to each side, fewer in an image that has fewer to mirror; a deviation of 1e-3 changes nothing."""
+    height, width = x.shape[-2:]
+    return F.gaussian_blur(x, kernel_size=[min(19, 2 * width - 1), min(19, 2 * height - 1)], sigma=max(m, 1e-3))
+''',
+}
+
+_WARP = Template('''
+
+def warp(image, decided):
+    """Geometry: the maps of what was drawn multiplied into one, in the order of the table, and one warp."""
+    height, width = image.shape[-2:]
+    matrix = torch.eye(3, dtype=torch.float64)
+    for name, function in GEOMETRY.items():
+        if name in decided:
+            m, u = decided[name]
+            step = torch.eye(3, dtype=torch.float64)
+            function(step, torch.tensor(m, dtype=torch.float64), u, height, width)
+            matrix = step @ matrix
+    y = torch.arange(height, dtype=image.dtype)[:, None] - (height - 1) / 2
+    x = torch.arange(width, dtype=image.dtype) - (width - 1) / 2
+    # Where each pixel comes from, in halves of the sides, which is how grid_sample counts.
+    halves = torch.tensor([[2 / width], [2 / height], [1.0]], dtype=torch.float64)
+    $sources
+    grid = torch.stack($grid, 2)[None]$sampling''')
+_AFFINE = {
+    "sources": "from_x, from_y = (a * x + c + b * y for a, b, c in (halves * matrix.inverse()).to(image.dtype)[:2])",
+    "grid": "[from_x, from_y]",
+}
+_PERSPECTIVE = {
+    "sources": "from_x, from_y, depth = (a * x + c + b * y for a, b, c in (halves * matrix.inverse()).to(image.dtype))",
+    "grid": "[from_x / depth, from_y / depth]",
+}
+_SAMPLING = {
+    "zero": """
+    return nn.functional.grid_sample(image[None], grid, padding_mode="zeros", align_corners=False)[0]
+""",
+    "mean": """
+    mean = image.mean((1, 2), keepdim=True)  # around image - mean zeros stand for the mean
+    moved = nn.functional.grid_sample((image - mean)[None], grid, padding_mode="zeros", align_corners=False)[0]
+    return (moved + mean).clamp(0, 1)  # rounding may leave it
+""",
+    "reflect": """
+    return nn.functional.grid_sample(image[None], grid, padding_mode="reflection", align_corners=False)[0]
 """,
 }
 
-_CLASS = '''
+_CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments one image: PIL (L or RGB), uint8 or float in [0, 1] of shape (C, H, W); returns the same kind."""
@@ -66,25 +135,29 @@ class Policy(nn.Module):
         return tv_tensors.wrap(out, like=image)
 
     def draw(self):
-        """What happens to one image: a list of (name, magnitude, (y, x)), the last as fractions of the sides."""
+        """What happens to one image: a list of (name, magnitude, random numbers that the operation needs beside)."""
         names, decisions = list(OPERATIONS), []
         for i in sorted(torch.randperm(len(names))[:OPERATIONS_PER_IMAGE].tolist()):
-            probability, low, high, signed = OPERATIONS[names[i]]
-            gate, u, sign, y, x = torch.rand(5, dtype=torch.float64).tolist()
+            name = names[i]
+            probability, low, high, signed = OPERATIONS[name]
+            gate, place, sign, *u = torch.rand($count, dtype=torch.float64).tolist()
             if gate < probability:
-                magnitude = low + (high - low) * u
-                decisions.append((names[i], -magnitude if signed and sign < 0.5 else magnitude, (y, x)))
+                magnitude = low + (high - low) * place
+                decisions.append((name, -magnitude if signed and sign < 0.5 else magnitude, u))
         return decisions
 
     def apply(self, image, decisions):
         """The image, float in [0, 1] of shape (C, H, W), after `decisions` such as `draw` makes."""
-'''
-_LINEAR_LOOP = """        if any(name in decided for name in LINEAR):
+''')
+_WARP_LINES = """        if any(name in decided for name in GEOMETRY):
+            image = warp(image, decided)
+"""
+_LINEAR_LINES = """        if any(name in decided for name in LINEAR):
             for name, function in LINEAR.items():
                 image = function(image, *decided[name]) if name in decided else image
             image = image.clamp(0, 1)
 """
-_PIXELS_LOOP = """        for name, function in PIXELS.items():
+_PIXELS_LINES = """        for name, function in PIXELS.items():
             image = function(image, *decided[name]) if name in decided else image
 """
 
@@ -92,54 +165,17 @@ _PIXELS_LOOP = """        for name, function in PIXELS.items():
 def source(spec: PolicySpec, which: str) -> str:
     """The text of a file that defines `policy`, an `nn.Module`."""
     names = applied(spec, which)
-    steps = []
+    table, count = uniforms(names, 3)
+    steps = ""
     if names:
-        steps.append("        decided = {name: (magnitude, at) for name, magnitude, at in decisions}\n")
+        steps += "        decided = {name: (magnitude, u) for name, magnitude, u in decisions}\n"
     if any(OPERATIONS[name].matrix for name in names):
-        steps.append("        image = warp(image, {name: magnitude for name, (magnitude, _) in decided.items()})\n")
+        steps += _WARP_LINES
     if any(name in LINEAR for name in names):
-        steps.append(_LINEAR_LOOP)
-    if any(OPERATIONS[name].pixels and name not in LINEAR for name in names):
-        steps.append(_PIXELS_LOOP)
-    body = _warp(names) + functions(names, _FUNCTIONS) + _CLASS + "".join(steps) + "        return image\n"
-    body += "\n\npolicy = Policy()\n"
+        steps += _LINEAR_LINES
+    if any(OPERATIONS[name].pixels for name in names):
+        steps += _PIXELS_LINES
+    warp = _WARP.substitute(_PERSPECTIVE if "perspective" in names else _AFFINE, sampling=_SAMPLING[spec.fill])
+    body = table + geometry(names, warp) + functions(names, _FUNCTIONS)
+    body += _CLASS.substitute(count=count) + steps + "        return image\n\n\npolicy = Policy()\n"
     return header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
-
-
-def _warp(names: list[str]) -> str:
-    """The function `warp`, in terms of the geometric operations among `names` alone."""
-    flips = "horizontal_flip" in names
-    moves = [name for name in names if OPERATIONS[name].matrix and name != "horizontal_flip"]
-    if not flips and not moves:
-        return ""
-
-    def value(name: str, with_it: str, without: str = "0.0") -> str:
-        return with_it.format(f'm.get("{name}", 0.0)') if name in moves else without
-
-    lines = ["", "", "def warp(image, m):", '    """Geometry, by the magnitudes of what was drawn."""']
-    if flips:
-        lines += ['    if "horizontal_flip" in m:', "        image = F.horizontal_flip(image)"]
-    if moves:
-        table = "(" + ", ".join(f'"{name}"' for name in moves) + ("," if len(moves) == 1 else "") + ")"
-        lines += [f"    if not any(name in m for name in {table}):", "        return image"]
-        if {"translate_x", "translate_y"} & set(moves):
-            lines.append("    height, width = image.shape[-2:]")
-        shear = "math.degrees(math.atan({}))"
-        translate = f"[{value('translate_x', '{} * width')}, {value('translate_y', '{} * height')}]"
-        lines += [
-            "    # No `fill`: torchvision's fill of 0 darkens the border twice, outside is 0 without it.",
-            "    return F.affine(",
-            "        image,",
-            f"        angle={value('rotate', '{}')},  # degrees, clockwise",
-            f"        translate={translate},  # pixels",
-            f"        scale={value('scale', '1 + {}', '1.0')},",
-            "        shear=[  # degrees, from slopes",
-            f"            {value('shear_x', shear)},",
-            f"            {value('shear_y', shear)},",
-            "        ],",
-            "        interpolation=InterpolationMode.BILINEAR,",
-            "    )",
-        ]
-    else:
-        lines.append("    return image")
-    return "\n".join(lines) + "\n"

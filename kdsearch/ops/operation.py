@@ -1,20 +1,29 @@
 """The type of one augmentation operation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import Tensor
 
-Matrix = Callable[[Tensor, int, int], Tensor]  # m (b,), height, width -> (b, 3, 3)
+Entries = Mapping[tuple[int, int], Tensor]  # row and column -> (b,), of 3x3 matrices; the rest is the identity's
+Matrix = Callable[[Tensor, Tensor, int, int], Entries]  # m (b,), u (b,k), height, width
+Coefficient = Callable[[Tensor, Tensor, int], tuple[Tensor | int, Tensor]]  # m (b,), u (b,k), C -> column, value (b,)
 Pixels = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # x (b,C,H,W), m (b,), u (b,k), seeds (b,) -> (b,C,H,W)
+AUTOAUGMENT = "AutoAugment (Cubuk et al., CVPR 2019)"
+Gradient = Literal["exact", "straight-through", "fixed"]
 
 
 @dataclass(frozen=True)
 class Operation:
-    """One augmentation: what its magnitude means, and either a matrix or a function of pixels.
+    """One augmentation: what its magnitude means, and one of a matrix, a coefficient and a function of pixels.
 
     A magnitude of 0 leaves an image as it is, as far as the operation's meaning allows. `limit` is where a search space
     starts from, `hard` the largest magnitude that has a meaning; both are None for an operation without a magnitude.
+
+    `gradient` says how it is differentiated: "exact" through the pixels, to its magnitude and to earlier operations;
+    "straight-through" passes the gradient of earlier operations on unchanged; "fixed" has a magnitude that gets no
+    gradient, so that its range stays at the prior.
     """
 
     name: str
@@ -22,19 +31,25 @@ class Operation:
     limit: float | None
     hard: float | None
     signed: bool = False  # is the sign of the magnitude drawn at random?
-    channels: int = 1  # the least number of channels it has a meaning for
+    channels: int = 1  # 3: it has a meaning for RGB images alone and leaves others as they are
     uniforms: int = 0  # U(0,1) numbers an image needs beside the one behind the magnitude
-    differentiable: bool = True  # do pixels carry a gradient to the magnitude?
-    matrix: Matrix | None = None
-    pixels: Pixels | None = None
+    gradient: Gradient = "exact"
+    reference: str = ""  # where its meaning comes from
+    matrix: Matrix | None = None  # where pixels go
+    coefficient: Coefficient | None = None  # what it sets in the linear map of colours (`ops.colour`)
+    pixels: Pixels | None = None  # anything else
 
     def __post_init__(self) -> None:
-        assert (self.matrix is None) != (self.pixels is None), self.name
+        assert sum(part is not None for part in (self.matrix, self.coefficient, self.pixels)) == 1, self.name
         assert (self.limit is None) == (self.hard is None), self.name
 
     @property
-    def gradient(self) -> str:
-        """How its range is learned: "pathwise", "fixed" at the prior, or "none" without a magnitude."""
+    def range(self) -> Literal["pathwise", "fixed", "none"]:
+        """How the range of its magnitude is learned."""
         if self.limit is None:
             return "none"
-        return "pathwise" if self.differentiable else "fixed"
+        return "pathwise" if self.gradient == "exact" else "fixed"
+
+    def suits(self, channels: int) -> bool:
+        """Does it do anything to images of so many channels?"""
+        return self.channels in (1, channels)

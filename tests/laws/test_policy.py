@@ -15,7 +15,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.maths import generator
 from kdsearch.objectives import student_wrong
 from kdsearch.ops import OPERATIONS, apply
-from kdsearch.policy import LOW_START, Policy, trivial
+from kdsearch.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
 from kdsearch.values import Batch, Draw
@@ -155,7 +155,7 @@ def test_every_learnable_number_moves_the_way_of_the_expected_loss(
 
 
 def test_ranges_get_exactly_the_derivative_of_the_loss_on_the_same_draws(images: Tensor) -> None:
-    steady = [name for name in NAMES if OPERATIONS[name].gradient == "pathwise"]  # no jumps after them
+    steady = [name for name in NAMES if OPERATIONS[name].range == "pathwise"]  # no jumps after them
     learning = Learning(images, steady, 2)
     gradient = learning.by_the_distiller()
     for name in ("a", "b"):
@@ -171,7 +171,7 @@ def test_every_learnable_number_gets_a_gradient(images: Tensor) -> None:
     weights = torch.randn(out.shape[1:], generator=generator("every weights"))
     loss = (out * weights).flatten(1).mean(1)
     (loss.mean() + (loss.detach() * policy.log_probability(draw)).mean()).backward()
-    assert len(policy.a) == len(policy.b) == sum(OPERATIONS[name].gradient == "pathwise" for name in names)
+    assert len(policy.a) == len(policy.b) == sum(OPERATIONS[name].range == "pathwise" for name in names)
     for name, parameter in policy.named_parameters():
         assert (parameter.grad != 0).all() and torch.isfinite(parameter.grad).all(), name
 
@@ -387,3 +387,16 @@ def test_a_learned_policy_finds_nothing_in_a_data_set_without_effect() -> None:
     batch = Batch(data.images, data.labels, torch.arange(32))
     distiller.policy_step(batch, PolicySteps(prior_strength=0.0, floor=None), optimizer, generator("none"))
     assert all(torch.allclose(p, b, atol=1e-12) for p, b in zip(policy.parameters(), before, strict=True))
+
+
+def test_a_random_resized_crop_is_scale_and_translation_always() -> None:
+    policy = random_resized_crop(0.8)
+    draw = policy.draw(2000, generator("crop"))
+    assert policy.operations == ("scale", "translate_x", "translate_y") and draw.gates.all()
+    low, high = policy.ranges()
+    assert low.tolist() == [0.0] * 3 and high.tolist() == pytest.approx([0.25, 0.125, 0.125])
+    enlarged = draw.magnitudes[:, 0].max()
+    assert enlarged == pytest.approx(0.25, rel=0.01)  # a crop of .8 made 1 / .8 times as large
+    assert draw.fill == "reflect"
+    with pytest.raises(KdsearchError, match=r"scale: limit 1; allowed: more than 0, at most 0\.9"):
+        random_resized_crop(0.5)

@@ -1,0 +1,246 @@
+"""The peers of `benchmarks/augment.py`: the same operations at the same magnitudes, as each library does them.
+
+An operation that a library does not have is left out of its list. Albumentations works with OpenCV's threads.
+"""
+
+import math
+import random
+from collections.abc import Callable
+
+import albumentations as A
+import kornia.augmentation as K
+import numpy as np
+import torch
+from kornia.augmentation.auto import RandAugment
+from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
+from torchvision.transforms import InterpolationMode, v2
+from torchvision.transforms.v2 import functional as F
+
+import kdsearch as kd
+
+Row = tuple[Callable, str]
+BILINEAR = InterpolationMode.BILINEAR
+
+
+def rows(operations: tuple[str, ...], per_image: int, device: str) -> dict[str, Row]:
+    """Name -> (function from the uint8 batch to a float batch in [0, 1], what is random)."""
+    every = "operations, magnitudes and signs per image"
+    found: dict[str, Row] = {
+        "Kornia AugmentationSequential": (
+            _kornia(operations, device, share=per_image / len(operations)),
+            f"as ours, but {per_image} operations on average: each at p={per_image}/{len(operations)}",
+        ),
+        "Kornia AugmentationSequential, random_apply": (
+            _kornia(operations, device, random_apply=per_image),
+            "operations per batch, magnitudes and signs per image",
+        ),
+        "Kornia RandAugment": (_kornia_rand_augment(per_image, device), "operations per batch, magnitude 10 of 30"),
+        "torchvision v2, per batch": (_torchvision(operations, per_image, one=False), "everything per batch"),
+        "one batched affine warp": (_warp, "matrices per image"),
+        "uint8 to float, a memory copy": (floats, "nothing"),
+    }
+    if device == "cpu":
+        found["torchvision v2, per image"] = (_torchvision(operations, per_image, one=True), every)
+        auto = v2.RandAugment(per_image, interpolation=BILINEAR)
+        found["torchvision RandAugment, per image"] = (
+            lambda images: torch.stack([auto(image) for image in images]).float() / 255,
+            "operations and signs per image, magnitude 9 of 31",
+        )
+        found["albumentations"] = (_albumentations(operations, per_image), every)
+    return found
+
+
+def floats(images: Tensor) -> Tensor:
+    return images.float() / 255
+
+
+def _warp(images: Tensor) -> Tensor:
+    theta = torch.eye(2, 3).repeat(len(images), 1, 1) + 0.2 * (torch.rand(len(images), 2, 3) - 0.5)
+    grid = affine_grid(theta.to(images.device), list(images.shape), align_corners=False)
+    return grid_sample(floats(images), grid, align_corners=False)
+
+
+def _limit(name: str) -> float:
+    return kd.OPERATIONS[name].limit or 0.0
+
+
+def _degrees(name: str) -> float:
+    return math.degrees(math.atan(_limit(name)))
+
+
+# torchvision: functions of one image or a batch (..., C, H, W), uint8, and a magnitude
+
+
+def _affine(image: Tensor, angle: float = 0.0, x: float = 0.0, y: float = 0.0, scale: float = 1.0, **shear: float):
+    height, width = image.shape[-2:]
+    slopes = [math.degrees(math.atan(shear.get(axis, 0.0))) for axis in ("shear_x", "shear_y")]
+    return F.affine(image, angle, [x * width, y * height], scale, slopes, interpolation=BILINEAR)
+
+
+def _perspective(image: Tensor, m: float) -> Tensor:
+    height, width = image.shape[-2:]
+    corners = [[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]]
+    moved = [[abs(x - m * width * random.random()), abs(y - m * height * random.random())] for x, y in corners]
+    return F.perspective(image, corners, moved, interpolation=BILINEAR)
+
+
+def _erase(image: Tensor, m: float) -> Tensor:
+    height, width = image.shape[-2:]
+    h, w = round(m * height), round(m * width)
+    y, x = random.randint(0, height - h), random.randint(0, width - w)
+    return F.erase(image, y, x, h, w, torch.zeros((), dtype=image.dtype))
+
+
+def _shift(image: Tensor, m: float) -> Tensor:
+    offset = torch.zeros(3, 1, 1, dtype=torch.int16)
+    offset[random.randrange(3)] = round(255 * m)
+    return (image + offset.to(image.device)).clamp(0, 255).to(torch.uint8)
+
+
+def _noise(image: Tensor, m: float) -> Tensor:
+    return (image + 255 * m * torch.randn(image.shape, device=image.device)).clamp(0, 255).to(torch.uint8)
+
+
+TORCHVISION: dict[str, Callable[[Tensor, float], Tensor]] = {
+    "horizontal_flip": lambda x, m: F.horizontal_flip(x),
+    "vertical_flip": lambda x, m: F.vertical_flip(x),
+    "scale": lambda x, m: _affine(x, scale=1 + m),
+    "shear_x": lambda x, m: _affine(x, shear_x=m),
+    "shear_y": lambda x, m: _affine(x, shear_y=m),
+    "rotate": lambda x, m: F.rotate(x, m, interpolation=BILINEAR),
+    "translate_x": lambda x, m: _affine(x, x=m),
+    "translate_y": lambda x, m: _affine(x, y=m),
+    "perspective": _perspective,
+    "brightness": lambda x, m: F.adjust_brightness(x, 1 + m),
+    "contrast": lambda x, m: F.adjust_contrast(x, 1 + m),
+    "saturation": lambda x, m: F.adjust_saturation(x, 1 + m),
+    "gray": lambda x, m: F.rgb_to_grayscale(x, num_output_channels=3),
+    "channel_shift": _shift,
+    "hue": F.adjust_hue,
+    "gamma": lambda x, m: F.adjust_gamma(x, 1 + m),
+    "autocontrast": lambda x, m: F.autocontrast(x),
+    "equalize": lambda x, m: F.equalize(x),
+    "solarize": lambda x, m: F.solarize(x, 255 * (1 - m)),
+    "posterize": lambda x, m: F.posterize(x, 8 - round(m)),
+    "invert": lambda x, m: F.invert(x),
+    "sharpness": lambda x, m: F.adjust_sharpness(x, 1 + m),
+    "gaussian_blur": lambda x, m: F.gaussian_blur(x, [7, 7], [max(m, 0.01)] * 2),
+    "noise": _noise,
+    "erase": _erase,
+}
+
+
+def _torchvision(operations: tuple[str, ...], per_image: int, *, one: bool) -> Callable[[Tensor], Tensor]:
+    def change(image: Tensor) -> Tensor:
+        for name in random.sample(operations, per_image):
+            op = kd.OPERATIONS[name]
+            m = random.uniform(-_limit(name) if op.signed else 0.0, _limit(name))
+            image = TORCHVISION[name](image, m)
+        return image
+
+    def per_image_of_batch(images: Tensor) -> Tensor:
+        return floats(torch.stack([change(image) for image in images]))
+
+    return per_image_of_batch if one else lambda images: floats(change(images))
+
+
+# Kornia: modules of a float batch
+
+_ALWAYS = {"p": 1.0}
+_WARP = {"resample": "bilinear", "p": 1.0}
+KORNIA: dict[str, Callable[[], torch.nn.Module]] = {
+    "horizontal_flip": lambda: K.RandomHorizontalFlip(p=1.0),
+    "vertical_flip": lambda: K.RandomVerticalFlip(p=1.0),
+    "scale": lambda: K.RandomAffine(0.0, scale=(1 - _limit("scale"), 1 + _limit("scale")), **_WARP),
+    "shear_x": lambda: K.RandomAffine(0.0, shear=(-_degrees("shear_x"), _degrees("shear_x")), **_WARP),
+    "shear_y": lambda: K.RandomAffine(0.0, shear=(0.0, 0.0, -_degrees("shear_y"), _degrees("shear_y")), **_WARP),
+    "rotate": lambda: K.RandomRotation(_limit("rotate"), **_WARP),
+    "translate_x": lambda: K.RandomAffine(0.0, translate=(_limit("translate_x"), 0.0), **_WARP),
+    "translate_y": lambda: K.RandomAffine(0.0, translate=(0.0, _limit("translate_y")), **_WARP),
+    "perspective": lambda: K.RandomPerspective(2 * _limit("perspective"), **_WARP),
+    "brightness": lambda: K.ColorJitter(brightness=_limit("brightness"), **_ALWAYS),
+    "contrast": lambda: K.ColorJitter(contrast=_limit("contrast"), **_ALWAYS),
+    "saturation": lambda: K.ColorJitter(saturation=_limit("saturation"), **_ALWAYS),
+    "gray": lambda: K.RandomGrayscale(**_ALWAYS),
+    "channel_shift": lambda: K.RandomRGBShift(*[_limit("channel_shift")] * 3, **_ALWAYS),
+    "hue": lambda: K.RandomHue((-_limit("hue"), _limit("hue")), **_ALWAYS),
+    "gamma": lambda: K.RandomGamma((1 - _limit("gamma"), 1 + _limit("gamma")), **_ALWAYS),
+    "autocontrast": lambda: K.RandomAutoContrast(**_ALWAYS),
+    "equalize": lambda: K.RandomEqualize(**_ALWAYS),
+    "solarize": lambda: K.RandomSolarize((1 - _limit("solarize"), 1.0), (0.0, 0.0), **_ALWAYS),
+    "posterize": lambda: K.RandomPosterize((8 - _limit("posterize"), 8), **_ALWAYS),
+    "invert": lambda: K.RandomInvert(**_ALWAYS),
+    "sharpness": lambda: K.RandomSharpness((1 - _limit("sharpness"), 1 + _limit("sharpness")), **_ALWAYS),
+    "gaussian_blur": lambda: K.RandomGaussianBlur((7, 7), (0.01, _limit("gaussian_blur")), **_ALWAYS),
+    "noise": lambda: K.RandomGaussianNoise(std=_limit("noise") / 2, **_ALWAYS),
+    "erase": lambda: K.RandomErasing((0.0, _limit("erase") ** 2), (1.0, 1.0), **_ALWAYS),
+}
+
+
+def _kornia(
+    operations: tuple[str, ...], device: str, *, share: float = 1.0, random_apply: int | bool = False
+) -> Callable[[Tensor], Tensor]:
+    modules = [KORNIA[name]() for name in operations]
+    for module in modules:
+        module.p = share
+    sequential = K.AugmentationSequential(*modules, random_apply=random_apply, same_on_batch=False).to(device)
+    return lambda images: sequential(floats(images))
+
+
+def _kornia_rand_augment(per_image: int, device: str) -> Callable[[Tensor], Tensor]:
+    auto = RandAugment(n=per_image, m=10).to(device)
+    return lambda images: auto(floats(images))
+
+
+# albumentations: transforms of uint8 images (H, W, C)
+
+_FIXED = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": 1}
+
+
+def _jitter(name: str) -> A.BasicTransform:
+    return A.ColorJitter(**{**_FIXED, name: (1 - _limit(name), 1 + _limit(name))})
+
+
+ALBUMENTATIONS: dict[str, Callable[[], A.BasicTransform]] = {
+    "horizontal_flip": lambda: A.HorizontalFlip(p=1),
+    "vertical_flip": lambda: A.VerticalFlip(p=1),
+    "scale": lambda: A.Affine(scale=(1 - _limit("scale"), 1 + _limit("scale")), keep_ratio=True, p=1),
+    "shear_x": lambda: A.Affine(shear={"x": (-_degrees("shear_x"), _degrees("shear_x")), "y": (0, 0)}, p=1),
+    "shear_y": lambda: A.Affine(shear={"x": (0, 0), "y": (-_degrees("shear_y"), _degrees("shear_y"))}, p=1),
+    "rotate": lambda: A.Affine(rotate=(-_limit("rotate"), _limit("rotate")), p=1),
+    "translate_x": lambda: A.Affine(
+        translate_percent={"x": (-_limit("translate_x"), _limit("translate_x")), "y": (0, 0)}, p=1
+    ),
+    "translate_y": lambda: A.Affine(
+        translate_percent={"x": (0, 0), "y": (-_limit("translate_y"), _limit("translate_y"))}, p=1
+    ),
+    "perspective": lambda: A.Perspective((0, _limit("perspective")), p=1),
+    "brightness": lambda: _jitter("brightness"),
+    "contrast": lambda: _jitter("contrast"),
+    "saturation": lambda: _jitter("saturation"),
+    "gray": lambda: A.ToGray(p=1),
+    "channel_shift": lambda: A.RGBShift(*[(-255 * _limit("channel_shift"), 255 * _limit("channel_shift"))] * 3, p=1),
+    "hue": lambda: A.ColorJitter(**{**_FIXED, "hue": (-_limit("hue"), _limit("hue"))}),
+    "gamma": lambda: A.RandomGamma((100 * (1 - _limit("gamma")), 100 * (1 + _limit("gamma"))), p=1),
+    "autocontrast": lambda: A.AutoContrast(p=1),
+    "equalize": lambda: A.Equalize(mode="pil", p=1),
+    "solarize": lambda: A.Solarize((1 - _limit("solarize"), 1.0), p=1),
+    "posterize": lambda: A.Posterize((8 - int(_limit("posterize")), 8), p=1),
+    "invert": lambda: A.InvertImg(p=1),
+    "sharpness": lambda: A.Sharpen(p=1),
+    "gaussian_blur": lambda: A.GaussianBlur((7, 7), (0.01, _limit("gaussian_blur")), p=1),
+    "noise": lambda: A.GaussNoise((0, _limit("noise")), p=1),
+    "erase": lambda: A.CoarseDropout((1, 1), (0.01, _limit("erase")), (0.01, _limit("erase")), p=1),
+}
+
+
+def _albumentations(operations: tuple[str, ...], per_image: int) -> Callable[[list[np.ndarray]], Tensor]:
+    transforms = [ALBUMENTATIONS[name]() for name in operations]
+    pipeline = A.Compose([A.SomeOf(transforms, n=per_image, replace=False, p=1)])
+
+    def run(images: list[np.ndarray]) -> Tensor:
+        changed = np.stack([pipeline(image=image)["image"] for image in images])
+        return floats(torch.from_numpy(changed).movedim(-1, 1).contiguous())
+
+    return run

@@ -1,0 +1,46 @@
+"""What commands share: tables on the terminal, and the policy that a path means."""
+
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from kdsearch.errors import KdsearchError
+
+
+def print_frame(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-def]
+    """Columns of a pandas frame, without those that are empty."""
+    rows = [[_cell(value) for value in row] for row in frame[columns].itertuples(index=False)]
+    used = [i for i in range(len(columns)) if any(row[i] for row in rows)]
+    print_table([columns[i] for i in used], [[row[i] for i in used] for row in rows])
+
+
+def print_table(columns: list[str], rows: list[list[str]]) -> None:
+    """Rows of text; on a terminal as wide as it is."""
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+
+
+def policy_path(path: Path) -> Path:
+    """The policy file that is meant: a file itself, that of a trial's folder, the best one of a run folder."""
+    if not path.is_dir():
+        return path
+    if (path / "policy.json").is_file():
+        return path / "policy.json"
+    from kdsearch.analysis.frames import frames
+
+    best = frames(path)["studies"]["best_trial"].dropna()
+    if best.empty:
+        raise KdsearchError(f"{path}: no trial has finished, so there is no policy")
+    return path / "trials" / f"{best.iloc[0]:04d}" / "policy.json"
+
+
+def _cell(value: object) -> str:
+    if str(value) in ("None", "nan", "<NA>"):
+        return ""
+    return f"{value:.3g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,150 @@
+"""Any fixed transform in the place of a policy: nothing in it learns, but it draws, replays and trains students too."""
+
+import random
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
+from kdsearch.errors import KdsearchError, unknown
+from kdsearch.ops import check_images
+from kdsearch.values import Draw, View
+
+KINDS = ("uint8", "float", "pil", "numpy")
+WIDE = 64  # pixels: the side from which TrivialAugment's 32 pixels are kept
+
+
+class FixedTransform(nn.Module):
+    """A callable on one image, called on each image of a batch with that image's own seed.
+
+    Before each call the global generators of torch, NumPy and Python are seeded, and put back at the end: the same draw
+    gives the same images, in any batch. It runs on the host; where it moves pixels to is not known, so that a task
+    whose targets move with them cannot use it.
+
+    Args:
+        transform: From one image to one image of the same shape.
+        takes: What it is called with: "uint8" or "float" (values in [0, 1]) for a tensor (C, H, W), "pil" for a PIL
+            image, "numpy" for an uint8 array (H, W, C). It gives the same kind.
+        reseed: Told each image's seed (at most 32 bits), for a transform with a generator of its own, such as
+            `set_random_seed` of an albumentations pipeline.
+
+    >>> half = FixedTransform(lambda image: image // 2)
+    >>> half(torch.ones(1, 3, 2, 2)).unique()
+    tensor([0.4980])
+    """
+
+    def __init__(
+        self,
+        transform: Callable[[Any], Any],
+        *,
+        takes: Literal["uint8", "float", "pil", "numpy"] = "uint8",
+        reseed: Callable[[int], Any] | None = None,
+    ) -> None:
+        super().__init__()
+        if takes not in KINDS:
+            raise KdsearchError(unknown("kind of image", takes, KINDS))
+        self.transform, self.takes, self.reseed = transform, takes, reseed
+
+    def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:
+        """A seed for each of `size` images; `generator` is a CPU generator."""
+        none = torch.zeros(size, 0)
+        seeds = torch.randint(2**32, (size,), generator=generator)
+        return Draw((), none.long(), none.bool(), none.double(), torch.zeros(size, 0, 1), none.double(), seeds)
+
+    @torch.no_grad()
+    def augment(self, draw: Draw, images: Tensor) -> View:
+        """The images (B, C, H, W), float in [0, 1], transformed one by one; no gradient passes.
+
+        Raises:
+            KdsearchError: the transform gives an image of another shape or another kind.
+        """
+        check_images(images)
+        device, dtype = images.device, images.dtype if images.is_floating_point() else torch.get_default_dtype()
+        host = images.cpu() if images.dtype == torch.uint8 else images.float().cpu()
+        changed = []
+        with _own_generators():
+            for image, seed in zip(host, draw.seeds.tolist(), strict=True):
+                torch.manual_seed(seed)
+                np.random.seed(seed)  # noqa: NPY002  the global generator is what such transforms draw from
+                random.seed(seed)
+                if self.reseed:
+                    self.reseed(seed)
+                changed.append(self._call(image))
+        out = torch.stack(changed) if changed else host.float()
+        return View(out.to(device, dtype), torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1))
+
+    def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Transformed images in training mode, the same images in evaluation mode."""
+        return self.augment(self.draw(len(images), generator), images).images if self.training else images
+
+    def _call(self, image: Tensor) -> Tensor:
+        levels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+        given: Any = levels
+        if self.takes == "float":
+            given = image / 255 if image.dtype == torch.uint8 else image
+        elif self.takes == "pil":
+            given = to_pil_image(levels)
+        elif self.takes == "numpy":
+            given = levels.movedim(0, -1).contiguous().numpy()
+        out = self.transform(given)
+        if self.takes == "pil":
+            out = pil_to_tensor(out)
+        elif self.takes == "numpy":
+            out = torch.from_numpy(np.ascontiguousarray(out)).movedim(-1, 0)
+        if not isinstance(out, Tensor) or out.shape != image.shape:
+            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
+            raise KdsearchError(f"transform {self.transform}: an image {tuple(image.shape)} came back as {got}")
+        return out / 255 if out.dtype == torch.uint8 else out.float()
+
+
+@contextmanager
+def _own_generators() -> Iterator[None]:
+    """The global generators of torch (CPU), NumPy and Python, put back at the end."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+class _Wide(v2.TrivialAugmentWide):
+    """torchvision's, its translation a share of the side where 32 pixels are more than half of it."""
+
+    def forward(self, *inputs: Any) -> Any:
+        height, width = v2.functional.get_size(inputs[0])
+        if min(height, width) < WIDE and not self.said:
+            self.said = True
+            warnings.warn(
+                f"TrivialAugmentWide translates by up to 32 pixels; images of {height} x {width} are moved by up to "
+                f"half their side instead",
+                stacklevel=2,
+            )
+        return super().forward(*inputs)
+
+    said = False
+    _AUGMENTATION_SPACE = {  # noqa: RUF012  read by the class it extends
+        **v2.TrivialAugmentWide._AUGMENTATION_SPACE,
+        "TranslateX": (lambda bins, height, width: torch.linspace(0.0, min(32.0, width / 2), bins), True),
+        "TranslateY": (lambda bins, height, width: torch.linspace(0.0, min(32.0, height / 2), bins), True),
+    }
+
+
+def trivial_augment_wide() -> FixedTransform:
+    """torchvision's TrivialAugmentWide, which translates by up to 32 pixels whatever the image.
+
+    Under 64 pixels that would push half of the image or all of it out: there it moves by up to half the side instead,
+    and warns so once. RandAugment needs no such care, its translation is a share of the width:
+    `FixedTransform(v2.RandAugment())`.
+
+    Reference:
+        Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation, ICCV 2021
+    """
+    return FixedTransform(_Wide())
