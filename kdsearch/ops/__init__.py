@@ -46,15 +46,14 @@ def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
     x = images.to(torch.promote_types(given, torch.float32), copy=True)
     if images.dtype == torch.uint8:
         x = x.div_(255)
-    with torch.autocast(x.device.type, enabled=False):
-        moves, changes = _by_operation(draw, draw.magnitudes if magnitudes is None else magnitudes, x)
-        matrix = _move(draw, moves, x)
-        _recolour(changes, x)
-        for name, part in changes.items():
-            op = OPERATIONS[name]
-            if op.pixels and op.suits(x.shape[1]):
-                changed = op.pixels(x.index_select(0, part.image), part.magnitude, part.uniforms, part.seeds)
-                _put(x, part.image, changed)
+    moves, changes = _by_operation(draw, draw.magnitudes if magnitudes is None else magnitudes, x)
+    matrix = _move(draw, moves, x)
+    _recolour(changes, x)
+    for name, part in changes.items():
+        op = OPERATIONS[name]
+        if op.pixels and op.suits(x.shape[1]):
+            changed = op.pixels(x.index_select(0, part.image), part.magnitude, part.uniforms, part.seeds)
+            _put(x, part.image, changed)
     return View(x.to(given), matrix)
 
 

@@ -140,6 +140,13 @@ def test_channel_shift_adds_to_one_channel_each_as_likely(photos: Tensor, force)
     assert which.unique().tolist() == [0, 1, 2]
 
 
+def test_a_uniform_that_rounds_to_one_means_the_last_channel(photos: Tensor, force) -> None:
+    draw, x = force({"channel_shift": 0.2}, 3), photos[:3]
+    draw.uniforms[..., 1] = 1 - 1e-12
+    changed = (apply(draw, x).images != x).any(3).any(2)
+    assert changed.tolist() == [[False, False, True]] * 3
+
+
 def test_the_linear_group_is_its_operations_one_after_another(photos: Tensor, force) -> None:
     """Every subset of the five, against the five formulas in order with one clamp."""
     x, m = photos[:32].double(), {"brightness": 0.3, "contrast": -0.4, "saturation": 0.6, "channel_shift": 0.1}
