@@ -346,7 +346,7 @@ def test_every_operation_has_an_oracle_or_is_named_here() -> None:
 def test_an_operation_means_what_it_means_elsewhere(who: str, name: str, images: Tensor, force) -> None:
     skip_unsuited(name, images)
     x, op = images[:16], OPERATIONS[name]
-    sizes = [0.0] if op.limit is None else [0.35 * op.limit, op.limit]
+    sizes = [0.0] if op.limit is None else [0.35 * op.limit, op.limit, op.hard]
     for m in [*sizes, *(-m for m in sizes if op.signed)]:
         theirs = {"torchvision": TORCHVISION, "kornia": KORNIA}[who][name](x, m)
         tolerance = TOLERANCE.get(f"{who}-{name}", 1e-4)
