@@ -197,6 +197,21 @@ def test_gradients_to_magnitudes_agree_with_finite_differences(name: str, images
     torch.testing.assert_close(m.grad[:, 0], numeric, rtol=1e-3, atol=1e-3 * numeric.abs().max().item())
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("horizontal_flip", "vertical_flip")])
+def test_gradients_through_black_and_white_are_finite(name: str, images: Tensor, force) -> None:
+    """To the pixels, and to earlier geometry, with the steepest of each operation after it."""
+    x = images[:16].clone()
+    x[::2] = (x[::2] > 0.5).to(x.dtype)
+    hard = -(OPERATIONS[name].hard or 0.0) if OPERATIONS[name].signed else OPERATIONS[name].hard or 0.0
+    draw = force({"rotate": 10.0, name: hard}, 16)
+    m = draw.magnitudes.clone().requires_grad_()
+    weighted(apply(draw, x, m).images).sum().backward()
+    assert torch.isfinite(m.grad).all()
+    alone = force({name: hard}, 16)
+    weighted(apply(alone, x.requires_grad_()).images).sum().backward()
+    assert torch.isfinite(x.grad).all()
+
+
 @pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if op.gradient == "fixed"])
 def test_an_operation_declared_fixed_passes_no_gradient_to_its_magnitude(name: str, images: Tensor, force) -> None:
     draw = force({"scale": 0.1, name: at_limits(name)[0]}, 16)
