@@ -43,7 +43,7 @@ def photographs(count: int, side: int) -> Tensor:
     return torch.stack([whole[i % 2, :, y[i] : y[i] + side, x[i] : x[i] + side] for i in range(count)])
 
 
-def always(operations: tuple[str, ...], device: str) -> kd.Policy:
+def always(operations: tuple[str, ...]) -> kd.Policy:
     """Each drawn operation applied, magnitudes uniform from 0 to the limit; the parameters can be learned."""
     policy = kd.Policy(operations, PER_IMAGE, extent=1 - 1e-9)
     with torch.no_grad():
@@ -52,9 +52,9 @@ def always(operations: tuple[str, ...], device: str) -> kd.Policy:
     return policy
 
 
-def ours(operations: tuple[str, ...], device: str) -> dict[str, tuple[Callable[[Tensor], Tensor], str]]:
+def ours(operations: tuple[str, ...]) -> dict[str, tuple[Callable[[Tensor], Tensor], str]]:
     """Name -> (function of a uint8 batch, what is random)."""
-    policy = always(operations, device)
+    policy = always(operations)
 
     def fast(images: Tensor) -> Tensor:
         with torch.no_grad():
@@ -132,7 +132,7 @@ def main() -> None:
         images = photographs(count, side)
         inputs = {"batch": images.to(device), "albumentations": list(images.movedim(1, -1).contiguous().numpy())}
         for operations in (AUTOAUGMENT, tuple(kd.OPERATIONS)):
-            functions = {**ours(operations, device), **peers.rows(operations, PER_IMAGE, device)}
+            functions = {**ours(operations), **peers.rows(operations, PER_IMAGE, device)}
             found = measure(functions, inputs, device, arguments.repeats)
             reference = statistics.median(found["kdsearch"][0])
             for name, (seconds, peak) in found.items():

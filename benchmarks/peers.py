@@ -1,6 +1,8 @@
 """The peers of `benchmarks/augment.py`: the same operations at the same magnitudes, as each library does them.
 
-An operation that a library does not have is left out of its list. Albumentations works with OpenCV's threads.
+Where a library has no such operation, its nearest: albumentations sharpens only, draws the sides of a hole apart and
+the corners of a perspective from normal numbers; Kornia's noise has a fixed deviation and is not clamped; both shift
+the red channel where ours shifts any one. Albumentations works with OpenCV's threads.
 """
 
 import math
@@ -163,7 +165,7 @@ KORNIA: dict[str, Callable[[], torch.nn.Module]] = {
     "contrast": lambda: K.ColorJitter(contrast=_limit("contrast"), **_ALWAYS),
     "saturation": lambda: K.ColorJitter(saturation=_limit("saturation"), **_ALWAYS),
     "gray": lambda: K.RandomGrayscale(**_ALWAYS),
-    "channel_shift": lambda: K.RandomRGBShift(*[_limit("channel_shift")] * 3, **_ALWAYS),
+    "channel_shift": lambda: K.RandomRGBShift(_limit("channel_shift"), 0.0, 0.0, **_ALWAYS),
     "hue": lambda: K.RandomHue((-_limit("hue"), _limit("hue")), **_ALWAYS),
     "gamma": lambda: K.RandomGamma((1 - _limit("gamma"), 1 + _limit("gamma")), **_ALWAYS),
     "autocontrast": lambda: K.RandomAutoContrast(**_ALWAYS),
@@ -220,7 +222,9 @@ ALBUMENTATIONS: dict[str, Callable[[], A.BasicTransform]] = {
     "contrast": lambda: _jitter("contrast"),
     "saturation": lambda: _jitter("saturation"),
     "gray": lambda: A.ToGray(p=1),
-    "channel_shift": lambda: A.RGBShift(*[(-255 * _limit("channel_shift"), 255 * _limit("channel_shift"))] * 3, p=1),
+    "channel_shift": lambda: A.RGBShift(
+        (-255 * _limit("channel_shift"), 255 * _limit("channel_shift")), (0, 0), (0, 0), p=1
+    ),
     "hue": lambda: A.ColorJitter(**{**_FIXED, "hue": (-_limit("hue"), _limit("hue"))}),
     "gamma": lambda: A.RandomGamma((100 * (1 - _limit("gamma")), 100 * (1 + _limit("gamma"))), p=1),
     "autocontrast": lambda: A.AutoContrast(p=1),
@@ -228,7 +232,7 @@ ALBUMENTATIONS: dict[str, Callable[[], A.BasicTransform]] = {
     "solarize": lambda: A.Solarize((1 - _limit("solarize"), 1.0), p=1),
     "posterize": lambda: A.Posterize((8 - int(_limit("posterize")), 8), p=1),
     "invert": lambda: A.InvertImg(p=1),
-    "sharpness": lambda: A.Sharpen(p=1),
+    "sharpness": lambda: A.Sharpen(alpha=(0, _limit("sharpness") / 13), lightness=(1, 1), p=1),
     "gaussian_blur": lambda: A.GaussianBlur((7, 7), (0.01, _limit("gaussian_blur")), p=1),
     "noise": lambda: A.GaussNoise((0, _limit("noise")), p=1),
     "erase": lambda: A.CoarseDropout((1, 1), (0.01, _limit("erase")), (0.01, _limit("erase")), p=1),

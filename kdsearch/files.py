@@ -15,6 +15,8 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file in one step: readers see the old content or the new one."""
+    if path.is_dir():
+        raise KdsearchError(f"cannot write {path}: it is a folder")
     partial = path.with_name(path.name + ".partial")
     try:
         partial.write_bytes(content)

@@ -8,12 +8,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from kdsearch.errors import KdsearchError, unknown
-from kdsearch.ops import check_images
+from kdsearch.ops import check_draw, check_images
 from kdsearch.values import Draw, View
 
 KINDS = ("uint8", "float", "pil", "numpy")
@@ -62,21 +63,26 @@ class FixedTransform(nn.Module):
         """The images (B, C, H, W), float in [0, 1], transformed one by one; no gradient passes.
 
         Raises:
-            KdsearchError: the transform gives an image of another shape or another kind.
+            KdsearchError: the transform gives an image of another shape or kind, or values out of range; the draw is
+                that of a policy or of another number of images.
         """
         check_images(images)
+        check_draw(draw, images)
+        if draw.operations:
+            raise KdsearchError("draw: it is that of a policy; carry it out with the policy's `augment`")
         device, dtype = images.device, images.dtype if images.is_floating_point() else torch.get_default_dtype()
         host = images.cpu() if images.dtype == torch.uint8 else images.float().cpu()
         changed = []
         with _own_generators():
             for image, seed in zip(host, draw.seeds.tolist(), strict=True):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
                 np.random.seed(seed)  # noqa: NPY002  the global generator is what such transforms draw from
                 random.seed(seed)
                 if self.reseed:
                     self.reseed(seed)
                 changed.append(self._call(image))
         out = torch.stack(changed) if changed else host.float()
+        check_images(out)
         return View(out.to(device, dtype), torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1))
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -84,23 +90,32 @@ class FixedTransform(nn.Module):
         return self.augment(self.draw(len(images), generator), images).images if self.training else images
 
     def _call(self, image: Tensor) -> Tensor:
-        levels = image if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
+        """One image through the transform, which may change what it is given."""
+        levels = image.clone() if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
         given: Any = levels
         if self.takes == "float":
-            given = image / 255 if image.dtype == torch.uint8 else image
+            given = image / 255 if image.dtype == torch.uint8 else image.clone()
         elif self.takes == "pil":
             given = to_pil_image(levels)
         elif self.takes == "numpy":
-            given = levels.movedim(0, -1).contiguous().numpy()
+            given = levels.movedim(0, -1).numpy().copy()
         out = self.transform(given)
+        if _kind(out) != _kind(given):
+            raise KdsearchError(f"transform {self.transform}: an image {_kind(given)} came back as {_kind(out)}")
         if self.takes == "pil":
             out = pil_to_tensor(out)
         elif self.takes == "numpy":
             out = torch.from_numpy(np.ascontiguousarray(out)).movedim(-1, 0)
-        if not isinstance(out, Tensor) or out.shape != image.shape:
-            got = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
-            raise KdsearchError(f"transform {self.transform}: an image {tuple(image.shape)} came back as {got}")
-        return out / 255 if out.dtype == torch.uint8 else out.float()
+        return out / 255 if out.dtype == torch.uint8 else out
+
+
+def _kind(image: Any) -> str:
+    """Type and shape in words."""
+    if isinstance(image, Image.Image):
+        return f"PIL {image.mode} {image.width} x {image.height}"
+    if isinstance(image, Tensor | np.ndarray):
+        return f"{image.dtype} {tuple(image.shape)}"
+    return type(image).__name__
 
 
 @contextmanager
@@ -123,8 +138,8 @@ class _Wide(v2.TrivialAugmentWide):
         if min(height, width) < WIDE and not self.said:
             self.said = True
             warnings.warn(
-                f"TrivialAugmentWide translates by up to 32 pixels; images of {height} x {width} are moved by up to "
-                f"half their side instead",
+                f"TrivialAugmentWide translates by up to 32 pixels; images of {height} x {width} are moved by no more "
+                f"than half a side",
                 stacklevel=2,
             )
         return super().forward(*inputs)

@@ -54,11 +54,13 @@ def diff(
 ) -> None:
     """Compare two policies operation by operation, the largest change first."""
     from kdsearch.analysis.diff import other_differences, policy_diff
+    from kdsearch.analysis.plots import check_picture, save
     from kdsearch.analysis.plots import policy_diff as draw
-    from kdsearch.analysis.plots import save
     from kdsearch.spec import PolicySpec
 
     a, b = (PolicySpec.load(policy_path(path)) for path in (policy, other))
+    if output:
+        check_picture(output)
     frame = policy_diff(a, b, which=which.value)
     print(f"{policy} → {other} (difference)")
     for line in other_differences(a, b):

@@ -6,7 +6,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kdsearch.errors import problems, unknown
+from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.maths import bernoulli_kl
 from kdsearch.ops import FILLS, OPERATIONS, apply
 from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
@@ -47,6 +47,8 @@ class Policy(nn.Module):
         fill: str = "zero",
     ) -> None:
         super().__init__()
+        if isinstance(limits, str):
+            raise KdsearchError(f"policy: operations are a list or a mapping; got the string {limits!r}")
         given = dict(limits) if isinstance(limits, Mapping) else dict.fromkeys(limits)
         _check(given, operations_per_image, probability, extent, fill)
         self.operations = tuple(name for name in OPERATIONS if name in given)
@@ -192,8 +194,11 @@ def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
     crop it is also made smaller, as often, and moved whatever its size; the fill stands where nothing comes from.
 
     Args:
-        side: The smallest crop, as a fraction of the side; over .527, the hard range of the scale.
+        side: The smallest crop, as a fraction of the side: from .527, the hard range of the scale, to less than 1.
     """
+    smallest = 1 / (1 + (OPERATIONS["scale"].hard or 0.0))
+    if not smallest <= side < 1:
+        raise KdsearchError(f"random_resized_crop: side {side:g}; allowed: {smallest:.3g} to less than 1")
     most = 1 / side - 1
     start = Policy({"scale": most, "translate_x": most / 2, "translate_y": most / 2}, 3, fill=fill)
     settings = {
@@ -214,12 +219,14 @@ def _check(limits: Mapping[str, float | None], n: int, probability: float, exten
         op = OPERATIONS.get(name)
         if op is None:
             found.append(unknown("operation", name, OPERATIONS))
+        elif limit is not None and not isinstance(limit, int | float):
+            found.append(f"{name}: limit {limit!r}; allowed: a number")
         elif limit is not None and (op.hard is None or not 0 < limit <= op.hard):
             allowed = "none, it has no magnitude" if op.hard is None else f"more than 0, at most {op.hard:g} {op.unit}"
             found.append(f"{name}: limit {limit:g}; allowed: {allowed}")
     if not limits:
         found.append("no operations; known: " + ", ".join(OPERATIONS))
-    elif not 1 <= n <= len(limits):
+    elif not isinstance(n, int) or not 1 <= n <= len(limits):
         found.append(f"operations_per_image {n}; allowed: 1 to {len(limits)}")
     for name, value in (("probability", probability), ("extent", extent)):
         if not 0 < value < 1:

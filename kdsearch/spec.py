@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdsearch.errors import KdsearchError, problems, unknown
-from kdsearch.ops import OPERATIONS
+from kdsearch.ops import OPERATIONS, Operation
 
 FORMAT, VERSION = "kdsearch-policy", 1
 MOST_BYTES = 1_000_000
@@ -79,8 +79,8 @@ class PolicySpec(_Frozen):
 
         def mean(name: str, field: str) -> float | None:
             values = [getattr(settings[name], field) for settings in later]
-            if values[0] is None:
-                return None
+            if values[0] is None or min(values) == max(values):
+                return values[0]
             return min(max(values), math.fsum(values) / len(values))  # a mean may round above its largest value
 
         return {
@@ -146,6 +146,8 @@ def _inconsistencies(spec: PolicySpec) -> list[str]:
             found.append(f"[operations.{name}] {unknown('operation', name, OPERATIONS)}")
         elif limits.unit != op.unit:
             found.append(f"[operations.{name}] unit is {limits.unit!r}; this operation's is {op.unit!r}")
+        elif limits.range not in _ranges(op):
+            found.append(f"[operations.{name}] range is {limits.range!r}; allowed: {' or '.join(_ranges(op))}")
         elif (limits.limit is None) != (op.hard is None) or (limits.limit or 0) > (op.hard or 0):
             allowed = "null" if op.hard is None else f"more than 0, at most {op.hard:g} {op.unit}"
             found.append(f"[operations.{name}] limit is {limits.limit}; allowed: {allowed}")
@@ -167,6 +169,11 @@ def _inconsistencies(spec: PolicySpec) -> list[str]:
     if progress != sorted(progress):
         found.append("[schedule] progress must not go back")
     return found
+
+
+def _ranges(op: Operation) -> list[str]:
+    """How the range of an operation can have come about."""
+    return ["none"] if op.limit is None else sorted({op.range, "fixed"})
 
 
 def _causes(errors: Sequence[Any]) -> list[dict[str, Any]]:
@@ -243,7 +250,7 @@ def schema() -> dict[str, Any]:
         operations["properties"][name] = {
             "$ref": "#/$defs/Limits",
             "description": f"Magnitude{sign} in: {op.unit}." if op.unit else "Has no magnitude.",
-            "properties": {"unit": {"const": op.unit}, "limit": most},
+            "properties": {"unit": {"const": op.unit}, "limit": most, "range": {"enum": _ranges(op)}},
         }
         settings["properties"][name] = {
             "$ref": "#/$defs/Setting",

@@ -167,3 +167,9 @@ def test_copy_copies_and_says_how_to_run_it(kdsearch, tmp_path, monkeypatch):
     assert "exists; nothing was copied" in kdsearch("copy", "digits", code=2)
     kdsearch("copy", "default", "spaces")
     assert (tmp_path / "spaces" / "default.toml").is_file()
+
+
+def test_an_export_into_a_folder_is_refused(kdsearch, tmp_path):
+    (tmp_path / "policy.json").write_text(Policy(["rotate"], 1).freeze().to_json())
+    said = kdsearch("export", tmp_path / "policy.json", "--to", "json", "-o", tmp_path, code=2)
+    assert said == f"kdsearch: cannot write {tmp_path}: it is a folder\n"

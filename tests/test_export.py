@@ -310,6 +310,24 @@ def test_a_file_holds_no_code_that_its_policy_does_not_need(to: str) -> None:
 
 
 @pytest.mark.parametrize("to", PYTHON)
+def test_channels_that_equalize_leaves_stay_on_their_levels(to: str, load) -> None:
+    """Mostly white: a rounding beyond white would be inverted to less than black, and that a level lower."""
+    x = torch.ones(8, 3, 32, 32)
+    x[:, :, :6] = torch.rand(8, 3, 6, 32, generator=generator("white"))
+    draw = Policy(["equalize", "solarize", "posterize"], 3, probability=0.999).draw(8, generator("white draw"))
+    theirs = replay(to, load(policy_of(["equalize", "solarize", "posterize"], 3), to), draw, x)
+    assert theirs.min() >= 0
+    assert ((theirs - apply(draw, x).images).abs() > 1 / 255).double().mean() <= 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kornia_takes_half_precision(dtype: torch.dtype, load) -> None:
+    policy = load(Policy(list(OPERATIONS), 6, probability=0.9).freeze(), "kornia").policy
+    out = policy(torch.rand(16, 3, 16, 16, generator=generator("half")).to(dtype))
+    assert out.dtype == dtype and torch.isfinite(out).all() and out.min() >= 0 and out.max() <= 1
+
+
+@pytest.mark.parametrize("to", PYTHON)
 def test_evaluation_mode_is_the_identity(to: str, load) -> None:
     module = load(policy_of(["invert"], 1, invert=Setting(probability=1.0)), to)
     x = torch.rand(3, 4, 4) if to == "torchvision" else torch.rand(2, 3, 4, 4)

@@ -64,14 +64,16 @@ def test_the_global_generators_are_put_back(photos: Tensor) -> None:
 
 def test_a_transform_with_its_own_generator_is_told_the_seed(photos: Tensor) -> None:
     own = np.random.default_rng()
-    state = {"rng": own}
+    state, told = {"rng": own}, []
 
     def reseed(seed: int) -> None:
+        told.append(seed)
         state["rng"] = np.random.default_rng(seed)
 
     transform = FixedTransform(lambda x: x // int(state["rng"].integers(1, 200)), reseed=reseed)
     draw = transform.draw(6, generator("reseed"))
     assert torch.equal(transform.augment(draw, photos[:6]).images, transform.augment(draw, photos[:6]).images)
+    assert told == draw.seeds.tolist() * 2
 
 
 @pytest.mark.parametrize("takes", ["uint8", "float", "pil", "numpy"])
@@ -103,12 +105,51 @@ def test_evaluation_mode_is_the_identity(photos: Tensor) -> None:
 def test_mistakes_are_named(photos: Tensor) -> None:
     with pytest.raises(KdsearchError, match="unknown kind of image 'numppy'; did you mean 'numpy'"):
         FixedTransform(lambda x: x, takes="numppy")
-    with pytest.raises(KdsearchError, match=r"an image \(3, 32, 32\) came back as \(3, 16, 16\)"):
+    with pytest.raises(
+        KdsearchError, match=r"an image torch.uint8 \(3, 32, 32\) came back as torch.uint8 \(3, 16, 16\)"
+    ):
         FixedTransform(lambda x: x[:, ::2, ::2])(photos[:2])
     with pytest.raises(KdsearchError, match="came back as str"):
         FixedTransform(lambda x: "x")(photos[:2])
     with pytest.raises(KdsearchError, match="values from 0 to 255"):
         FixedTransform(lambda x: x)((photos[:2] > 0.5) * 255.0)
+
+
+@pytest.mark.parametrize("takes", ["uint8", "float", "pil", "numpy"])
+def test_what_comes_back_is_of_the_kind_that_went_in(takes: str, photos: Tensor) -> None:
+    for wrong in (None, 3.0, torch.zeros(3, 32, 32, dtype=torch.int64), np.zeros((32, 32, 3), np.float32)):
+        with pytest.raises(KdsearchError, match="came back as"):
+            FixedTransform(lambda image, wrong=wrong: wrong, takes=takes)(photos[:2])
+    with pytest.raises(KdsearchError, match="values from"):
+        FixedTransform(lambda image: image + 7, takes="float")(photos[:2])
+
+
+@pytest.mark.parametrize("takes", ["uint8", "float", "numpy"])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_a_transform_in_place_leaves_the_images_given(takes: str, dtype: torch.dtype, photos: Tensor) -> None:
+    def blank(image):
+        image[:] = 0
+        return image
+
+    x = (photos[:2, :1] * 255).to(dtype) if dtype == torch.uint8 else photos[:2, :1].clone()
+    before = x.clone()
+    assert (FixedTransform(blank, takes=takes)(x) == 0).all()
+    assert torch.equal(x, before)
+
+
+def test_no_gpu_is_seeded(photos: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "manual_seed", lambda seed: pytest.fail("it seeds every device"))
+    FixedTransform(v2.RandAugment())(photos[:2])
+
+
+def test_draws_of_policies_and_of_transforms_are_told_apart(photos: Tensor) -> None:
+    fixed, policy = FixedTransform(v2.RandAugment()), kd.Policy(["rotate"], 1)
+    with pytest.raises(KdsearchError, match="that of a fixed transform"):
+        policy.augment(fixed.draw(4), photos[:4])
+    with pytest.raises(KdsearchError, match="that of a policy"):
+        fixed.augment(policy.draw(4), photos[:4])
+    with pytest.raises(KdsearchError, match="a draw of 4 images, applied to 3"):
+        fixed.augment(fixed.draw(4), photos[:3])
 
 
 def columns_moved(side: int) -> set[int]:
@@ -121,7 +162,7 @@ def columns_moved(side: int) -> set[int]:
 
 
 def test_trivial_augment_wide_moves_small_images_by_half_at_most() -> None:
-    with pytest.warns(UserWarning, match="images of 4 x 16 are moved by up to half their side") as said:
+    with pytest.warns(UserWarning, match="images of 4 x 16 are moved by no more than half a side") as said:
         assert max(columns_moved(16)) == 8
     assert len(said) == 1
 

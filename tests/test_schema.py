@@ -59,7 +59,7 @@ def policies(draw: st.DrawFn) -> dict[str, Any]:
     for name in names:
         op = OPERATIONS[name]
         limit = None if op.hard is None else draw(st.floats(0, op.hard, exclude_min=True) | st.just(op.hard))
-        kind = draw(st.sampled_from(["pathwise", "fixed", "none"]))
+        kind = draw(st.sampled_from(["none"] if op.hard is None else [op.range, "fixed"]))
         limits[name] = {"unit": op.unit, "limit": limit, "range": kind}
     for progress in sorted(draw(st.lists(st.floats(0, 1) | st.integers(0, 1), min_size=1, max_size=4))):
         moment: dict[str, Any] = {}

@@ -180,12 +180,21 @@ def save(figure: Figure, path: Path) -> None:
     Raises:
         KdsearchError: another suffix, or a file that cannot be written.
     """
-    kinds = sorted(figure.canvas.get_supported_filetypes())
-    if path.suffix[1:].lower() not in kinds:
-        raise KdsearchError(f"{path}: a picture's name ends in .{', .'.join(kinds)}; got {path.suffix!r}")
+    check_picture(path)
     content = io.BytesIO()
     figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
     write_bytes(path, content.getvalue())
+
+
+def check_picture(path: Path) -> None:
+    """Is this the name of a picture that can be written?
+
+    Raises:
+        KdsearchError: another suffix.
+    """
+    kinds = sorted(Figure().canvas.get_supported_filetypes())
+    if path.suffix[1:].lower() not in kinds:
+        raise KdsearchError(f"{path}: a picture's name ends in .{', .'.join(kinds)}; got {path.suffix!r}")
 
 
 def span(operation: str, low: float, high: float, unit: str) -> str:

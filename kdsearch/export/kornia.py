@@ -50,7 +50,7 @@ def autocontrast(x, m, u):
     "equalize": '''
 def equalize(x, m, u):
     """On torchvision's 256 levels; kornia's own bins are others, so it is given values just above the levels."""
-    return kornia.enhance.equalize(((x * 255.999).floor() + 1e-3) / 255)
+    return (kornia.enhance.equalize(((x * 255.999).floor() + 1e-3) / 255) * 255).round() / 255
 ''',
     "solarize": """
 def solarize(x, m, u):
@@ -152,7 +152,8 @@ class Policy(nn.Module):
 
     def apply(self, images, decisions):
         """The images after `decisions` such as `draw` makes; the batch given stays as it is."""
-        images = images.clone()
+        dtype = images.dtype  # half precision is computed in single
+        images = images.to(torch.promote_types(dtype, torch.float32), copy=True)
 ''')
 _LINEAR_LINES = """        rows = change(images, decisions, LINEAR)
         if len(rows):
@@ -174,7 +175,7 @@ def source(spec: PolicySpec, which: str) -> str:
     body = table + geometry(names, _warp(names, spec.fill)) + functions(names, _FUNCTIONS)
     if "change(" in steps:
         body += _CHANGE
-    body += _CLASS.substitute(count=count) + steps + "        return images\n\n\npolicy = Policy()\n"
+    body += _CLASS.substitute(count=count) + steps + "        return images.to(dtype)\n\n\npolicy = Policy()\n"
     return header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
 
 

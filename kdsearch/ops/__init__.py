@@ -40,12 +40,15 @@ def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
         KdsearchError: other shapes or types; values outside [0, 1] or not finite, looked for on the CPU alone.
     """
     check_images(images)
-    if len(draw) != len(images):
-        raise KdsearchError(f"images: a draw of {len(draw)} images, applied to {len(images)}")
+    check_draw(draw, images)
+    if not draw.operations:
+        raise KdsearchError("draw: it is that of a fixed transform; carry it out with the transform's `augment`")
+    if magnitudes is not None and magnitudes.shape != draw.chosen.shape:
+        got, needed = tuple(magnitudes.shape), tuple(draw.chosen.shape)
+        raise KdsearchError(f"magnitudes: got {got}; need one for each operation drawn, {needed}")
     given = images.dtype if images.is_floating_point() else torch.get_default_dtype()
     x = images.to(torch.promote_types(given, torch.float32), copy=True)
-    if images.dtype == torch.uint8:
-        x = x.div_(255)
+    x = x.div_(255) if images.dtype == torch.uint8 else x.clamp_(0, 1)  # of OUTSIDE, or whatever a GPU was given
     moves, changes = _by_operation(draw, draw.magnitudes if magnitudes is None else magnitudes, x)
     matrix = _move(draw, moves, x)
     _recolour(changes, x)
@@ -61,18 +64,27 @@ def check_images(images: Tensor) -> None:
     """Is this what operations work on? Values are looked at on the CPU alone: elsewhere it would wait for the device.
 
     Raises:
-        KdsearchError: not (B, C, H, W), neither float nor uint8, or values outside [0, 1] or not finite.
+        KdsearchError: not (B, C, H, W), no pixels, neither float nor uint8, values outside [0, 1] or not finite.
     """
-    if images.ndim != 4 or not (images.is_floating_point() or images.dtype == torch.uint8):
+    known = images.is_floating_point() or images.dtype == torch.uint8
+    if images.ndim != 4 or not known or 0 in images.shape[1:]:
         kind = f"{images.dtype} {tuple(images.shape)}"
         raise KdsearchError(f"images: need (B, C, H, W), float in [0, 1] or uint8; got {kind}")
     if images.is_floating_point() and images.device.type == "cpu" and images.numel():
         low, high = (v.item() for v in torch.aminmax(images.detach()))
+        if low != low:
+            raise KdsearchError("images: some values are not a number")
         if not (low >= -OUTSIDE and high <= 1 + OUTSIDE):
             raise KdsearchError(
                 f"images: values from {low:g} to {high:g}; need [0, 1]: augment before the normalisation, "
                 "and divide uint8 values that were made float by 255"
             )
+
+
+def check_draw(draw: Draw, images: Tensor) -> None:
+    """Are there as many images as were drawn?"""
+    if len(draw) != len(images):
+        raise KdsearchError(f"images: a draw of {len(draw)} images, applied to {len(images)}")
 
 
 OUTSIDE = 1e-3  # rounding that values may have beyond [0, 1]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdsearch.ops.operation import AUTOAUGMENT, Operation
 
-BRIGHTNESS, CONTRAST, SATURATION, SHIFT = 0, 1, 2, 3  # columns of the coefficients; SHIFT is the first of C
+BRIGHTNESS, CONTRAST, SATURATION, GRAY, SHIFT = range(5)  # columns of the coefficients; SHIFT is the first of C
 
 
 def brightness(m: Tensor, u: Tensor, channels: int) -> tuple[int, Tensor]:
@@ -29,7 +29,7 @@ def saturation(m: Tensor, u: Tensor, channels: int) -> tuple[int, Tensor]:
 
 def gray(m: Tensor, u: Tensor, channels: int) -> tuple[int, Tensor]:
     """The gray image in all channels."""
-    return SATURATION, torch.zeros_like(m)
+    return GRAY, torch.zeros_like(m)
 
 
 def channel_shift(m: Tensor, u: Tensor, channels: int) -> tuple[Tensor, Tensor]:
@@ -58,14 +58,15 @@ def linear(x: Tensor, coefficients: Tensor, *, colours: bool, means: bool) -> Te
 
     Args:
         x: (b, C, H, W).
-        coefficients: (b, 3 + C): k, c, s, d.
+        coefficients: (b, 4 + C): k, c, the two factors of s (saturation, gray), d.
         colours: Is any s not 1?
         means: Is any c not 1?
     """
     k, c, s, shift = coefficients[:, 0], coefficients[:, 1], coefficients[:, 2], coefficients[:, SHIFT:, None, None]
+    s = s * coefficients[:, GRAY]
     gray_pixels = luma(x) if colours or means else None
     if means and gray_pixels is not None:
-        mean = gray_pixels.flatten(1).mean(1)
+        mean = gray_pixels.mean(3).mean(2)[:, 0]  # by rows: torch splits a long sum over its threads
         shift = shift + (k * (1 - c) * (s + (1 - s) * sum(_weights(x.shape[1]))) * mean)[:, None, None, None]
     out = (x * (k * c * s)[:, None, None, None]).add_(shift)
     if colours and gray_pixels is not None:

@@ -176,6 +176,41 @@ def test_the_linear_group_is_its_operations_one_after_another(photos: Tensor, fo
         torch.testing.assert_close(out[i : i + 1], y.clamp(0, 1), atol=tolerance, rtol=0)
 
 
+def test_gray_after_saturation_leaves_no_gradient_to_it(photos: Tensor, force) -> None:
+    draw = force({"saturation": 0.4, "gray": 0.0, "brightness": 0.1}, 4)
+    m = draw.magnitudes.clone().requires_grad_()
+    (apply(draw, photos[:4], m).images * torch.rand(3, 32, 32, generator=generator("after"))).sum().backward()
+    names = list(draw.operations)
+    assert (m.grad[:, names.index("saturation")].abs() < 1e-2).all()  # torchvision's weights sum to .9999
+    assert (m.grad[:, names.index("brightness")].abs() > 1).all()
+
+
+@pytest.mark.parametrize("magnitudes", [{"contrast": 0.4}, {"rotate": 10.0}, {"equalize": 0.0, "gaussian_blur": 1.0}])
+@pytest.mark.parametrize(("channels", "side"), [(1, 200), (1, 224), (3, 256), (3, 300)])
+def test_large_images_have_the_same_bits_in_any_batch_on_any_threads(
+    magnitudes: dict[str, float], channels: int, side: int, force
+) -> None:
+    """A sum over one large image is split over threads, a sum over many is not."""
+    draw, before = force(magnitudes, 4, fill="mean"), torch.get_num_threads()
+    for i in range(5):
+        x, views = torch.rand(4, channels, side, side, generator=generator("large", i)), []
+        try:
+            for threads in (1, 2):
+                torch.set_num_threads(threads)
+                views += [apply(draw, x).images[:1], apply(draw.rows(torch.tensor([0])), x[:1]).images]
+        finally:
+            torch.set_num_threads(before)
+        assert all(torch.equal(view, views[0]) for view in views)
+
+
+def test_values_a_rounding_beyond_the_range_count_as_its_ends(photos: Tensor, force) -> None:
+    x = photos[:8].clone()
+    x[:, :, 0, 0], x[:, :, 0, 1] = 1 + 9e-4, -9e-4
+    for name, op in OPERATIONS.items():
+        out = apply(force({name: op.limit or 0.0}, 8), x).images
+        assert torch.equal(out, apply(force({name: op.limit or 0.0}, 8), x.clamp(0, 1)).images), name
+
+
 # Fills
 
 
@@ -275,15 +310,34 @@ def test_no_point_of_an_image_lies_behind_the_perspective_at_its_hard_range(forc
         (torch.zeros(2, 3, 8, 8, dtype=torch.int64), r"float in \[0, 1\] or uint8; got torch.int64"),
         (torch.rand(2, 3, 8, 8) * 255, r"values from .* to 25.*divide uint8 values"),
         (torch.rand(2, 3, 8, 8) - 0.5, r"values from -0.* before the normalisation"),
-        (torch.full((2, 3, 8, 8), math.nan), "values from nan to nan"),
+        (torch.full((2, 3, 8, 8), math.nan), "some values are not a number"),
+        (torch.rand(2, 3, 0, 8), r"need \(B, C, H, W\).*\(2, 3, 0, 8\)"),
+        (torch.rand(2, 0, 8, 8), r"need \(B, C, H, W\).*\(2, 0, 8, 8\)"),
         (torch.full((2, 3, 8, 8), math.inf), "values from inf to inf"),
         (torch.rand(3, 3, 8, 8), "a draw of 2 images, applied to 3"),
     ],
-    ids=["one image", "integers", "0 to 255", "normalised", "NaN", "infinite", "another size"],
+    ids=[
+        "one image",
+        "integers",
+        "0 to 255",
+        "normalised",
+        "NaN",
+        "no rows",
+        "no channels",
+        "infinite",
+        "another size",
+    ],
 )
 def test_wrong_images_are_refused_with_one_message(wrong: Tensor, message: str, force) -> None:
     with pytest.raises(KdsearchError, match=message):
         apply(force({"rotate": 10.0}, 2), wrong)
+
+
+def test_magnitudes_of_another_shape_are_refused(photos: Tensor, force) -> None:
+    draw = force({"rotate": 10.0, "contrast": 0.1}, 2)
+    for wrong in (draw.magnitudes.T[:1], draw.magnitudes[:, 0]):
+        with pytest.raises(KdsearchError, match=r"need one for each operation drawn, \(2, 2\)"):
+            apply(draw, photos[:2], wrong)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 5), (5, 1), (2, 2), (2, 3)])

@@ -398,5 +398,6 @@ def test_a_random_resized_crop_is_scale_and_translation_always() -> None:
     enlarged = draw.magnitudes[:, 0].max()
     assert enlarged == pytest.approx(0.25, rel=0.01)  # a crop of .8 made 1 / .8 times as large
     assert draw.fill == "reflect"
-    with pytest.raises(KdsearchError, match=r"scale: limit 1; allowed: more than 0, at most 0\.9"):
-        random_resized_crop(0.5)
+    for side in (0.5, 1.0, 0.0, -1.0):
+        with pytest.raises(KdsearchError, match=rf"side {side:g}; allowed: 0\.526 to less than 1"):
+            random_resized_crop(side)
