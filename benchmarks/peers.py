@@ -27,18 +27,18 @@ BILINEAR = InterpolationMode.BILINEAR
 
 def rows(operations: tuple[str, ...], per_image: int, device: str) -> dict[str, Row]:
     """Name -> (function from the uint8 batch to a float batch in [0, 1], what is random)."""
-    every = "operations, magnitudes and signs per image"
+    every = "all, per image"
     found: dict[str, Row] = {
         "Kornia AugmentationSequential": (
             _kornia(operations, device, share=per_image / len(operations)),
-            f"as ours, but {per_image} operations on average: each at p={per_image}/{len(operations)}",
+            f"all, per image; {per_image} operations on average",
         ),
         "Kornia AugmentationSequential, random_apply": (
             _kornia(operations, device, random_apply=per_image),
-            "operations per batch, magnitudes and signs per image",
+            "operations per batch, magnitudes per image",
         ),
-        "Kornia RandAugment": (_kornia_rand_augment(per_image, device), "operations per batch, magnitude 10 of 30"),
-        "torchvision v2, per batch": (_torchvision(operations, per_image, one=False), "everything per batch"),
+        "Kornia RandAugment": (_kornia_rand_augment(per_image, device), "operations per batch, magnitude fixed"),
+        "torchvision v2, per batch": (_torchvision(operations, per_image, one=False), "all, per batch"),
         "one batched affine warp": (_warp, "matrices per image"),
         "uint8 to float, a memory copy": (floats, "nothing"),
     }
@@ -47,7 +47,7 @@ def rows(operations: tuple[str, ...], per_image: int, device: str) -> dict[str, 
         auto = v2.RandAugment(per_image, interpolation=BILINEAR)
         found["torchvision RandAugment, per image"] = (
             lambda images: torch.stack([auto(image) for image in images]).float() / 255,
-            "operations and signs per image, magnitude 9 of 31",
+            "all but the magnitude, per image",
         )
         found["albumentations"] = (_albumentations(operations, per_image), every)
     return found
