@@ -174,7 +174,7 @@ def _recolour(changes: Mapping[str, _Change], x: Tensor) -> None:
 
 
 def _put(x: Tensor, image: Tensor, changed: Tensor) -> None:
-    """`x[image] = changed`, in place; 16 bytes at a time where no gradient is recorded, which is five times faster."""
+    """`x[image] = changed`, in place; 16 bytes at a time where no gradient is recorded, which is much faster."""
     flat = x.is_contiguous() and changed.is_contiguous() and not changed.requires_grad and not x.requires_grad
     if flat and x[:1].nbytes % 16 == 0 and x.data_ptr() % 16 == changed.data_ptr() % 16 == 0:
         x.flatten(1).view(torch.complex128).index_copy_(0, image, changed.flatten(1).view(torch.complex128))

@@ -29,7 +29,7 @@ def warp(images: Tensor, matrix: Tensor, fill: str = "zero") -> Tensor:
 def _grid(matrix: Tensor, images: Tensor) -> Tensor:
     """Where each pixel comes from, in grid_sample's units: (b, H, W, 2).
 
-    Sums of a complex row and a complex column, x + iy, because torch adds them four times faster than pairs.
+    Sums of a complex row and a complex column, x + iy, because torch adds them much faster than pairs.
     """
     height, width = images.shape[-2:]
     inverse = torch.linalg.inv_ex(matrix).inverse * matrix.new_tensor([2 / width, 2 / height, 1.0])[:, None]
