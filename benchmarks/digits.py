@@ -4,7 +4,7 @@ Rows: plain KD on one view, the three references, torchvision's RandAugment and 
 to half the side), the policy learned beside the student (online), and the policy that another seed learned, frozen,
 with a fresh student. Same images, steps, loss and seeds for all; two views but for the first row.
 
-Run:  python benchmarks/digits.py [--seeds 8] [--json FILE]      (14 minutes on 2 busy cores)
+Run:  python benchmarks/digits.py [--seeds 8] [--json FILE]      (7 minutes on 2 cores)
 """
 
 import argparse
