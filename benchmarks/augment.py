@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import json
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable
@@ -38,9 +39,9 @@ def photographs(count: int, side: int) -> Tensor:
     from sklearn.datasets import load_sample_images
 
     whole = torch.stack([torch.from_numpy(picture.copy()) for picture in load_sample_images().images]).movedim(-1, 1)
-    random = torch.Generator().manual_seed(0)
-    y = torch.randint(whole.shape[2] - side + 1, (count,), generator=random).tolist()
-    x = torch.randint(whole.shape[3] - side + 1, (count,), generator=random).tolist()
+    places = torch.Generator().manual_seed(0)
+    y = torch.randint(whole.shape[2] - side + 1, (count,), generator=places).tolist()
+    x = torch.randint(whole.shape[3] - side + 1, (count,), generator=places).tolist()
     return torch.stack([whole[i % 2, :, y[i] : y[i] + side, x[i] : x[i] + side] for i in range(count)])
 
 
@@ -129,6 +130,7 @@ def main() -> None:
     device = arguments.device
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
+    random.seed(0)
     rows = []
     for count, side in SIZES:
         images = photographs(count, side)

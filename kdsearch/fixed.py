@@ -4,7 +4,7 @@ import random
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from kdsearch.errors import KdsearchError, unknown
 from kdsearch.ops import check_draw, check_images
 from kdsearch.values import Draw, View
 
-KINDS = ("uint8", "float", "pil", "numpy")
+Kind = Literal["uint8", "float", "pil", "numpy"]  # of image
 WIDE = 64  # pixels: the side from which TrivialAugment's 32 pixels are kept
 
 
@@ -44,12 +44,12 @@ class FixedTransform(nn.Module):
         self,
         transform: Callable[[Any], Any],
         *,
-        takes: Literal["uint8", "float", "pil", "numpy"] = "uint8",
+        takes: Kind = "uint8",
         reseed: Callable[[int], Any] | None = None,
     ) -> None:
         super().__init__()
-        if takes not in KINDS:
-            raise KdsearchError(unknown("kind of image", takes, KINDS))
+        if takes not in get_args(Kind):
+            raise KdsearchError(unknown("kind of image", takes, get_args(Kind)))
         self.transform, self.takes, self.reseed = transform, takes, reseed
 
     def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:
@@ -133,6 +133,8 @@ def _own_generators() -> Iterator[None]:
 class _Wide(v2.TrivialAugmentWide):
     """torchvision's, its translation a share of the side where 32 pixels are more than half of it."""
 
+    said = False  # the warning
+
     def forward(self, *inputs: Any) -> Any:
         height, width = v2.functional.get_size(inputs[0])
         if min(height, width) < WIDE and not self.said:
@@ -144,7 +146,6 @@ class _Wide(v2.TrivialAugmentWide):
             )
         return super().forward(*inputs)
 
-    said = False
     _AUGMENTATION_SPACE = {  # noqa: RUF012  read by the class it extends
         **v2.TrivialAugmentWide._AUGMENTATION_SPACE,
         "TranslateX": (lambda bins, height, width: torch.linspace(0.0, min(32.0, width / 2), bins), True),

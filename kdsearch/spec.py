@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.ops import OPERATIONS, Operation
+from kdsearch.values import Fill
 
 FORMAT, VERSION = "kdsearch-policy", 1
 MOST_BYTES = 1_000_000
@@ -56,7 +57,7 @@ class PolicySpec(_Frozen):
     format: Literal["kdsearch-policy"] = "kdsearch-policy"
     version: Literal[1] = 1
     operations_per_image: Annotated[int, Field(ge=1)]
-    fill: Literal["zero", "mean", "reflect"] = "zero"  # where geometry finds no pixel
+    fill: Fill = "zero"  # where geometry finds no pixel
     operations: dict[str, Limits]
     schedule: Annotated[tuple[Snapshot, ...], Field(min_length=1, max_length=16, strict=False)]
     provenance: dict[str, str | int | Finite | None] = Field(default_factory=dict)

@@ -5,10 +5,13 @@ Class axis is 1; the axes after it are space. Images are float in [0, 1], before
 """
 
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
+
+Fill = Literal["zero", "mean", "reflect"]  # what stands where geometry finds no pixel
+FILLS: tuple[str, ...] = get_args(Fill)
 
 
 @dataclass(frozen=True)

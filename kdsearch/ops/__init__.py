@@ -11,8 +11,8 @@ from kdsearch.ops.colour import COLOUR, SHIFT, linear
 from kdsearch.ops.geometric import GEOMETRIC
 from kdsearch.ops.operation import Operation
 from kdsearch.ops.photometric import PHOTOMETRIC
-from kdsearch.ops.warp import FILLS, warp
-from kdsearch.values import Draw, View
+from kdsearch.ops.warp import warp
+from kdsearch.values import FILLS, Draw, View
 
 __all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply"]
 

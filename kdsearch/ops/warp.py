@@ -4,8 +4,6 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-FILLS = ("zero", "mean", "reflect")  # what stands where no pixel comes from
-
 
 def warp(images: Tensor, matrix: Tensor, fill: str = "zero") -> Tensor:
     """Images moved by forward maps: bilinear, one pass.
