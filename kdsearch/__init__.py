@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.distill import Phase as Phase
     from kdsearch.distill import PolicySteps as PolicySteps
-    from kdsearch.distill import evaluate as evaluate
     from kdsearch.errors import KdsearchError as KdsearchError
+    from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.export import export_policy as export_policy
     from kdsearch.fixed import FixedTransform as FixedTransform
     from kdsearch.fixed import trivial_augment_wide as trivial_augment_wide
@@ -59,7 +59,8 @@ _WHERE = {
     "analysis.sheet": ["policy_sheet"],
     "data": ["ArrayData", "digits", "load_images", "photographs", "shuffled"],
     "disagreement": ["Probe"],
-    "distill": ["Distiller", "Phase", "PolicySteps", "evaluate"],
+    "distill": ["Distiller", "Phase", "PolicySteps"],
+    "evaluation": ["evaluate"],
     "errors": ["KdsearchError"],
     "export": ["export_policy"],
     "fixed": ["FixedTransform", "trivial_augment_wide"],

@@ -1,20 +1,23 @@
-"""The alternation: student steps on distillation losses, every k of them one policy step."""
+"""The alternation: student steps on distillation losses, and between them policy steps."""
 
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.data import MapStyle, in_order, shuffled
-from kdsearch.errors import Diverged
+from kdsearch.data import MapStyle, shuffled
+from kdsearch.errors import Diverged, problems, unknown
+from kdsearch.estimators import GATES, Sample, accumulate
+from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
-from kdsearch.maths import derive_seed, generator
+from kdsearch.maths import derive_seed, generator, noise_scale, spoiled
 from kdsearch.objectives import TST, objective
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
@@ -23,7 +26,7 @@ from kdsearch.teachers import Teacher, outputs, still
 from kdsearch.values import Batch
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
-WARMUP = 0.1  # share of the student steps in which the learning rate rises, and without policy steps
+WARMUP = 0.1  # share of the student steps in which the learning rate rises
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -33,18 +36,51 @@ def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
 
 @dataclass(frozen=True)
 class PolicySteps:
-    """How the policy learns beside the student.
+    """How the policy learns beside the student: one step every `interval` student steps, or in phases.
+
+    With `phases` the student's training stops after these shares of its epochs, and the policy learns on whole passes
+    over the training images, its optimiser made anew each time; `interval` and `warm_up` then have no part.
 
     Reference:
-        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation and the objective
+        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation, its phases and the objective
     """
 
     interval: int = 3  # student steps per policy step
+    phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
+    passes: int = 1  # over the training images, in each phase
+    warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
     learning_rate: float = 0.1  # of Adam, on logits
-    prior_strength: float = 0.3  # nats, about the loss difference worth moving for; 0 switches the prior off
+    prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
     objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
     floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
     floor_rate: float = 0.1  # step of the dual variable per nat of violation
+    gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
+
+    def __post_init__(self) -> None:
+        found = [] if self.gates in GATES else [unknown("estimator of gates", self.gates, GATES)]
+        for name, least in (("interval", 1), ("passes", 1)):
+            if getattr(self, name) < least:
+                found.append(f"{name} {getattr(self, name)}; allowed: {least} or more")
+        found += [f"phases: {share:g}; allowed: 0 to less than 1" for share in self.phases if not 0 <= share < 1]
+        if found:
+            raise problems("policy steps", found)
+
+    def due(self, step: int, total: int) -> bool:
+        """Does a policy step come before this student step, counted from 1?"""
+        return not self.phases and step > self.warm_up * total and step % self.interval == 0
+
+    def pauses(self, epochs: int) -> set[int]:
+        """Numbers of epochs after which the student waits for a phase of the policy."""
+        return {round(share * epochs) for share in self.phases}
+
+    def per_phase(self, images: int, batch: int) -> int:
+        """Policy steps of one phase."""
+        return math.ceil(self.passes * images / batch)
+
+    def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
+        """Policy steps of a whole run."""
+        alternating = sum(self.due(step, epochs * steps) for step in range(1, epochs * steps + 1))
+        return alternating + len(self.pauses(epochs)) * self.per_phase(images, batch)
 
 
 @dataclass(frozen=True)
@@ -72,10 +108,25 @@ class EpochRecord:
     learning_rate: float
     policy_steps: int
     policy_objective: float  # nats, without prior and floor
-    teacher_accuracy: float  # on the images of the policy steps
-    floor_violation: float  # nats over clean cross-entropy + floor
+    teacher_accuracy: float  # on the second views
+    teacher_clean_accuracy: float  # on the base views
+    floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps
     dual: float  # weight of the floor
+    emptied: float  # share of second views with under a tenth of the base view's deviation
+    saturated: float  # share of second views with nearly all values at 0 or 1, where the base view has not
+    gates_at_bound: int  # probabilities that freezing writes as 0 or 1
+    ranges_at_limit: int  # ranges whose upper end is at the limit
+    gradient_norm: float  # of the policy, mean over the steps of the epoch
+    noise_scale: float  # images: about the batch from which on a policy step is more signal than noise
     seconds: float
+
+
+class PolicyStep(NamedTuple):
+    """What one policy step measured."""
+
+    objective: float  # mean, nats, without prior and floor
+    violation: float  # of the floor, nats
+    gradient: Tensor  # by all numbers of the policy that learn
 
 
 class Distiller:
@@ -115,43 +166,56 @@ class Distiller:
         """
         total = phase.epochs * phase.steps
         schedule = LambdaLR(self.optimizer, lambda step: _learning_rate(step, total))
-        every = phase.policy_steps
-        policy_optimizer = None
-        if every and isinstance(self.policy, Policy):
-            policy_optimizer = Adam(self.policy.parameters(), lr=every.learning_rate)
+        policy, every = self.policy, phase.policy_steps
+        learner = policy if every and isinstance(policy, Policy) else None
+        if learner and every:
+            optimizer = Adam(learner.parameters(), lr=every.learning_rate)
             if every.floor is not None and self.clean_loss is None:
                 self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
         step = 0
         for epoch in range(1, phase.epochs + 1):
-            start, policy_sums = time.perf_counter(), torch.zeros(4)
-            sums = torch.zeros(2, device=self.device)
+            start, learned = time.perf_counter(), list[PolicyStep]()
+            sums = torch.zeros(6, device=self.device)
             torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
             random = generator(self.seed, epoch, "draws")
-            fresh = shuffled(train, phase.batch, phase.steps, self.seed, epoch, "policy")
+            pause = bool(learner and every and epoch - 1 in every.pauses(phase.epochs))
+            steps = every.per_phase(len(train), phase.batch) if every and pause else phase.steps
+            fresh = shuffled(train, phase.batch, steps, self.seed, epoch, "policy")
+            if pause and learner and every:
+                optimizer = Adam(learner.parameters(), lr=every.learning_rate)
+                learned += [self.policy_step(batch.to(self.device), every, optimizer, random) for batch in fresh]
             for batch in shuffled(train, phase.batch, phase.steps, self.seed, epoch, "student"):
                 step += 1
-                if policy_optimizer and every and step > WARMUP * total and step % every.interval == 0:
-                    policy_sums += self.policy_step(next(fresh).to(self.device), every, policy_optimizer, random)
+                if learner and every and every.due(step, total):
+                    learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, random))
                 sums += self.student_step(batch.to(self.device), phase, random)
                 schedule.step()
-            if not torch.isfinite(sums).all() or not torch.isfinite(policy_sums).all():
+            if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective) for s in learned):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
             accuracy, error = evaluate(self.student, search_validation, self.task, phase.batch, self.device)
-            count = policy_sums[3].item()
-            policy_means = (policy_sums[:3] / count).tolist()  # NaN in an epoch without policy steps
+            means = (sums / phase.steps).tolist()
+            gates, ranges = policy.at_bounds() if isinstance(policy, Policy) else ([], [])
+            norm, noise = noise_scale([s.gradient for s in learned], phase.batch)
             yield EpochRecord(
                 epoch=epoch,
                 progress=step / total,
-                supervised_loss=(sums[0] / phase.steps).item(),
-                distillation_loss=(sums[1] / phase.steps).item(),
+                supervised_loss=means[0],
+                distillation_loss=means[1],
                 accuracy=accuracy,
                 accuracy_se=error,
                 learning_rate=float(schedule.get_last_lr()[0]),
-                policy_steps=int(count),
-                policy_objective=policy_means[0],
-                teacher_accuracy=policy_means[1],
-                floor_violation=policy_means[2],
+                policy_steps=len(learned),
+                policy_objective=_mean([s.objective for s in learned]),
+                teacher_accuracy=means[2],
+                teacher_clean_accuracy=means[3],
+                floor_violation=_mean([s.violation for s in learned]),
                 dual=self.dual,
+                emptied=means[4],
+                saturated=means[5],
+                gates_at_bound=len(gates),
+                ranges_at_limit=len(ranges),
+                gradient_norm=norm,
+                noise_scale=noise,
                 seconds=time.perf_counter() - start,
             )
 
@@ -159,7 +223,8 @@ class Distiller:
         """Cross-entropy on the base view plus the distillation loss of both views, one concatenated forward.
 
         Returns:
-            (2,) supervised and distillation loss, on the device.
+            (6,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on the base
+            view, the shares of emptied and of saturated second views.
         """
         self.student.train()
         with torch.no_grad():
@@ -175,28 +240,42 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         (supervised + 2 * phase.weight * distillation).backward()
         self.optimizer.step()
-        return torch.stack([supervised.detach(), distillation.detach()])
+        right = self.task.correct(teacher, torch.cat([batch.target, batch.target])).float().view(2, -1).mean(1)
+        losses = torch.stack([supervised.detach(), distillation.detach()])
+        return torch.cat([losses, right.flip(0), spoiled(batch.images, view)])
 
-    def policy_step(self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator) -> Tensor:
-        """One step of the policy on fresh training images: objective, floor and prior.
-
-        Ranges get their gradient through the pixels of both networks; probabilities by the score function with the
-        other images as baseline.
-
-        Returns:
-            (4,) mean objective, teacher accuracy, violation of the floor in nats, and 1, on the host.
-        """
-        assert isinstance(self.policy, Policy)
-        draw = self.policy.draw(len(batch), random)
-        view = apply(draw, batch.images, self.policy.magnitudes(draw))
+    def policy_step(
+        self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator
+    ) -> PolicyStep:
+        """One step of the policy on fresh training images: objective, floor and prior, both networks held still."""
+        policy = self.policy
+        assert isinstance(policy, Policy)
+        draw = policy.draw(len(batch), random)
+        view = apply(draw, batch.images, policy.magnitudes(draw))
         target = self.task.follow(batch.target, view.matrix)
+
+        def losses(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            """Objective and the teacher's cross-entropy, (b,) each."""
+            teacher, student = self.teacher(images), outputs(self.student, images, "student")
+            return objective(steps.objective, student.logits, teacher.logits, target), self.task.supervised(
+                teacher, target
+            )
+
+        @torch.no_grad()
+        def loss_of(images: Tensor, rows: Tensor) -> Tensor:
+            aim, teacher_ce = losses(images, target[rows])
+            return aim + self.dual * teacher_ce
+
         with still(self.student):
-            teacher, student = self.teacher(view.images), outputs(self.student, view.images, "student")
-            aim = objective(steps.objective, student.logits, teacher.logits, target)
-            teacher_ce = self.task.supervised(teacher, target)
-            loss = aim + self.dual * teacher_ce  # (B,)
-            score = (leave_one_out(loss.detach()).cpu() * self.policy.log_probability(draw)).mean()
-            (loss.mean().cpu() + score + steps.prior_strength * self.policy.prior_loss()).backward()
+            seen = view.images.detach().requires_grad_()
+            aim, teacher_ce = losses(seen, target)
+            loss = aim + self.dual * teacher_ce
+            (by_pixel,) = torch.autograd.grad(loss.sum(), seen)
+            sample = Sample(draw, batch.images, seen.detach(), loss.detach(), by_pixel, loss_of)
+            accumulate(policy, sample, view.images, GATES[steps.gates])
+        if steps.prior_strength is not None:
+            (steps.prior_strength * policy.prior_loss()).backward()
+        gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         violation = 0.0
@@ -204,41 +283,11 @@ class Distiller:
             assert self.clean_loss is not None
             violation = teacher_ce.mean().item() - self.clean_loss - steps.floor
             self.dual = max(0.0, self.dual + steps.floor_rate * violation)
-        right = self.task.correct(teacher, target).float().mean().item()
-        return torch.tensor([aim.mean().item(), right, violation, 1.0])
+        return PolicyStep(aim.mean().item(), violation, gradient)
 
 
-def leave_one_out(loss: Tensor) -> Tensor:
-    """Each image's loss minus the mean of the others', (B,); zero for a batch of one."""
-    return (loss - loss.mean()) * len(loss) / max(len(loss) - 1, 1)
-
-
-@torch.no_grad()
-def evaluate(
-    network: nn.Module, data: MapStyle, task: Classification, batch: int, device: torch.device | str
-) -> tuple[float, float]:
-    """Accuracy on a data set and its binomial standard error; the network's mode and buffers stay as they were."""
-    right, count = 0, 0
-    with still(network):
-        for part in in_order(data, max(batch, 256)):
-            part = part.to(device)
-            right += int(task.correct(outputs(network, part.images, "student"), part.target).sum())
-            count += len(part)
-    rate = right / count
-    return rate, math.sqrt(rate * (1 - rate) / count)
-
-
-@torch.no_grad()
-def teacher_loss(
-    teacher: Teacher, data: MapStyle, task: Classification, batch: int, device: torch.device | str
-) -> float:
-    """Mean cross-entropy of the teacher on a data set as it is, in nats."""
-    total, count = 0.0, 0
-    for part in in_order(data, max(batch, 256)):
-        part = part.to(device)
-        total += float(task.supervised(teacher(part.images), part.target).sum())
-        count += len(part)
-    return total / count
+def _mean(values: list[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _learning_rate(step: int, total: int) -> float:

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -94,3 +95,46 @@ def wilson(successes: Tensor, trials: Tensor, z: float = 1.959964) -> tuple[Tens
     half = z / (1 + z**2 / n) * (rate * (1 - rate) / n + z**2 / (4 * n**2)).sqrt()
     empty = trials == 0
     return (centre - half).clamp(min=0).masked_fill(empty, 0.0), (centre + half).clamp(max=1).masked_fill(empty, 1.0)
+
+
+def spoiled(before: Tensor, after: Tensor) -> Tensor:
+    """Shares of images that an augmentation has emptied and saturated, (2,), on the device.
+
+    Emptied: the deviation of its values, over channels and space, is under a tenth of what it was. Saturated: over 95 %
+    of its values are 0 or 1, and were not before.
+
+    Args:
+        before, after: (B, C, H, W) in [0, 1].
+
+    >>> x = torch.linspace(0, 1, 100).view(1, 1, 10, 10)
+    >>> spoiled(x.repeat(4, 1, 1, 1), torch.cat([x, 0 * x, (9 * x - 4).clamp(0, 1), (x > 0.5).float()])).tolist()
+    [0.25, 0.25]
+    """
+    deviation, left = (x.flatten(1).std(1) for x in (before, after))
+    bound_before, bound = (((x <= 0) | (x >= 1)).flatten(1).float().mean(1) for x in (before, after))
+    emptied = (left < 0.1 * deviation).float().mean()
+    saturated = ((bound > 0.95) & (bound_before <= 0.95) & (left >= 0.1 * deviation)).float().mean()
+    return torch.stack([emptied, saturated])
+
+
+def noise_scale(gradients: Sequence[Tensor], batch: int) -> tuple[float, float]:
+    """Norm of the mean gradient of some steps, and their simple noise scale in images.
+
+    The scale is `batch * tr(covariance) / |mean|^2`, the square without what the noise adds to it: about the batch from
+    which on a step is more signal than noise. NaN where the noise hides the mean, or of fewer than two steps.
+
+    Reference:
+        McCandlish et al., An empirical model of large-batch training, 2018
+
+    >>> noise_scale([torch.tensor([3.0, 4.0])] * 2, 8)
+    (5.0, 0.0)
+    """
+    if not gradients:
+        return math.nan, math.nan
+    stacked = torch.stack(list(gradients)).double()
+    square = stacked.mean(0).square().sum()
+    if len(stacked) < 2:
+        return square.sqrt().item(), math.nan
+    noise = stacked.var(0).sum()
+    signal = square - noise / len(stacked)
+    return square.sqrt().item(), (batch * noise / signal).item() if signal > 0 else math.nan

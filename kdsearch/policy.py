@@ -13,6 +13,7 @@ from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.values import Draw, View
 
 LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
+AT_LIMIT = 0.98  # of high / limit, from where on a range is called at its limit
 
 
 class Policy(nn.Module):
@@ -20,7 +21,7 @@ class Policy(nn.Module):
 
     Each image draws n of S operations without replacement, uniformly. A drawn operation is applied with probability
     `sigmoid(logit)`; its magnitude is uniform on [low, high], `high = limit * sigmoid(a)`, `low = high * sigmoid(b)`,
-    its sign random where the operation is signed. Ranges whose operation passes no gradient stay where they start.
+    its sign random where the operation is signed.
     It lives on the host, in float64: 3 S numbers, so that drawing needs no copy from a device.
 
     Args:
@@ -60,12 +61,15 @@ class Policy(nn.Module):
         self.limit: Tensor
         self.signed: Tensor
         self.learned: Tensor
+        self.by_ends: Tensor
         self.fixed_high: Tensor
         self.fixed_low: Tensor
         self.register_buffer("limit", torch.tensor(limit, dtype=torch.float64))  # (S,), 0 without a magnitude
         self.register_buffer("signed", torch.tensor([op.signed for op in ops]), persistent=False)  # (S,) bool
-        learned = torch.tensor([i for i, op in enumerate(ops) if op.range == "pathwise"], dtype=torch.int64)
-        self.register_buffer("learned", learned)  # (R,), which ranges have a gradient
+        learned = torch.tensor([i for i, op in enumerate(ops) if op.range != "none"], dtype=torch.int64)
+        self.register_buffer("learned", learned)  # (R,), which ranges learn
+        by_ends = torch.tensor([op.range == "endpoint" for op in ops])
+        self.register_buffer("by_ends", by_ends, persistent=False)  # (S,) bool, learned from the images at both ends
         self.register_buffer("fixed_high", self.limit * extent)
         self.register_buffer("fixed_low", self.fixed_high * torch.tensor(LOW_START).double().sigmoid())
         start = torch.logit(torch.tensor([probability, extent], dtype=torch.float64))
@@ -104,13 +108,9 @@ class Policy(nn.Module):
         return Draw(self.operations, chosen, gates, signs, u, magnitudes, seeds, self.fill)
 
     def magnitudes(self, draw: Draw) -> Tensor:
-        """The magnitudes of a draw under the live parameters, (B, n), with their gradient."""
-        return _magnitudes(draw.chosen, draw.signs, draw.uniforms, *self.ranges())
-
-    def log_probability(self, draw: Draw) -> Tensor:
-        """Log-probability of each image's gates, (B,), in nats, with its gradient."""
-        logit = self.logit[draw.chosen]
-        return torch.where(draw.gates, nn.functional.logsigmoid(logit), nn.functional.logsigmoid(-logit)).sum(1)
+        """The magnitudes of a draw under the live parameters, (B, n), with the gradient of pathwise ranges."""
+        low, high = (torch.where(self.by_ends, end.detach(), end) for end in self.ranges())
+        return _magnitudes(draw.chosen, draw.signs, draw.uniforms, low, high)
 
     def prior_loss(self) -> Tensor:
         """How far the policy is from its prior, in nats, weighted by the share of images each operation reaches.
@@ -132,14 +132,23 @@ class Policy(nn.Module):
         return self.augment(self.draw(len(images), generator), images).images if self.training else images
 
     @torch.no_grad()
+    def at_bounds(self) -> tuple[list[str], list[str]]:
+        """Operations whose probability is frozen as 0 or 1, and those whose learned range reaches its limit."""
+        gates = [name for name, p in zip(self.operations, self.probability.tolist(), strict=True) if p != _written(p)]
+        share = self.a.sigmoid().tolist()
+        learned = [self.operations[i] for i in self.learned.tolist()]
+        return gates, [name for name, s in zip(learned, share, strict=True) if s > AT_LIMIT]
+
+    @torch.no_grad()
     def snapshot(self, progress: float) -> Snapshot:
         """The present numbers; probabilities under .005 are written as 0, over .995 as 1."""
         low, high = (v.tolist() for v in self.ranges())
         settings = {}
         for i, (name, p) in enumerate(zip(self.operations, self.probability.tolist(), strict=True)):
-            p = 0.0 if p < 0.005 else 1.0 if p > 0.995 else p
             has = OPERATIONS[name].limit is not None
-            settings[name] = Setting(probability=p, low=low[i] if has else None, high=high[i] if has else None)
+            settings[name] = Setting(
+                probability=_written(p), low=low[i] if has else None, high=high[i] if has else None
+            )
         return Snapshot(progress=progress, settings=settings)
 
     def freeze(
@@ -168,7 +177,7 @@ class Policy(nn.Module):
             policy.logit.copy_(torch.logit(torch.tensor([s.probability for s in settings], dtype=torch.float64)))
         policy.fixed_low.copy_(torch.tensor([s.low or 0.0 for s in settings], dtype=torch.float64))
         policy.fixed_high.copy_(torch.tensor([s.high or 0.0 for s in settings], dtype=torch.float64))
-        policy.learned = policy.learned[:0]
+        policy.learned, policy.by_ends = policy.learned[:0], torch.zeros_like(policy.by_ends)
         policy.a, policy.b = nn.Parameter(policy.a[:0]), nn.Parameter(policy.b[:0])
         return policy
 
@@ -206,6 +215,10 @@ def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
         for name, high in zip(start.operations, start.limit.tolist(), strict=True)
     }
     return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+
+def _written(probability: float) -> float:
+    return 0.0 if probability < 0.005 else 1.0 if probability > 0.995 else probability
 
 
 def _magnitudes(chosen: Tensor, signs: Tensor, uniforms: Tensor, low: Tensor, high: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from kdsearch.data import in_order
 from kdsearch.disagreement import Probe, one_operation
-from kdsearch.distill import Distiller, Phase, evaluate, teacher_loss
+from kdsearch.distill import Distiller, Phase
 from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.maths import generator
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply

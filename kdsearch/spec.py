@@ -27,7 +27,7 @@ class Limits(_Frozen):
 
     unit: str
     limit: Finite | None = Field(gt=0)
-    range: Literal["pathwise", "fixed", "none"]
+    range: Literal["pathwise", "endpoint", "fixed", "none"]
 
 
 class Setting(_Frozen):
@@ -220,7 +220,11 @@ _DESCRIPTIONS: Mapping[tuple[str, str], str] = {
     ("PolicySpec", "provenance"): "Where the policy comes from, in words and numbers. Nothing reads it.",
     ("Limits", "unit"): "Unit of the magnitude; empty for an operation without one.",
     ("Limits", "limit"): "Largest magnitude, in the unit; null for an operation without a magnitude.",
-    ("Limits", "range"): "How low and high came about: learned through the pixels, held fixed, or there is none.",
+    (
+        "Limits",
+        "range",
+    ): "How low and high came about: learned through the pixels, learned from the images at both ends, held "
+    "fixed, or there is none.",
     ("Setting", "probability"): "That the operation is applied once drawn.",
     ("Setting", "low"): "Smallest magnitude, in the operation's unit; null without a magnitude.",
     ("Setting", "high"): "Largest magnitude, in the operation's unit, from low to limit; null without a magnitude.",

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from kdsearch.data import ArrayData
-from kdsearch.distill import Distiller, EpochRecord, Phase, PolicySteps, evaluate, teacher_loss
+from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep, PolicySteps
 from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.losses import LOSSES
 from kdsearch.maths import generator
 from kdsearch.models import Normalised
@@ -87,7 +88,7 @@ def distiller(learner: Policy | None = None, *, seed: int = 0, **kwargs: Any) ->
     return Distiller(Teacher(network(1)), network(2), learner, TASK, seed=seed, **kwargs)
 
 
-def stepped(d: Distiller, batch: Batch, steps: PolicySteps, *, times: int = 1) -> Tensor:
+def stepped(d: Distiller, batch: Batch, steps: PolicySteps, *, times: int = 1) -> PolicyStep:
     optimizer = torch.optim.Adam(d.policy.parameters(), lr=steps.learning_rate)
     return [d.policy_step(batch, steps, optimizer, generator("step", i)) for i in range(times)][-1]
 
@@ -108,7 +109,7 @@ def test_a_policy_step_changes_the_policy_and_neither_network(batch: Batch) -> N
     assert [p.requires_grad for p in d.student.parameters()] == flags
     assert all(p.grad is None for net in (d.student, d.teacher.network) for p in net.parameters())
     assert not any(torch.equal(getattr(learner, name), start[name]) for name in ("logit", "a", "b"))
-    assert [training for training, _ in d.student[0].seen] == [False]
+    assert {training for training, _ in d.student[0].seen} == {False}
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ def test_both_losses_are_means_over_images_and_the_distillation_weight_counts_ea
     d = Distiller(
         Teacher(Table(teacher)), table, None, TASK, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)
     )
-    supervised, distillation = d.student_step(batch, replace(PHASE, weight=weight), random)
+    supervised, distillation = d.student_step(batch, replace(PHASE, weight=weight), random)[:2]
     expected = student.clone().requires_grad_()
     ce = cross_entropy(expected[:16], batch.target)
     kd = 16 * kl_div((expected / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="batchmean")
@@ -361,13 +362,13 @@ def test_the_dual_follows_the_violation_of_the_floor_and_never_falls_below_zero(
     d = distiller(policy(), clean_loss=0.0)  # cross-entropy of an untrained teacher is far above
     expected = 0.0
     for i in range(4):
-        violation = stepped(d, batch, steps, times=1)[2].item()
+        violation = stepped(d, batch, steps, times=1).violation
         assert violation > 0
         expected += 0.5 * violation
         assert d.dual == pytest.approx(expected, rel=1e-5), i
     d.clean_loss = 100.0
     for _ in range(3):
-        assert stepped(d, batch, steps)[2].item() < -90
+        assert stepped(d, batch, steps).violation < -90
         assert d.dual == 0.0
 
 
@@ -377,7 +378,7 @@ def test_the_violation_is_the_cross_entropy_over_the_clean_one_and_the_floor(bat
     expected = cross_entropy(d.teacher(1 - batch.images).logits, batch.target).item() - 0.25 - 0.125
     steps = PolicySteps(floor=0.125, prior_strength=0.0)
     result = d.policy_step(batch, steps, torch.optim.SGD([torch.zeros(1)]), generator("floor"))
-    assert result[2].item() == pytest.approx(expected, abs=1e-5)
+    assert result.violation == pytest.approx(expected, abs=1e-5)
 
 
 def test_without_a_floor_nothing_is_measured_against_it(data: ArrayData) -> None:

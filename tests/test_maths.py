@@ -7,7 +7,6 @@ import torch
 from scipy import stats
 from torch.distributions import Bernoulli, kl_divergence
 
-from kdsearch.distill import leave_one_out
 from kdsearch.maths import bernoulli_kl, derive_seed, generator, normal_field, wilson
 
 
@@ -82,9 +81,3 @@ def test_wilsons_interval_of_nothing_is_everything() -> None:
     low, high = wilson(torch.tensor([0, 3]), torch.tensor([0, 3]))
     assert (low[0].item(), high[0].item()) == (0, 1)
     assert high[1].item() == pytest.approx(1)
-
-
-def test_leaving_one_out_subtracts_the_mean_of_the_others() -> None:
-    loss = torch.tensor([1.0, 2.0, 6.0])
-    torch.testing.assert_close(leave_one_out(loss), torch.tensor([1 - 4.0, 2 - 3.5, 6 - 1.5]))
-    assert leave_one_out(torch.tensor([5.0])).item() == 0

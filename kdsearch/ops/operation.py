@@ -11,7 +11,7 @@ Matrix = Callable[[Tensor, Tensor, int, int], Entries]  # m (b,), u (b,k), heigh
 Coefficient = Callable[[Tensor, Tensor, int], tuple[Tensor | int, Tensor]]  # m (b,), u (b,k), C -> column, value (b,)
 Pixels = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]  # x (b,C,H,W), m (b,), u (b,k), seeds (b,) -> (b,C,H,W)
 AUTOAUGMENT = "AutoAugment (Cubuk et al., CVPR 2019)"
-Gradient = Literal["exact", "straight-through", "fixed"]
+Gradient = Literal["exact", "straight-through", "endpoint"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Operation:
     starts from, `hard` the largest magnitude that has a meaning; both are None for an operation without a magnitude.
 
     `gradient` says how it is differentiated: "exact" through the pixels, to its magnitude and to earlier operations;
-    "straight-through" passes the gradient of earlier operations on unchanged; "fixed" has a magnitude that gets no
-    gradient, so that its range stays at the prior.
+    "straight-through" passes the gradient of earlier operations on unchanged; "endpoint" gives its magnitude none, so
+    that its range learns from the image at both of its ends (`estimators.endpoint`).
     """
 
     name: str
@@ -44,11 +44,11 @@ class Operation:
         assert (self.limit is None) == (self.hard is None), self.name
 
     @property
-    def range(self) -> Literal["pathwise", "fixed", "none"]:
+    def range(self) -> Literal["pathwise", "endpoint", "none"]:
         """How the range of its magnitude is learned."""
         if self.limit is None:
             return "none"
-        return "pathwise" if self.gradient == "exact" else "fixed"
+        return "pathwise" if self.gradient == "exact" else "endpoint"
 
     def suits(self, channels: int) -> bool:
         """Does it do anything to images of so many channels?"""

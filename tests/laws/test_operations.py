@@ -53,7 +53,7 @@ def test_the_table_is_complete() -> None:
         assert name == op.name
         assert [op.matrix, op.coefficient, op.pixels].count(None) == 2, name
         assert op.reference, name
-        assert op.gradient in ("exact", "straight-through", "fixed"), name
+        assert op.gradient in ("exact", "straight-through", "endpoint"), name
         assert op.channels in (1, 3), name
     assert len({op.matrix or op.coefficient or op.pixels for op in OPERATIONS.values()}) == len(OPERATIONS)
 
@@ -63,7 +63,7 @@ def test_limits_lie_within_the_hard_range_and_units_go_with_magnitudes() -> None
         assert (op.unit != "") == (op.limit is not None) == (op.hard is not None), name
         assert op.limit is None or 0 < op.limit <= op.hard, name
         assert not (op.signed and op.limit is None), name
-        assert op.range in ("pathwise", "fixed", "none"), name
+        assert op.range in ("pathwise", "endpoint", "none"), name
 
 
 def test_geometry_comes_before_pixels_and_the_linear_group_is_adjacent() -> None:
@@ -212,12 +212,12 @@ def test_gradients_through_black_and_white_are_finite(name: str, images: Tensor,
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if op.gradient == "fixed"])
-def test_an_operation_declared_fixed_passes_no_gradient_to_its_magnitude(name: str, images: Tensor, force) -> None:
+@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if op.gradient == "endpoint"])
+def test_an_operation_learned_from_its_ends_gives_its_magnitude_no_gradient(name: str, images: Tensor, force) -> None:
     draw = force({"scale": 0.1, name: at_limits(name)[0]}, 16)
     m = draw.magnitudes.clone().requires_grad_()
     weighted(apply(draw, images[:16], m).images).sum().backward()
-    assert OPERATIONS[name].range == "fixed"
+    assert OPERATIONS[name].range == "endpoint"
     assert (m.grad[:, 1] == 0).all()
     assert (m.grad[:, 0] != 0).any()
 

@@ -1,0 +1,126 @@
+"""How a policy step learns: estimators of the derivative of the expected loss, for gates and for ranges.
+
+All look at one batch drawn from the policy and give one number per image and drawn operation. Some look at
+counterfactual images as well: the same image under the same draw, but for one decision. All are unbiased where the
+pixels' gradient is exact; `benchmarks/estimators.py` compares them with the exact derivative, and with the straight-
+through gate, which is biased beyond use.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from kdsearch.ops import apply
+from kdsearch.policy import Policy
+from kdsearch.values import Draw
+
+LossOf = Callable[[Tensor, Tensor], Tensor]  # images (b, C, H, W), their rows (b,) in the batch -> (b,) in nats
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One batch that was drawn from a policy, and what came of it."""
+
+    draw: Draw
+    images: Tensor  # (B, C, H, W), before the draw
+    seen: Tensor  # (B, C, H, W), after it
+    loss: Tensor  # (B,) in nats
+    by_pixel: Tensor  # (B, C, H, W), derivative of each image's loss by what was seen
+    loss_of: LossOf
+
+
+Gates = Callable[[Sample, Tensor], Tensor]  # sample, probability (B, n) of the drawn -> (B, n)
+
+
+def score(sample: Sample, probability: Tensor) -> Tensor:
+    """Score function with the other images as baseline: `(loss - mean of the others) (gate - p)`.
+
+    Unbiased for any loss. It costs nothing, and pays with the spread of the losses between images.
+
+    Reference:
+        Williams, Simple statistical gradient-following algorithms, Machine Learning 1992; Kool et al., Buy 4 REINFORCE
+        samples, get a baseline for free!, DeepRLStructPred at ICLR 2019
+    """
+    loss = sample.loss.cpu().double()
+    others = (loss - loss.mean()) * len(loss) / max(len(loss) - 1, 1)
+    return others[:, None] * (sample.draw.gates.double() - probability)
+
+
+def flip(sample: Sample, probability: Tensor) -> Tensor:
+    """`p (1 - p) (loss with - loss without)` for every operation that an image drew, the other decisions as they are.
+
+    Unbiased for any loss, and free of the spread between images. Costs n more augmentations and forwards of both
+    networks, without gradient.
+
+    Reference:
+        Titsias and Lázaro-Gredilla, Local expectation gradients for black box variational inference, NeurIPS 2015
+    """
+    size, n = sample.draw.chosen.shape
+    rows, slots = torch.arange(size).repeat_interleave(n), torch.arange(n).repeat(size)
+    other = sample.loss_of(apply(flipped(sample.draw, rows, slots), sample.images[rows]).images, rows)
+    change = (sample.loss[rows] - other).cpu().double().view(size, n)
+    return probability * (1 - probability) * torch.where(sample.draw.gates, change, -change)
+
+
+GATES: Mapping[str, Gates] = {"flip": flip, "score": score}
+
+
+def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    """Derivatives by both ends of a range, from the same images at the ends: for operations that pass no gradient.
+
+    With m uniform on [low, high] and a given sign, `d/dhigh E f(m) = (f(high) - E f) / (high - low)` and
+    `d/dlow E f(m) = (E f - f(low)) / (high - low)`. Unbiased for any loss; costs two more augmentations and forwards of
+    each image with such an operation.
+
+    Args:
+        low, high: (B, n) of the drawn operations.
+        wanted: (B, n) bool, where a derivative is asked for; it is 0 elsewhere, and where the gate is closed.
+
+    Returns:
+        Derivatives by low and by high, (B, n) each.
+    """
+    rows, slots = (wanted & sample.draw.gates).nonzero(as_tuple=True)
+    by_low, by_high = torch.zeros_like(low), torch.zeros_like(high)
+    if not len(rows):
+        return by_low, by_high
+    ends = torch.cat([low[rows, slots], high[rows, slots]])
+    both, places = rows.repeat(2), slots.repeat(2)
+    draw = sample.draw.rows(both)
+    magnitudes = draw.magnitudes.clone()
+    index = torch.arange(len(both))
+    magnitudes[index, places] = draw.signs[index, places] * ends
+    moved = replace(draw, magnitudes=magnitudes)
+    at = sample.loss_of(apply(moved, sample.images[both]).images, both).cpu().double()
+    at_low, at_high = at.chunk(2)
+    here, width = sample.loss.cpu().double()[rows], (high - low)[rows, slots]
+    by_low[rows, slots] = (here - at_low) / width
+    by_high[rows, slots] = (at_high - here) / width
+    return by_low, by_high
+
+
+def accumulate(policy: Policy, sample: Sample, images: Tensor, gates: Gates) -> None:
+    """Add to the gradients of a policy those of the mean loss of a sample.
+
+    Args:
+        images: What was seen, with its gradient to the magnitudes.
+    """
+    draw, size = sample.draw, len(sample.draw)
+    if images.requires_grad:
+        images.backward(sample.by_pixel / size)
+    low, high = (end[draw.chosen] for end in policy.ranges())
+    by_logit = gates(sample, policy.probability.detach()[draw.chosen])
+    by_low, by_high = endpoint(sample, low.detach(), high.detach(), policy.by_ends[draw.chosen])
+    total = by_logit * policy.logit[draw.chosen] + by_low * low + by_high * high
+    if total.requires_grad:
+        (total.sum() / size).backward()
+
+
+def flipped(draw: Draw, rows: Tensor, slots: Tensor) -> Draw:
+    """The draws of `rows`, each with the gate of one slot the other way."""
+    other = draw.rows(rows)
+    gates = other.gates.clone()
+    index = torch.arange(len(rows))
+    gates[index, slots] = ~gates[index, slots]
+    return replace(other, gates=gates)

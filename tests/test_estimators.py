@@ -1,0 +1,186 @@
+"""Estimators of a policy's gradient, by hand and against enumeration."""
+
+import itertools
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from kdsearch.distill import PolicySteps
+from kdsearch.errors import KdsearchError
+from kdsearch.estimators import GATES, Sample, accumulate, endpoint, flip, flipped, score
+from kdsearch.maths import generator
+from kdsearch.ops import apply
+from kdsearch.policy import Policy
+from kdsearch.values import Draw
+
+DOUBLE = torch.float64
+
+
+def loss(images: Tensor) -> Tensor:
+    """Far from linear in the pixels, and different where operations meet."""
+    return (9 * images.flatten(1).mean(1)).sin() + images.flatten(1).std(1) ** 2
+
+
+def sample(draw: Draw, images: Tensor) -> Sample:
+    seen = apply(draw, images).images
+    no_gradient = torch.zeros_like(seen)
+    return Sample(draw, images, seen, loss(seen), no_gradient, lambda other, rows: loss(other))
+
+
+def test_the_score_is_the_loss_over_the_mean_of_the_others_times_gate_minus_probability() -> None:
+    policy = Policy(["invert"], 1)
+    draw = replace(policy.draw(3), gates=torch.tensor([[True], [False], [True]]))
+    nothing = torch.zeros(3, 1, 1, 1)
+    made = Sample(draw, nothing, nothing, torch.tensor([1.0, 2.0, 6.0]), nothing, lambda images, rows: images)
+    derivative = score(made, torch.full((3, 1), 0.25, dtype=DOUBLE))
+    torch.testing.assert_close(derivative, torch.tensor([[-3 * 0.75], [-1.5 * -0.25], [4.5 * 0.75]], dtype=DOUBLE))
+    one = Sample(draw.rows(torch.tensor([0])), nothing[:1], nothing[:1], torch.tensor([5.0]), nothing, lambda a, b: a)
+    assert score(one, torch.full((1, 1), 0.25, dtype=DOUBLE)).item() == 0
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_a_flip_is_the_difference_that_the_operation_makes(gate: bool) -> None:
+    policy = Policy(["invert"], 1, probability=0.2)
+    draw = replace(policy.draw(5), gates=torch.full((5, 1), gate))
+    images = torch.rand(5, 1, 4, 4, generator=generator("flip"))
+    derivative = flip(sample(draw, images), torch.full((5, 1), 0.2, dtype=DOUBLE))
+    expected = 0.2 * 0.8 * (loss(1 - images) - loss(images)).double()
+    torch.testing.assert_close(derivative[:, 0], expected)
+
+
+def test_flipped_changes_one_gate_and_nothing_else() -> None:
+    policy = Policy(["rotate", "invert", "noise"], 2)
+    draw = policy.draw(4, generator("flipped"))
+    other = flipped(draw, torch.tensor([2, 2, 0]), torch.tensor([0, 1, 1]))
+    assert (other.gates ^ draw.gates[[2, 2, 0]]).tolist() == [[True, False], [False, True], [False, True]]
+    for field in ("chosen", "signs", "uniforms", "magnitudes", "seeds"):
+        assert torch.equal(getattr(other, field), getattr(draw, field)[[2, 2, 0]]), field
+
+
+def enumerated(policy: Policy, image: Tensor) -> Tensor:
+    """Derivative of the expected loss by each logit: every subset, every gate; operations without a magnitude."""
+    count, n, p = len(policy.operations), policy.operations_per_image, policy.probability.detach()
+    total = torch.zeros(count, dtype=DOUBLE)
+    subsets = list(itertools.combinations(range(count), n))
+    draw = policy.draw(1)
+    for subset, gates in itertools.product(subsets, itertools.product((False, True), repeat=n)):
+        one = replace(draw, chosen=torch.tensor([subset]), gates=torch.tensor([gates]))
+        value = loss(apply(one, image).images).item()
+        here = p[list(subset)]
+        weight = torch.where(torch.tensor(gates), here, 1 - here).prod() / len(subsets)
+        total[list(subset)] += weight * value * (torch.tensor(gates).double() - here)
+    return total
+
+
+@pytest.mark.parametrize("gates", GATES)
+def test_the_mean_over_many_draws_is_the_enumerated_derivative(gates: str) -> None:
+    policy = Policy(["horizontal_flip", "autocontrast", "equalize", "solarize", "invert"], 3)
+    with torch.no_grad():
+        policy.logit.copy_(torch.tensor([-1.0, 0.5, 2.0, 0.0, -0.5]))
+    policy.fixed_low.fill_(0.5)
+    policy.fixed_high.fill_(0.5)  # one magnitude, so that enumeration is exact
+    policy.learned, policy.by_ends = policy.learned[:0], torch.zeros_like(policy.by_ends)
+    image = torch.rand(1, 1, 6, 6, generator=generator("enumerated"))
+    size = 60_000
+    draw = policy.draw(size, generator("many"))
+    probability = policy.probability.detach()[draw.chosen]
+    derivative = GATES[gates](sample(draw, image.expand(size, -1, -1, -1)), probability)
+    parts = torch.zeros(size, 5, dtype=DOUBLE).scatter_add_(1, draw.chosen, derivative)
+    error = parts.std(0) / size**0.5
+    exact = enumerated(policy, image)
+    assert (exact.abs() > 8 * error).sum() >= 3  # it can fail
+    assert ((parts.mean(0) - exact).abs() < 4 * error).all()
+
+
+def test_the_ends_give_the_derivative_of_a_mean_over_a_uniform_range() -> None:
+    """Solarize of a ramp: the mean pixel is quadratic in the magnitude, so both derivatives are known."""
+    size = 40_000
+    policy = Policy({"solarize": 1.0}, 1)
+    low, high = (end.item() for end in policy.ranges())
+    draw = policy.draw(size, generator("ends"))
+    ramp = ((torch.arange(4096) + 0.5) / 4096).view(1, 1, 64, 64)
+
+    def mean(images: Tensor, rows: Tensor) -> Tensor:
+        return images.flatten(1).mean(1)
+
+    values: list[Tensor] = []
+    for part in torch.arange(size).split(2000):
+        rows = draw.rows(part)
+        images = ramp.expand(len(part), -1, -1, -1)
+        seen = apply(rows, images).images
+        made = Sample(rows, images, seen, mean(seen, part), seen, mean)
+        ends = (torch.full((len(part), 1), end, dtype=DOUBLE) for end in (low, high))
+        values.append(torch.cat(endpoint(made, *ends, torch.ones(len(part), 1, dtype=torch.bool)), 1))
+    by_low, by_high = torch.cat(values)[draw.gates[:, 0]].unbind(1)
+    assert (torch.cat(values)[~draw.gates[:, 0]] == 0).all()
+    # The mean pixel at magnitude m is 1/2 - m + m^2; its mean over [low, high] and that one's derivatives by hand.
+    width = high - low
+
+    def at(m: float) -> float:
+        return 0.5 - m + m * m
+
+    expected = 0.5 - (low + high) / 2 + (low**2 + low * high + high**2) / 3
+    for got, exact in ((by_high, (at(high) - expected) / width), (by_low, (expected - at(low)) / width)):
+        assert got.mean().item() == pytest.approx(exact, abs=4 * got.std().item() / len(got) ** 0.5 + 1e-3)
+        assert abs(exact) > 0.05
+    assert (at(high) - expected) / width == pytest.approx(-0.5 + (low + 2 * high) / 3)
+
+
+def test_the_ends_of_a_signed_operation_keep_the_sign_that_was_drawn() -> None:
+    policy = Policy({"brightness": 0.5}, 1)
+    draw = replace(policy.draw(64, generator("signs")), gates=torch.ones(64, 1, dtype=torch.bool))
+    images = torch.full((64, 1, 2, 2), 0.5)
+
+    def mean(images: Tensor, rows: Tensor) -> Tensor:
+        return images.flatten(1).mean(1)
+
+    seen = apply(draw, images).images
+    made = Sample(draw, images, seen, mean(seen, torch.arange(64)), seen, mean)
+    low, high = (torch.full((64, 1), end.item(), dtype=DOUBLE) for end in policy.ranges())
+    by_low, by_high = endpoint(made, low, high, torch.ones(64, 1, dtype=torch.bool))
+    u, sign = draw.uniforms[..., 0], draw.signs
+    assert set(sign.flatten().tolist()) == {-1.0, 1.0}
+    torch.testing.assert_close(by_high, 0.5 * sign * (1 - u), atol=1e-5, rtol=0)  # the mean is 1/2 (1 + sign m)
+    torch.testing.assert_close(by_low, 0.5 * sign * u, atol=1e-5, rtol=0)
+
+
+def test_accumulated_gradients_go_through_the_sigmoids_of_gates_and_ranges() -> None:
+    policy = Policy({"solarize": 0.8, "invert": None}, 2, probability=0.3)
+    draw = replace(policy.draw(3, generator("sum")), gates=torch.tensor([[True, True]] * 3))
+    images = torch.rand(3, 1, 8, 8, generator=generator("sum images"))
+    made = sample(draw, images)
+    accumulate(policy, made, made.seen, GATES["flip"])
+    by_logit = flip(made, policy.probability.detach()[draw.chosen])
+    torch.testing.assert_close(policy.logit.grad, by_logit.sum(0)[[0, 1]] / 3)
+    low, high = (end.detach()[draw.chosen] for end in policy.ranges())
+    by_low, by_high = (d[:, 0].mean().item() for d in endpoint(made, low, high, draw.chosen == 0))
+    share, top = 1 / (1 + math.exp(2)), 0.4
+    assert policy.a.grad.item() == pytest.approx(0.5 * top * (by_high + share * by_low))
+    assert policy.b.grad.item() == pytest.approx(top * share * (1 - share) * by_low)
+
+
+def test_a_policy_held_still_gets_no_gradient_from_its_ends() -> None:
+    frozen = Policy.from_spec(Policy(["solarize", "rotate"], 2).freeze())
+    draw = frozen.draw(8, generator("frozen"))
+    made = sample(draw, torch.rand(8, 1, 8, 8, generator=generator("frozen images")))
+    accumulate(frozen, replace(made, loss_of=_never), made.seen, lambda s, p: torch.zeros_like(p))
+    assert (frozen.logit.grad == 0).all() and not len(frozen.a)
+
+
+def _never(images: Tensor, rows: Tensor) -> Tensor:
+    raise AssertionError("no counterfactual image is needed")
+
+
+def test_policy_steps_that_make_no_sense_are_refused_together() -> None:
+    with pytest.raises(KdsearchError) as caught:
+        PolicySteps(gates="flop", interval=0, passes=0, phases=(0.5, 1.0))
+    assert str(caught.value) == (
+        "policy steps: 4 problems\n"
+        "  unknown estimator of gates 'flop'; did you mean 'flip'?\n"
+        "  interval 0; allowed: 1 or more\n"
+        "  passes 0; allowed: 1 or more\n"
+        "  phases: 1; allowed: 0 to less than 1"
+    )
