@@ -212,6 +212,18 @@ def operations() -> None:
 
 
 @app.command()
+def objectives() -> None:
+    """The terms that a policy step may minimise, and what each seeks."""
+    from kdsearch.objectives import OBJECTIVES, TST
+
+    rows = [
+        [t.name, t.seeks, t.bound, f"{TST[t.name]:g}" if t.name in TST else "-", t.reference]
+        for t in OBJECTIVES.values()
+    ]
+    print_table(["term", "seeks images where", "nats", "default weight", "after"], rows)
+
+
+@app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="A shipped study or search space.")],
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to.")] = Path("."),

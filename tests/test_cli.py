@@ -10,6 +10,7 @@ import pytest
 
 from kdsearch import catalogue
 from kdsearch.cli import app
+from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy
 
@@ -60,13 +61,14 @@ finally:
     assert "Usage: kdsearch" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["spaces", "studies", "operations"])
+@pytest.mark.parametrize("name", ["spaces", "studies", "operations", "objectives"])
 def test_what_is_shipped_is_listed(name, kdsearch):
     listed = kdsearch(name)
     table = {
         "spaces": catalogue.names("search_spaces"),
         "studies": catalogue.names("studies"),
         "operations": ["rotate"],
+        "objectives": list(OBJECTIVES),
     }
     assert all(shipped in listed for shipped in table[name])
 
@@ -76,6 +78,14 @@ def test_operations_are_listed_with_unit_and_limits(kdsearch):
     row = next(line for line in lines if line.startswith("rotate"))
     assert row.split()[:7] == ["rotate", "degrees", "30", "180", "±", "1", "exact"] and "AutoAugment" in row
     assert len(lines) - 1 == len(OPERATIONS) >= 24
+
+
+def test_objectives_are_listed_with_what_they_seek_and_the_weight_they_start_with(kdsearch):
+    lines = kdsearch("objectives").splitlines()
+    rows = [next(line for line in lines if line.startswith(name)) for name in ("student_wrong", "divergence")]
+    assert [" 1 " in row for row in rows] == [True, False]
+    assert "the student gets them wrong" in rows[0] and "-2 log K to 0" in rows[1]
+    assert len(lines) - 1 == len(OBJECTIVES) == 4
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,14 @@
-"""Laws over the tables of losses and objectives, and numbers worked out by hand."""
+"""Laws over the table of losses, and numbers worked out by hand."""
 
 import math
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import kl_div
 
 from kdsearch.losses import LOSSES, soft_targets
 from kdsearch.maths import generator
-from kdsearch.objectives import OBJECTIVES, TST, objective, student_wrong, teacher_right
 from kdsearch.values import Outputs
 
 
@@ -92,52 +91,3 @@ def test_the_temperature_changes_the_gradient_in_shape_and_not_in_size() -> None
         soft_targets(student, logits("t") / 10, temperature).sum().backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
-
-
-# Objectives, always minimised
-
-
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_a_term_is_one_number_per_image_and_a_batch_is_its_images_one_by_one(name: str) -> None:
-    student, teacher, target = logits("s"), logits("t"), torch.arange(16) % 5
-    whole = OBJECTIVES[name](student, teacher, target)
-    parts = [OBJECTIVES[name](student[i : i + 1], teacher[i : i + 1], target[i : i + 1]) for i in range(16)]
-    assert whole.shape == (16,)
-    torch.testing.assert_close(whole, torch.cat(parts))
-
-
-def test_the_gradient_of_student_wrong_is_alive_on_an_over_confident_image() -> None:
-    student = torch.tensor([[40.0, 0.0, 0.0]]).requires_grad_()
-    loss = student_wrong(student, torch.zeros(1, 3), torch.tensor([0]))
-    loss.sum().backward()
-    assert loss.item() == pytest.approx(40 - math.log(2), abs=1e-4)
-    torch.testing.assert_close(student.grad, torch.tensor([[1.0, -0.5, -0.5]]), atol=1e-4, rtol=0)
-
-
-def test_student_wrong_is_minus_log_of_the_probability_of_the_other_classes() -> None:
-    student, target = logits("s"), torch.arange(16) % 5
-    right = student.softmax(1).gather(1, target[:, None])[:, 0]
-    torch.testing.assert_close(student_wrong(student, logits("t"), target), -torch.log1p(-right))
-
-
-def test_student_wrong_falls_as_the_student_errs_and_does_not_see_the_teacher() -> None:
-    student, target = torch.tensor([[3.0, 0.0], [0.0, 0.0], [0.0, 3.0]]), torch.zeros(3, dtype=torch.int64)
-    loss = student_wrong(student, logits("t", size=3, classes=2), target)
-    assert (loss.diff() < 0).all()
-    assert torch.equal(loss, student_wrong(student, logits("u", size=3, classes=2), target))
-
-
-def test_teacher_right_is_the_cross_entropy_of_the_teacher_up_to_its_cap() -> None:
-    target, teacher = torch.arange(16) % 5, logits("t")
-    plain = cross_entropy(teacher, target, reduction="none")
-    assert 0 < (plain > 2 * math.log(5)).sum() < 16
-    torch.testing.assert_close(teacher_right(logits("s"), teacher, target), plain.clamp(max=2 * math.log(5)))
-    ruined = teacher_right(torch.zeros(1, 5), torch.tensor([[0.0, 99.0, 0.0, 0.0, 0.0]]), torch.tensor([0]))
-    assert ruined.item() == pytest.approx(2 * math.log(5))
-
-
-def test_an_objective_is_the_weighted_sum_of_its_terms() -> None:
-    arguments = logits("s"), logits("t"), torch.arange(16) % 5
-    both = objective({"teacher_right": 0.5, "student_wrong": 2.0}, *arguments)
-    torch.testing.assert_close(both, 0.5 * teacher_right(*arguments) + 2 * student_wrong(*arguments))
-    torch.testing.assert_close(objective(TST, *arguments), teacher_right(*arguments) + student_wrong(*arguments))
