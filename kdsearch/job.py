@@ -4,7 +4,7 @@ import importlib.metadata
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -119,9 +119,7 @@ class _Search:
 
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
-        ready = self.ready
-        known = facts(self.checked)
-        fixed = fixed_by(ready)
+        ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.ready)
         self.optuna = open_search(
             self.url, known, fixed, sampler=self.sampler, pruner=self.pruner, epochs=self.budget.epochs
         )
@@ -136,6 +134,8 @@ class _Search:
         )
         for name, why in self.checked.dropped.items():
             say(f"  left out: {name} ({why})")
+        for warning in self.checked.warnings:
+            say(f"warning: {warning}")
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {self.budget.trials} trials are done")
@@ -246,7 +246,7 @@ class _Search:
             policy=self.ready.policy(settings),
             policy_steps=self.ready.policy_steps(settings),
             seed=seed,
-            provenance={**self._provenance(f"trial {number}", seed), **asdict(settings)},
+            provenance={**self._provenance(f"trial {number}", seed), **settings.numbers()},
             on_record=on_record,
         )
         self.measured[True].append(outcome.seconds)

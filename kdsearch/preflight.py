@@ -1,6 +1,7 @@
 """Looks at a study before anything is trained: every problem in one message, effects measured, time estimated."""
 
 import importlib.metadata
+import math
 import platform
 import time
 from collections.abc import Callable, Mapping
@@ -20,8 +21,8 @@ from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.maths import generator
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
-from kdsearch.space import SearchSpace
-from kdsearch.study import Ready, Study
+from kdsearch.space import SearchSpace, Settings
+from kdsearch.study import Budget, Ready, Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, outputs, weights_hash
 from kdsearch.values import Batch
@@ -39,6 +40,7 @@ class Checked:
     teacher_accuracy: float  # on search-validation
     seconds_per_run: float  # of a run with policy steps at the space's defaults, disagreement included
     seconds_per_reference: float
+    warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
 
 
 def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
@@ -49,8 +51,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     task = Classification.of(study.classes)
     _check_device(device)
-    space = SearchSpace.load(study.space)
-    found = _wrong_budget(study)
+    space = SearchSpace.load(study.space).filled(study.objective, study.floor)
+    found = _wrong_numbers(study, space)
     first = {}
     for name, data in (("train", study.train), ("search_validation", study.search_validation)):
         try:
@@ -83,7 +85,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
     ready = Ready(study, task, teacher, space, clean, probe, device)
-    return Checked(ready, dropped, accuracy, *_estimate(ready, first["train"].to(device)))
+    return Checked(ready, dropped, accuracy, *_estimate(ready, first["train"].to(device)), warnings=_warnings(space))
 
 
 def facts(checked: Checked) -> dict[str, Any]:
@@ -115,7 +117,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
     student = {name: list(value.shape) for name, value in study.student().state_dict().items()}
     return {
         "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
-        "space": ready.space.fingerprint(),
+        **ready.space.fingerprint(),
         "train images": len(study.train),
         "search-validation images": len(study.search_validation),
         "classes": list(ready.task.class_names),
@@ -123,8 +125,6 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "student": student,
         "loss": study.loss.name,
         "loss weight": study.loss_weight,
-        "objective": dict(study.objective),
-        "floor": study.floor,
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
@@ -171,7 +171,14 @@ def _estimate(ready: Ready, batch: Batch) -> tuple[float, float]:
     cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
     augment = _seconds(lambda: apply(policy.draw(len(batch), random), batch.images)) * images / len(batch)
     plain = budget.epochs * (budget.steps * student_step + evaluation) + cells * (evaluation + augment + teacher / 4)
-    return plain + budget.epochs * budget.steps / settings.interval * 0.9 * policy_step, plain
+    return plain + _policy_steps(settings, budget, len(study.train)) * policy_step, plain
+
+
+def _policy_steps(settings: Settings, budget: Budget, images: int) -> float:
+    """How many policy steps a run has."""
+    if settings.interval is None:
+        return len(settings.phases) * (settings.passes or 1) * math.ceil(images / budget.batch)
+    return (1 - settings.warm_up) * budget.epochs * budget.steps / settings.interval
 
 
 def _seconds(step: Callable[[], object], repeats: int = 5) -> float:
@@ -183,13 +190,27 @@ def _seconds(step: Callable[[], object], repeats: int = 5) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def _wrong_budget(study: Study) -> list[str]:
+def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     budget, found = study.budget, []
     for name, least in (("trials", 1), ("epochs", 1), ("steps", 1), ("batch", 2), ("confirmation", 0)):
         if getattr(budget, name) < least:
             found.append(f"budget.{name} is {getattr(budget, name)}; allowed: {least} or more")
-    found += [f"objective: {unknown('term', name, OBJECTIVES)}" for name in study.objective if name not in OBJECTIVES]
+    for name, weight in study.objective.items():
+        if name not in OBJECTIVES:
+            found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
+        elif not 0 <= weight < math.inf:
+            found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
+    if not study.objective and not space.numbers.keys() & OBJECTIVES.keys():
+        found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
+    if study.floor is not None and not 0 <= study.floor < math.inf:
+        found.append(f"floor is {study.floor:g}; allowed: 0 or more, or None for no floor")
     return found
+
+
+def _warnings(space: SearchSpace) -> tuple[str, ...]:
+    if space.settings().prior_strength is None:
+        return (f"space {space.name}: the prior is off, and without it every probability is best at 0 or 1",)
+    return ()
 
 
 def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:

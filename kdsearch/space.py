@@ -1,14 +1,17 @@
 """A search space: which operations, how far each may go, and which numbers of the policy the search may choose."""
 
+import math
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdsearch.catalogue import find
 from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.ops import FILLS, OPERATIONS
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -16,17 +19,57 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of one trial: how the policy learns."""
+    """The numbers of one trial: how the policy starts and how it learns, every `interval` steps or in `phases`."""
 
     learning_rate: float  # of Adam, on logits
-    prior_strength: float  # nats
+    prior_strength: float | None  # nats; None: no prior
     operations_per_image: int
-    interval: int  # student steps per policy step
+    interval: int | None  # student steps per policy step; None: in phases
+    phases: tuple[float, ...]  # shares of the epochs after which the policy learns; empty: every `interval` steps
+    passes: int | None  # over the training images, in each phase
+    warm_up: float  # share of the student steps before the first policy step
+    probability: float  # where every probability starts, and the centre of its prior
+    extent: float  # where every high / limit starts, and the centre of its prior
+    floor: float | None  # nats by which the teacher's cross-entropy may rise on augmented images; None: no floor
+    objective: Mapping[str, float]  # weights of terms in OBJECTIVES
+
+    def numbers(self) -> dict[str, float | int | str | None]:
+        """All of it as flat plain values: weights under their term's name, phases as text."""
+        flat = {name: value for name, value in asdict(self).items() if name not in ("phases", "objective")}
+        phases = ", ".join(f"{share:g}" for share in self.phases)
+        return {**flat, "phases": phases or None, **self.objective}
 
 
-WHOLE = {"operations_per_image", "interval"}
-LEAST = {"learning_rate": 1e-6, "prior_strength": 0.0, "operations_per_image": 1, "interval": 1}
-NUMBERS = tuple(field.name for field in fields(Settings))
+@dataclass(frozen=True)
+class Allowed:
+    """What a number may be, both ends included."""
+
+    low: float
+    high: float = math.inf
+    whole: bool = False
+    off: bool = False  # does false switch off what it is for?
+
+    def __str__(self) -> str:
+        end = " or more" if self.high == math.inf else f" to {self.high:g}"
+        return f"{self.low:g}{end}" + (", or false to switch it off" if self.off else "")
+
+
+POLICY: Mapping[str, Allowed] = {
+    "learning_rate": Allowed(1e-6),
+    "prior_strength": Allowed(1e-6, off=True),
+    "operations_per_image": Allowed(1, whole=True),  # at most the operations there are
+    "interval": Allowed(1, whole=True),
+    "passes": Allowed(1, whole=True),
+    "warm_up": Allowed(0, 0.9),
+    "probability": Allowed(0.001, 0.999),
+    "extent": Allowed(0.001, 0.999),
+    "floor": Allowed(0, off=True),
+}
+NEEDED = ("learning_rate", "prior_strength", "operations_per_image")
+NUMBERS: Mapping[str, Allowed] = {**POLICY, **dict.fromkeys(OBJECTIVES, Allowed(0))}  # of a policy, weights of terms
+WHOLE = {name for name, allowed in NUMBERS.items() if allowed.whole}
+UNNAMED: Mapping[str, float | None] = {"warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, **TST}
+assert not {*POLICY, "phases", "objective"} & set(OBJECTIVES)  # they share one name space in trials and frames
 
 
 class Range(BaseModel):
@@ -52,11 +95,22 @@ class _Operation(BaseModel):
     limit: Number | None = None
 
 
+KINDS = {dict: "a range", bool: "a switch", list: "a list", float: "a number"}
+Value = Annotated[
+    Annotated[Range, Tag("a range")]
+    | Annotated[bool, Tag("a switch")]
+    | Annotated[list[Number], Tag("a list")]
+    | Annotated[Number, Tag("a number")],
+    Discriminator(lambda value: KINDS.get(type(value), "a number")),
+]
+
+
 class _File(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     summary: str = ""
     fill: str = "zero"
-    policy: dict[str, Range | Number]
+    policy: dict[str, Value]
+    objective: dict[str, Value] = Field(default_factory=dict)
     operations: dict[str, _Operation]
 
 
@@ -66,22 +120,31 @@ class SearchSpace:
 
     name: str
     summary: str
-    numbers: Mapping[str, Range | float]  # of Settings: a range for the search, or held fixed
+    numbers: Mapping[str, Range | float | None]  # those the file names: a range for the search, held fixed, or off
     limits: Mapping[str, float | None]  # of operations, in their units; None without a magnitude
     fill: str = "zero"  # where geometry finds no pixel: zero, mean or reflect
+    phases: tuple[float, ...] = ()  # shares of the epochs after which the policy learns, in place of an interval
+    unnamed: Mapping[str, float | None] = field(default_factory=lambda: UNNAMED)  # numbers where the file names none
 
     @property
     def ranges(self) -> dict[str, Range]:
         """The numbers that the search chooses."""
         return {name: value for name, value in self.numbers.items() if isinstance(value, Range)}
 
+    def filled(self, objective: Mapping[str, float], floor: float | None) -> "SearchSpace":
+        """The space with a study's weights and floor where the file names none."""
+        own = {name: value for name, value in UNNAMED.items() if name in POLICY}
+        return replace(self, unnamed={**own, "floor": floor, **objective})
+
     def settings(self, chosen: Mapping[str, float] | None = None) -> Settings:
         """All numbers of a trial: the chosen ones, the rest fixed or at their default."""
-        rest = {name: v.default if isinstance(v, Range) else v for name, v in self.numbers.items()}
+        rest = {name: v.default if isinstance(v, Range) else v for name, v in self._complete().items()}
         values: dict[str, Any] = {
-            name: int(v) if name in WHOLE else float(v) for name, v in {**rest, **(chosen or {})}.items()
+            name: v if v is None else int(v) if name in WHOLE else float(v)
+            for name, v in {"interval": None, "passes": None, **rest, **(chosen or {})}.items()
         }
-        return Settings(**values)
+        weights = {name: values.pop(name) for name in [*values] if name in OBJECTIVES}
+        return Settings(**values, phases=self.phases, objective=weights)
 
     def without(self, names: Iterable[str]) -> "SearchSpace":
         """The space with some operations left out; fewer per image where not so many are left."""
@@ -91,6 +154,7 @@ class SearchSpace:
             raise KdsearchError(f"search space {self.name}: no operation has an effect on these images")
         numbers = dict(self.numbers)
         n = numbers["operations_per_image"]
+        assert n is not None
         if isinstance(n, Range):
             values = {end: min(getattr(n, end), len(limits)) for end in ("low", "high", "default")}
             numbers["operations_per_image"] = Range(**values, log=n.log)
@@ -99,9 +163,17 @@ class SearchSpace:
         return replace(self, numbers=numbers, limits=limits)
 
     def fingerprint(self) -> dict[str, Any]:
-        """What of the space fixes a trial, as plain values."""
-        numbers = {name: v.model_dump() if isinstance(v, Range) else v for name, v in self.numbers.items()}
-        return {"numbers": numbers, "limits": dict(self.limits), "fill": self.fill}
+        """What of the space fixes a trial, as plain values, each number under the name it has in the file."""
+        numbers = {
+            f"{'objective' if name in OBJECTIVES else 'policy'}.{name}": (
+                v.model_dump() if isinstance(v, Range) else "off" if v is None else v
+            )
+            for name, v in self._complete().items()
+        }
+        return {**numbers, "policy.phases": list(self.phases), "limits": dict(self.limits), "fill": self.fill}
+
+    def _complete(self) -> dict[str, Range | float | None]:
+        return {**self.unnamed, **self.numbers}
 
     @classmethod
     def load(cls, name: str) -> Self:
@@ -120,11 +192,13 @@ class SearchSpace:
         except ValidationError as error:
             raise problems(str(path), sorted({_line(dict(e)) for e in error.errors()})) from None
         found = [] if file.fill in FILLS else [f"[fill] {unknown('fill', file.fill, FILLS)}"]
-        found += [*_wrong_numbers(file), *_wrong_operations(file)]
+        found += [*_wrong_numbers(file), *_wrong_timing(file), *_wrong_operations(file)]
         if found:
             raise problems(str(path), found)
+        numbers: dict[str, Any] = {n: None if v is False else v for n, v in {**file.policy, **file.objective}.items()}
+        phases = tuple(numbers.pop("phases", ()))
         limits = {op.name: file.operations[op.name].limit or op.limit for op in _ops(file.operations)}
-        return cls(path.stem, file.summary, file.policy, limits, file.fill)
+        return cls(path.stem, file.summary, numbers, limits, file.fill, phases)
 
 
 def _ops(names: Iterable[str]) -> list[Any]:
@@ -133,18 +207,52 @@ def _ops(names: Iterable[str]) -> list[Any]:
 
 
 def _wrong_numbers(file: _File) -> list[str]:
-    found = [f"[policy.{name}] {unknown('number', name, NUMBERS)}" for name in file.policy if name not in NUMBERS]
-    found += [f"[policy.{name}] is missing" for name in NUMBERS if name not in file.policy]
-    for name, value in file.policy.items():
-        if name not in NUMBERS:
-            continue
-        ends = [value.low, value.high, value.default] if isinstance(value, Range) else [value]
-        if name in WHOLE and any(end != int(end) for end in ends):
-            found.append(f"[policy.{name}] must be whole numbers; got {', '.join(f'{e:g}' for e in ends)}")
-        most = len(file.operations) if name == "operations_per_image" else float("inf")
-        if min(ends) < LEAST[name] or max(ends) > most:
-            upper = f" to {most}, the number of operations" if most < float("inf") else " or more"
-            found.append(f"[policy.{name}] allowed: {LEAST[name]:g}{upper}; got {', '.join(f'{e:g}' for e in ends)}")
+    found = [f"[policy.{name}] is missing" for name in NEEDED if name not in file.policy]
+    for table, given, kind, known in (
+        ("policy", file.policy, "number", [*POLICY, "phases"]),
+        ("objective", file.objective, "term", list(OBJECTIVES)),
+    ):
+        for name, value in given.items():
+            if name not in known:
+                found.append(f"[{table}.{name}] {unknown(kind, name, known)}")
+            elif name != "phases":
+                found += [f"[{table}.{name}] {wrong}" for wrong in _wrong_number(name, value, len(file.operations))]
+    return found
+
+
+def _wrong_number(name: str, value: Any, operations: int) -> list[str]:
+    allowed, suffix = NUMBERS[name], ""
+    if name == "operations_per_image":
+        allowed, suffix = replace(allowed, high=operations), ", the number of operations"
+    if isinstance(value, bool | list):
+        fits = value is False and allowed.off
+        return [] if fits else [f"allowed: {allowed}{suffix}; got {str(value).lower()}"]
+    ends = [value.low, value.high, value.default] if isinstance(value, Range) else [value]
+    got, found = ", ".join(f"{end:g}" for end in ends), []
+    if allowed.whole and any(end != int(end) for end in ends):
+        found.append(f"must be whole numbers; got {got}")
+    if min(ends) < allowed.low or max(ends) > allowed.high:
+        found.append(f"allowed: {allowed}{suffix}; got {got}")
+    return found
+
+
+def _wrong_timing(file: _File) -> list[str]:
+    """The policy learns every `interval` steps, or in `phases` of `passes`: one of the two."""
+    given = [name for name in ("interval", "phases", "passes") if name in file.policy]
+    found = []
+    if not given:
+        found.append("[policy.interval] is missing; allowed in its place: phases together with passes")
+    elif "interval" in given and len(given) > 1:
+        found.append(f"[policy] allowed: interval, or phases together with passes; got {', '.join(given)}")
+    elif given in (["phases"], ["passes"]):
+        other = "passes" if given == ["phases"] else "phases"
+        found.append(f"[policy.{other}] is missing; {given[0]} needs it")
+    shares = file.policy.get("phases", [0.0])
+    if not isinstance(shares, list):
+        got = "a range" if isinstance(shares, Range) else str(shares).lower()
+        found.append(f"[policy.phases] allowed: a list of shares of the epochs; got {got}")
+    elif not shares or shares[0] < 0 or shares[-1] >= 1 or any(a >= b for a, b in pairwise(shares)):
+        found.append(f"[policy.phases] allowed: shares of the epochs from 0 to less than 1, increasing; got {shares}")
     return found
 
 
@@ -162,15 +270,13 @@ def _wrong_operations(file: _File) -> list[str]:
 
 
 def _line(error: dict[str, Any]) -> str:
-    where = ".".join(str(part) for part in error["loc"] if part not in ("Range", "float", "constrained-float"))
+    where = ".".join(str(part) for part in error["loc"] if part not in KINDS.values())
     if error["type"] == "extra_forbidden":
-        field = str(error["loc"][-1])
-        known = (
-            ["limit"]
-            if error["loc"][0] == "operations"
-            else [*Range.model_fields, "summary", "fill", "policy", "operations"]
-        )
-        return f"[{where}] {unknown('field', field, known)}"
+        *table, name = (str(part) for part in error["loc"])
+        known = _File.model_fields if not table else _Operation.model_fields if len(table) == 2 else Range.model_fields
+        return f"[{where}] {unknown('field', name, known)}"
+    if error["type"] == "missing":
+        return f"[{where}] is missing"
     if error["type"] == "value_error":
         return f"[{where}] {error['ctx']['error']}"
     return f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {str(error['input'])[:40]!r}"

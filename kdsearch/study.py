@@ -63,8 +63,10 @@ class Study:
         loss: A distillation loss, out of `LOSSES` or your own.
         loss_weight: Of the loss of each view, beside the cross-entropy on the base view.
         optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
-        objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`.
-        floor: How many nats the teacher's cross-entropy may rise on augmented images; None for no floor.
+        objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
+            are the space's.
+        floor: How many nats the teacher's cross-entropy may rise on augmented images, unless the space names it; None
+            for no floor.
     """
 
     name: str
@@ -98,7 +100,13 @@ class Ready:
 
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""
-        return Policy(self.space.limits, settings.operations_per_image, fill=self.space.fill)
+        return Policy(
+            self.space.limits,
+            settings.operations_per_image,
+            probability=settings.probability,
+            extent=settings.extent,
+            fill=self.space.fill,
+        )
 
     def reference(self, name: str, settings: Settings) -> Policy | None:
         """The policy of a reference, never learned: none, TrivialAugment's rule, or the policy at its start."""
@@ -108,11 +116,11 @@ class Ready:
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(
-            interval=settings.interval,
+            interval=settings.interval or 1,
             learning_rate=settings.learning_rate,
-            prior_strength=settings.prior_strength,
-            objective=self.study.objective,
-            floor=self.study.floor,
+            prior_strength=settings.prior_strength or 0.0,
+            objective=settings.objective,
+            floor=settings.floor,
         )
 
     def phase(self, policy_steps: PolicySteps | None) -> Phase:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdsearch.cli import app
+from kdsearch.space import SearchSpace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
@@ -26,6 +27,16 @@ def here(finished, tmp_path, monkeypatch):
 def test_python_blocks_run(block, here, capsys):
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
+
+
+def test_the_search_space_loads(tmp_path):
+    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "mine.toml").write_text(text)
+    space = SearchSpace.load(str(tmp_path / "mine.toml"))
+    assert set(space.ranges) == {"prior_strength", "operations_per_image", "floor", "student_wrong"}
+    in_phases = text.replace("interval = 3 ", "phases = [0.125, 0.375]\npasses = 10 ")
+    (tmp_path / "mine.toml").write_text(in_phases)
+    assert SearchSpace.load(str(tmp_path / "mine.toml")).phases == (0.125, 0.375)
 
 
 def test_there_is_a_line_for_every_command():

@@ -3,7 +3,7 @@
 import json
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import optuna
@@ -130,7 +130,7 @@ def _objective(
 ) -> float:
     own_seed = derive_seed(seed, "trial", trial.number) % 2**31
     settings = _suggest(trial, space)
-    for key, fact in {"origin": origin, "seed": own_seed, "settings": asdict(settings)}.items():
+    for key, fact in {"origin": origin, "seed": own_seed, "settings": settings.numbers()}.items():
         trial.set_user_attr(key, fact)
 
     def report(record: EpochRecord) -> None:
