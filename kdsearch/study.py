@@ -116,9 +116,12 @@ class Ready:
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(
-            interval=settings.interval or 1,
+            interval=settings.interval or 1,  # no part where there are phases
+            phases=settings.phases,
+            passes=settings.passes or 1,
+            warm_up=settings.warm_up,
             learning_rate=settings.learning_rate,
-            prior_strength=settings.prior_strength or 0.0,
+            prior_strength=settings.prior_strength,
             objective=settings.objective,
             floor=settings.floor,
         )
