@@ -40,7 +40,11 @@ if TYPE_CHECKING:
     from kdsearch.policy import Policy as Policy
     from kdsearch.policy import random_resized_crop as random_resized_crop
     from kdsearch.policy import trivial as trivial
+    from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
+    from kdsearch.scores import Baseline as Baseline
+    from kdsearch.scores import Score as Score
+    from kdsearch.scores import score as score
     from kdsearch.space import SearchSpace as SearchSpace
     from kdsearch.spec import PolicySpec as PolicySpec
     from kdsearch.study import Budget as Budget
@@ -70,7 +74,9 @@ _WHERE = {
     "objectives": ["OBJECTIVES"],
     "ops": ["OPERATIONS", "apply"],
     "policy": ["Policy", "random_resized_crop", "trivial"],
+    "ranking": ["rank"],
     "report": ["write_report"],
+    "scores": ["Baseline", "Score", "score"],
     "space": ["SearchSpace"],
     "spec": ["PolicySpec"],
     "study": ["Budget", "Study"],

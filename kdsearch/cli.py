@@ -133,6 +133,7 @@ def export(
         print(output)
 
 
+app.command()(pictures.rank)
 app.command()(pictures.sheet)
 app.command()(pictures.diff)
 app.command()(pictures.trajectory)

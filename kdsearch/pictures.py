@@ -1,8 +1,8 @@
-"""The commands that show a policy: a sheet of images, the difference to another one, how it was learned."""
+"""The commands that show policies: on images, two side by side, over training, and by what they do to a teacher."""
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -94,6 +94,72 @@ def trajectory(
         raise KdsearchError(f"{path}: the policy has one moment only, so nothing moves; see `kdsearch sheet`")
     save(draw(policy_frame(spec)), output)
     print(output)
+
+
+class Split(StrEnum):
+    """What the student will be shown, or what trials are compared on."""
+
+    train = "train"
+    search_validation = "search-validation"
+
+
+def rank(
+    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
+    policies: Annotated[
+        list[Path] | None,
+        typer.Argument(
+            metavar="[POLICY]...", help="Also these: a policy.json, or a run folder for its finished trials."
+        ),
+    ] = None,
+    on: Annotated[Split, typer.Option(help="The study's images to score them on.")] = Split.train,
+    views: Annotated[int, typer.Option(help="Draws of each policy for each image.", min=1)] = 2,
+    most: Annotated[int, typer.Option(help="Images; a random subset where there are more.", min=2)] = 5000,
+    which: Part = Which.final,
+    table: Annotated[Path | None, typer.Option(help="Also write the frame, as a .csv or .parquet file.")] = None,
+    picture: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG file.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Run folder, for the teacher; ./runs/<study> by default.")] = None,
+) -> None:
+    """Score policies by what they do to the teacher; no student is trained."""
+    from kdsearch.analysis.frames import check_table, write_frame
+    from kdsearch.analysis.plots import check_picture, save, scores
+    from kdsearch.ranking import meaning
+    from kdsearch.ranking import rank as run
+
+    if table:
+        check_table(table)
+    if picture:
+        check_picture(picture)
+    ranked = run(
+        study, policies or (), split=on.value, views=views, most=most, which=which.value, out=out, device=device
+    )
+    print_table(*_ranking(ranked.to_dict("records")))
+    print(meaning(ranked))
+    if table:
+        write_frame(ranked, table)
+        print(table)
+    if picture:
+        save(scores(ranked), picture)
+        print(picture)
+
+
+def _ranking(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """The columns of a ranking and its rows, each number with its standard error."""
+    columns = {  # digits, and what the number is multiplied with
+        "stddev_ratio": ("T. stddev ratio", 3, 1),
+        "teacher_loss_rise": ("CE rise, nats", 2, 1),
+        "teacher_accuracy": ("right, %", 1, 100),
+        "teacher_confidence": ("confidence, %", 1, 100),
+        "teacher_entropy": ("entropy, nats", 2, 1),
+        "agreement": ("same answer, %", 1, 100),
+    }
+    lines = []
+    for row in rows:
+        numbers = [f"{by * row[name]:.{digits}f} ± {by * row[f'{name}_se']:.{digits}f}"
+                   for name, (_, digits, by) in columns.items()]  # fmt: skip
+        floor = "" if row["floor"] != row["floor"] else "kept" if row["keeps_floor"] else "broken"
+        lines.append([row["policy"], floor, *numbers])
+    return ["policy", "floor", *(title for title, _, _ in columns.values())], lines
 
 
 def _change(one: float, two: float) -> str:

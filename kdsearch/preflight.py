@@ -49,6 +49,19 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     Raises:
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
     """
+    batch = check(study, device).to(device)
+    student, task = study.student().to(device), Classification.of(study.classes)
+    _check_logits(outputs(student.eval(), batch.images[:2], "student").logits, task, "student")
+    ready, dropped, accuracy = make_ready(study, batch.images, folder, device=device)
+    return Checked(ready, dropped, accuracy, *_estimate(ready, batch), warnings=_warnings(ready.space))
+
+
+def check(study: Study, device: str = "cpu") -> Batch:
+    """Look at data, space, budget and device, without any network: the first training images, on the host.
+
+    Raises:
+        KdsearchError: whatever is wrong with them.
+    """
     task = Classification.of(study.classes)
     _check_device(device)
     space = SearchSpace.load(study.space).filled(study.objective, study.floor)
@@ -65,9 +78,26 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         found.append("train and search_validation have images of different shapes")
     if found:
         raise problems(f"study {study.name}", found)
-    images = first["train"].images.to(device)
-    student = study.student().to(device)
-    _check_logits(outputs(student.eval(), images[:2], "student").logits, task, "student")
+    return first["train"]
+
+
+def make_ready(
+    study: Study, images: Tensor, folder: Path, *, device: str = "cpu"
+) -> tuple[Ready, Mapping[str, str], float]:
+    """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
+
+    Args:
+        images: The first training images, on the device.
+        folder: Where the weights of a `Recipe` are kept.
+
+    Returns:
+        The study, why operations were dropped, and the accuracy of the teacher on search-validation.
+
+    Raises:
+        KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images.
+    """
+    task = Classification.of(study.classes)
+    space = SearchSpace.load(study.space).filled(study.objective, study.floor)
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
     teacher = Teacher(network.to(device))
@@ -84,8 +114,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
             "likely reasons: other class order, missing normalisation (kdsearch.Normalised), or weights not loaded"
         )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
-    ready = Ready(study, task, teacher, space, clean, probe, device)
-    return Checked(ready, dropped, accuracy, *_estimate(ready, first["train"].to(device)), warnings=_warnings(space))
+    return Ready(study, task, teacher, space, clean, probe, device), dropped, accuracy
 
 
 def facts(checked: Checked) -> dict[str, Any]:

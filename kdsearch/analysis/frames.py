@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import make_folder, read_json
+from kdsearch.files import make_folder, read_json, write_bytes
 from kdsearch.hpo import TrialRow, database, trial_rows
 from kdsearch.ops import OPERATIONS
 from kdsearch.spec import PolicySpec
@@ -52,6 +52,16 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "accuracy": NUMBER, "seconds": NUMBER},
 }  # fmt: skip
 
+MEASURED = (
+    "stddev_ratio", "agreement", "teacher_loss_rise", "teacher_loss", "teacher_accuracy", "teacher_confidence",
+    "teacher_entropy",
+)  # fmt: skip
+SCORES: Mapping[str, str] = {  # what `kdsearch.rank` gives; a run folder has none
+    "study": TEXT, "policy": TEXT, "kind": TEXT, "split": TEXT, "images": WHOLE, "views": WHOLE, "floor": NUMBER,
+    "keeps_floor": FLAG, **{f"{name}{end}": NUMBER for name in MEASURED for end in ("", "_se")},
+}  # fmt: skip
+
+Frame = pd.DataFrame
 Rows = list[dict[str, Any]]
 
 
@@ -70,12 +80,33 @@ def frames(folders: Path | str | Sequence[Path | str]) -> dict[str, pd.DataFrame
 
 
 def frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """Rows as the declared frame `name`."""
-    if name not in COLUMNS:
-        raise KdsearchError(unknown("frame", name, COLUMNS))
+    """Rows as the declared frame `name`, one of a run folder or `scores`."""
+    known = {**COLUMNS, "scores": SCORES}
+    if name not in known:
+        raise KdsearchError(unknown("frame", name, known))
     rows = list(rows)
-    columns = {column: pd.Series([row.get(column) for row in rows], dtype=t) for column, t in COLUMNS[name].items()}
+    columns = {column: pd.Series([row.get(column) for row in rows], dtype=t) for column, t in known[name].items()}
     return pd.DataFrame(columns)
+
+
+def write_frame(table: pd.DataFrame, path: Path) -> None:
+    """Write one frame as the format that the name of the file ends in, .csv or .parquet.
+
+    Raises:
+        KdsearchError: another suffix, or a file that cannot be written.
+    """
+    check_table(path)
+    write_bytes(path, table.to_csv(index=False).encode() if path.suffix == ".csv" else table.to_parquet(index=False))
+
+
+def check_table(path: Path) -> None:
+    """Is this the name of a file that a frame can be written as?
+
+    Raises:
+        KdsearchError: another suffix.
+    """
+    if path.suffix not in (".csv", ".parquet"):
+        raise KdsearchError(f"{path}: a table's name ends in .csv or .parquet; got {path.suffix!r}")
 
 
 def write_frames(tables: Mapping[str, pd.DataFrame], folder: Path, to: str) -> list[Path]:

@@ -10,13 +10,14 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from kdsearch.errors import KdsearchError
 from kdsearch.files import write_bytes
 from kdsearch.ops import OPERATIONS
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
+KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
 LONGEST_NAME = 40  # letters of a policy's name in a legend
 Frames = Mapping[str, pd.DataFrame]
 
@@ -165,12 +166,44 @@ def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> Figu
         axes.grid(color="#eeeeee")
         axes.set_axisbelow(True)
         axes.spines[:].set_visible(False)
-    short = [name if len(name) <= LONGEST_NAME else f"…{name[1 - LONGEST_NAME :]}" for name in names]
-    marks = [(name, color, marker) for (_, color, marker, _), name in zip(sides, short, strict=True)]
+    marks = [(_short(name), color, marker) for (_, color, marker, _), name in zip(sides, names, strict=True)]
     if diff["only_in"].notna().any():
         marks.append(("does not have the operation", GRAY, "x"))
     handles = [Line2D([], [], color=color, marker=marker, ls="", label=label) for label, color, marker in marks]
     figure.legend(handles=handles, loc="upper center", ncols=3, fontsize=8, frameon=False)
+    return figure
+
+
+def scores(table: pd.DataFrame) -> Figure:
+    """The frame `scores` in its order: ratio of T. stddev and rise of the teacher's loss, with standard errors."""
+    height = 0.25 * len(table) + 1.1
+    figure = Figure(figsize=(9, height))
+    grid = figure.subplots(1, 2, sharey=True)
+    figure.subplots_adjust(0.2, 0.55 / height, 0.98, 1 - 0.4 / height, wspace=0.08)
+    columns = {"stddev_ratio": "T. stddev / that of an identical view",
+               "teacher_loss_rise": "rise of the teacher's cross-entropy, nats"}  # fmt: skip
+    for axes, (column, title) in zip(grid, columns.items(), strict=True):
+        for y, row in enumerate(table.to_dict("records")):
+            color = KINDS[row["kind"]]
+            inside = color if row["keeps_floor"] else "white"
+            axes.errorbar(row[column], y, xerr=row[f"{column}_se"], fmt="o", color=color, mfc=inside, ms=5, lw=1.5)
+        axes.set_xlabel(title, fontsize=9)
+        axes.tick_params(labelsize=8, length=0, pad=6)
+        axes.grid(color="#eeeeee")
+        axes.set_axisbelow(True)
+        axes.spines[:].set_visible(False)
+    grid[0].set_yticks(range(len(table)), [_short(name, 24) for name in table["policy"]])
+    grid[0].set_ylim(len(table) - 0.5, -0.5)
+    grid[1].set_xscale("symlog", linthresh=0.1)
+    grid[1].xaxis.set_major_formatter(ScalarFormatter())
+    grid[1].set_xlim(left=min(-0.03, 1.2 * table["teacher_loss_rise"].min()))
+    floor = table["floor"].iloc[0]
+    if floor == floor:
+        grid[1].axvline(floor, color="black", lw=1, ls=":")
+    marks = [(kind, color, color) for kind, color in KINDS.items() if (table["kind"] == kind).any()]
+    marks += [(f"over the floor of {floor:g} nats", GRAY, "white")] * (not table["keeps_floor"].all())
+    handles = [Line2D([], [], color=c, mfc=inside, marker="o", ls="", label=label) for label, c, inside in marks]
+    figure.legend(handles=handles, loc="upper center", ncols=4, fontsize=8, frameon=False)
     return figure
 
 
@@ -205,6 +238,11 @@ def span(operation: str, low: float, high: float, unit: str) -> str:
 def number(value: float) -> str:
     """At most three digits, two of a small one."""
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+def _short(name: str, most: int = LONGEST_NAME) -> str:
+    """The end of a long name."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:

@@ -1,0 +1,188 @@
+"""Policies ranked by what they do to the teacher alone, without any student: `kd.rank`."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Subset
+
+from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
+from kdsearch.data import ArrayData, MapStyle
+from kdsearch.display import Display
+from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.fixed import FixedTransform
+from kdsearch.maths import generator
+from kdsearch.policy import Policy, trivial
+from kdsearch.preflight import check, make_ready
+from kdsearch.scores import Baseline, Score, score
+from kdsearch.spec import PolicySpec
+from kdsearch.study import REFERENCES, Ready, Study, load_study
+from kdsearch.teachers import Recipe
+
+Scored = Policy | FixedTransform | None  # None: a second view identical to the first
+Given = Scored | PolicySpec | Path | str
+SPLITS = {"train": "training images", "search-validation": "search-validation images"}
+MOST = 5000  # images
+
+
+def rank(
+    study: Study | str | Path,
+    policies: Mapping[str, Given] | Sequence[Path | str] | Path | str = (),
+    *,
+    split: str = "train",
+    views: int = 2,
+    most: int | None = MOST,
+    which: str = "final",
+    out: Path | str | None = None,
+    device: str = "cpu",
+    quiet: bool = False,
+) -> Frame:
+    """Score policies by what they do to the answers of a study's teacher; no student is made or trained.
+
+    Scored are the references `identity`, `trivial` and `start`, each operation of the study's space alone (always
+    applied, its magnitude uniform up to its limit), and the policies given. The order is a proxy: in the paper behind
+    the ratio (`kdsearch.scores.stddev_ratio`) it went with the student's test loss on CIFAR-100 and Tiny ImageNet, on
+    ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory; see `split`.
+
+    Args:
+        study: A `Study`, the name of a shipped one, or the path of a study file.
+        policies: By name, or paths: a policy file, or a run folder for all its finished trials, named `trial 3`.
+        split: The images: `train`, what the student will be shown, or `search-validation`.
+        views: Draws of each policy for each image.
+        most: Images; a random subset of a larger split, fixed by the study's seed. None for all of them.
+        which: The `final` policies of policy files or their `average`.
+        out: Where a teacher's recipe keeps its weights; the study's run folder by default, `./runs/<study name>`.
+
+    Returns:
+        The frame `scores`, declared in `kdsearch.analysis.frames.SCORES`: the policies that keep the study's floor
+        first, by ascending `stddev_ratio`, then the others.
+
+    Raises:
+        KdsearchError: bad input, before anything is trained.
+    """
+    if not isinstance(study, Study):
+        study = load_study(str(study))[0]
+    if split not in SPLITS:
+        raise KdsearchError(unknown("split", split, SPLITS))
+    given = gather(policies, which)
+    first = check(study, device)
+    folder = Path(out) if out else Path("runs") / study.name
+    with Display(quiet=quiet) as display:
+        if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
+            display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
+        ready, dropped, _ = make_ready(study, first.images.to(device), folder, device=device)
+        for name, why in dropped.items():
+            display.say(f"left out: {name} ({why})")
+        scored = _by_default(ready)
+        if twice := [f"'{name}' is the name of another policy" for name in given if name in scored]:
+            raise problems("policies", twice)
+        whole = study.train if split == "train" else study.search_validation
+        data = _some(whole, most, study.seed)
+        display.say(
+            f"{len(scored) + len(given)} policies on {len(data)} of the {len(whole)} {SPLITS[split]} of study "
+            f"{study.name}, {views} draws for each image"
+        )
+    baseline = Baseline.of(ready.teacher, data, ready.task, device=device)
+    rows = []
+    for name, (kind, policy) in {**scored, **{name: ("given", policy) for name, policy in given.items()}}.items():
+        result = score(policy, baseline, views=views, floor=study.floor, seed=study.seed)
+        rows.append({"study": study.name, "policy": name, "kind": kind, "split": split, **_row(result)})
+    return frame("scores", rows).sort_values(
+        ["keeps_floor", "stddev_ratio"], ascending=[False, True], ignore_index=True
+    )
+
+
+def meaning(table: Frame) -> str:
+    """What the order of a ranking means, in a sentence; and for which policies the floor is not clear."""
+    floor = table["floor"].iloc[0]
+    kept = "" if floor != floor else (
+        f"policies that raise the teacher's cross-entropy by at most the study's floor of {floor:g} nats come first; "
+        "among them and among the others, "
+    )  # fmt: skip
+    said = (
+        f"Order: {kept}the smaller T. stddev ratio first, where the teacher is softer on the images or contradicts "
+        "itself (1: an identical second view; 0.5: a teacher that sees nothing): a proxy from the teacher alone, no "
+        "student was trained."
+    )
+    close = (table["teacher_loss_rise"] - table["floor"]).abs() < 2 * table["teacher_loss_rise_se"]
+    if close.any():
+        said += f" Within two standard errors of the floor: {', '.join(table.loc[close, 'policy'])}."
+    return said
+
+
+def gather(
+    policies: Mapping[str, Given] | Sequence[Path | str] | Path | str, which: str = "final"
+) -> dict[str, Scored]:
+    """Policies by name out of what `rank` takes.
+
+    Raises:
+        KdsearchError: not a policy; a file or run folder that is none; two of one name.
+    """
+    if isinstance(policies, Mapping):
+        return {name: _policy(name, policy, which) for name, policy in policies.items()}
+    paths = [Path(path) for path in ([policies] if isinstance(policies, Path | str) else policies)]
+    folders = [path for path in paths if path.is_dir() and not (path / "policy.json").is_file()]
+    found: dict[str, Scored] = {}
+    for path in paths:
+        files = {str(path): path}
+        if path in folders:
+            files = {name if len(folders) == 1 else f"{path} {name}": file for name, file in _trials(path).items()}
+        for name, file in files.items():
+            if name in found:
+                raise KdsearchError(f"policies: {name} is given twice")
+            found[name] = _policy(name, file, which)
+    return found
+
+
+def _policy(name: str, given: Any, which: str) -> Scored:
+    if isinstance(given, Path | str):
+        path = Path(given)
+        given = PolicySpec.load(path / "policy.json" if path.is_dir() else path)
+    if isinstance(given, PolicySpec):
+        return Policy.from_spec(given, which)
+    if given is None or isinstance(given, Policy | FixedTransform):
+        return given
+    raise KdsearchError(
+        f"policies: '{name}' is of type {type(given).__name__}; allowed: Policy, PolicySpec, FixedTransform (which "
+        "takes any callable on an image), the path of a policy file, or None for an identical view"
+    )
+
+
+def _trials(folder: Path) -> dict[str, Path]:
+    """The policy files of the finished trials of a run folder."""
+    finished = frames(folder)["trials"].query("state == 'COMPLETE' and origin != 'reference'")
+    if finished.empty:
+        raise KdsearchError(f"{folder}: no trial has finished, so there is no policy")
+    numbers = zip(finished["run"], finished["trial"], strict=True)
+    return {run: folder / "trials" / f"{number:04d}" / "policy.json" for run, number in numbers}
+
+
+def _by_default(ready: Ready) -> dict[str, tuple[str, Scored]]:
+    """References and single operations with their kind, by name."""
+    settings = ready.space.settings()
+    scored: dict[str, tuple[str, Scored]] = {
+        name: ("reference", ready.reference(name, settings)) for name in REFERENCES
+    }
+    alone = {name: trivial({name: limit}, fill=ready.space.fill) for name, limit in ready.space.limits.items()}
+    return scored | {name: ("operation", policy) for name, policy in alone.items()}
+
+
+def _some(data: MapStyle, most: int | None, seed: int) -> MapStyle:
+    """A random subset, in the order of the data set."""
+    if most is None or len(data) <= most:
+        return data
+    index = torch.randperm(len(data), generator=generator(seed, "scored images"))[:most].sort().values
+    return data.subset(index) if isinstance(data, ArrayData) else Subset(data, index.tolist())  # type: ignore[arg-type]
+
+
+def _row(result: Score) -> dict[str, Any]:
+    measured = {name: getattr(result, name) for name in MEASURED}
+    return {
+        "images": result.images,
+        "views": result.views,
+        "floor": result.floor,
+        "keeps_floor": result.keeps_floor,
+        **{name: number.value for name, number in measured.items()},
+        **{f"{name}_se": number.se for name, number in measured.items()},
+    }
