@@ -81,7 +81,7 @@ def rank(
         data = _some(whole, most, study.seed)
         display.say(
             f"{len(scored) + len(given)} policies on {len(data)} of the {len(whole)} {SPLITS[split]} of study "
-            f"{study.name}, {views} draws for each image"
+            f"{study.name}, {views} draw{'s' if views != 1 else ''} for each image"
         )
     baseline = Baseline.of(ready.teacher, data, ready.task, device=device)
     rows = []

@@ -110,7 +110,7 @@ def score(
     if views < 1:
         raise KdsearchError(f"scores: {views} views of each image; allowed: 1 or more")
     clean = baseline.answers
-    seen = _look(policy, baseline, views, seed) if policy else [clean] * views
+    seen = _look(policy, baseline, views, seed) if policy else [clean]
     probabilities = torch.stack([answers.probabilities for answers in seen])  # (V, N, K)
     loss = torch.stack([answers.loss for answers in seen])  # (V, N)
     confidence, choice = probabilities.max(2)
