@@ -1,6 +1,7 @@
 """Policies ranked by what they do to the teacher alone, without any student: `kd.rank`."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
 from kdsearch.maths import generator
+from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import check, make_ready
 from kdsearch.scores import Baseline, Score, score
@@ -23,6 +25,7 @@ from kdsearch.teachers import Recipe
 Scored = Policy | FixedTransform | None  # None: a second view identical to the first
 Given = Scored | PolicySpec | Path | str
 SPLITS = {"train": "training images", "search-validation": "search-validation images"}
+TAKEN = {*REFERENCES, *OPERATIONS}  # names
 MOST = 5000  # images
 
 
@@ -65,20 +68,23 @@ def rank(
         study = load_study(str(study))[0]
     if split not in SPLITS:
         raise KdsearchError(unknown("split", split, SPLITS))
+    if views < 1 or (most is not None and most < 2):
+        raise KdsearchError(f"rank: {views} views, at most {most} images; allowed: 1 view or more, 2 images or more")
     given = gather(policies, which)
+    if taken := [f"'{name}' is the name of a reference or an operation" for name in given if name in TAKEN]:
+        raise problems("policies", taken)
     first = check(study, device)
     folder = Path(out) if out else Path("runs") / study.name
     with Display(quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
-        ready, dropped, _ = make_ready(study, first.images.to(device), folder, device=device)
+        whole = study.train if split == "train" else study.search_validation
+        fewer = replace(study, train=_some(study.train, most, study.seed))  # the teacher's clean loss is measured on it
+        ready, dropped, _ = make_ready(fewer, first.images.to(device), folder, device=device)
+        data = fewer.train if split == "train" else _some(whole, most, study.seed)
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")
         scored = _by_default(ready)
-        if twice := [f"'{name}' is the name of another policy" for name in given if name in scored]:
-            raise problems("policies", twice)
-        whole = study.train if split == "train" else study.search_validation
-        data = _some(whole, most, study.seed)
         display.say(
             f"{len(scored) + len(given)} policies on {len(data)} of the {len(whole)} {SPLITS[split]} of study "
             f"{study.name}, {views} draw{'s' if views != 1 else ''} for each image"
