@@ -10,7 +10,8 @@ photographs (eight classes: which quarter of which photograph). The loss of an i
   exact: central differences of the expected loss with common random numbers, 256 images; a draw takes 64 of them.
 
 A form is offered where, in all its rows, the standard error is at most .1 |exact| and |bias| <= .2 |exact| + 2 SE;
-draws go on until the first holds, up to 16 times as many, else the row is undecided. `error` is the root of the mean
+draws go on until the first holds, up to 8 times as many (100 times
+where all losses are known), else the row is undecided. `error` is the root of the mean
 squared error by the time in which the first form makes 90 steps (a default trial), over |exact|.
 
 Run:  python benchmarks/estimators.py [--pairs digits patches] [--draws 200] [--json FILE]      (20 minutes on 2 cores)
@@ -41,7 +42,8 @@ from kdsearch.preflight import preflight
 from kdsearch.study import load_study, run_trial
 from kdsearch.values import Draw
 
-GATE_IMAGES, RANGE_IMAGES, MOST_DRAWS, STEPS = 64, 256, 16, 90
+GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90
+MOST, MOST_KNOWN = 8, 100  # times as many draws, at most, where each runs the networks and where losses are known
 
 
 @dataclass(frozen=True)
@@ -79,19 +81,28 @@ class Pair:
     def loss(self, images: Tensor, rows: Tensor) -> Tensor:
         return objective(TST, self.student(images), self.teacher(images), self.target[rows])
 
-    def sample(self, draw: Draw, rows: Tensor, pixels: bool, magnitudes: Tensor | None = None) -> tuple[Sample, Tensor]:
-        """What a policy step knows, and the augmented images with their gradient to `magnitudes`."""
-        images = self.images[rows]
-        view = kd.apply(draw, images, magnitudes).images
+    @torch.no_grad()
+    def losses(self, draw: Draw, rows: Tensor) -> Tensor:
+        return self.loss(kd.apply(draw, self.images[rows]).images, rows)
+
+    def sample(self, draw: Draw, rows: Tensor, pixels: bool, magnitudes: Tensor | None = None) -> "Seen":
+        """What a policy step knows; with `pixels` also the gradient of the images, as a step with ranges has it."""
+        view = kd.apply(draw, self.images[rows], magnitudes).images
         seen = view.detach().requires_grad_(pixels)
         loss = self.loss(seen, rows)
         by_pixel = torch.autograd.grad(loss.sum(), seen)[0] if pixels else torch.zeros(())
+        known = (draw, loss.detach(), lambda other, index: self.losses(other, rows[index]))
+        return Seen(*known, self.images[rows], seen.detach(), by_pixel, view)
 
-        @torch.no_grad()
-        def loss_of(other: Tensor, index: Tensor) -> Tensor:
-            return self.loss(other, rows[index])
 
-        return Sample(draw, images, seen.detach(), loss.detach(), by_pixel, loss_of), view
+@dataclass(frozen=True)
+class Seen(Sample):
+    """A sample with its images."""
+
+    images: Tensor
+    seen: Tensor
+    by_pixel: Tensor  # derivative of each image's loss by what was seen
+    view: Tensor  # what was seen, with its gradient to the magnitudes
 
 
 def main() -> None:
@@ -168,7 +179,7 @@ def _pair(name: str, teacher: torch.nn.Module, student: torch.nn.Module, batch: 
 # Gates
 
 
-def straight_through(sample: Sample, probability: Tensor) -> Tensor:
+def straight_through(sample: Seen, probability: Tensor) -> Tensor:
     """`p (1 - p) <dloss/dpixels, image with - image without>`: the loss taken as linear between the two images.
 
     Biased where it is not. Costs n more augmentations of each image, and no network.
@@ -191,7 +202,7 @@ def flip_one(sample: Sample, probability: Tensor) -> Tensor:
     """`flip` for one drawn operation of each image, chosen at random, n times as heavy."""
     size, n = sample.draw.chosen.shape
     rows, slots = torch.arange(size), torch.randint(n, (size,))
-    other = sample.loss_of(kd.apply(flipped(sample.draw, rows, slots), sample.images).images, rows)
+    other = sample.loss_of(flipped(sample.draw, rows, slots), rows)
     change = (sample.loss - other).cpu().double()
     p = probability[rows, slots]
     derivative = n * p * (1 - p) * torch.where(sample.draw.gates[rows, slots], change, -change)
@@ -223,25 +234,25 @@ def gates_alone(pair: Pair, draws: int) -> Iterator[list[Row]]:
             policy = kd.Policy({name: limit}, 1, probability=p)
             common, chosen = Common(policy, len(rows)), torch.zeros(len(rows), 1, dtype=torch.int64)
             with torch.no_grad():
-                on, off = (
-                    pair.loss(kd.apply(common.draw(chosen, torch.full_like(chosen, gate, dtype=torch.bool), rows),
-                                       pair.images[rows]).images, rows)
-                    for gate in (True, False)
-                )  # fmt: skip
+                off, on = (
+                    pair.losses(common.draw(chosen, torch.full_like(chosen, gate, dtype=torch.bool), rows), rows)
+                    for gate in (False, True)
+                )
             exact = p * (1 - p) * (on - off).double().mean()
-            yield _gates(pair, policy, common, exact[None], f"gate alone, p {p}", draws)
+            known = Known({(): off, (0,): on})
+            yield _gates(pair, policy, common, exact[None], known, f"gate alone, p {p}", draws)
 
 
 def gates_among(pair: Pair, draws: int) -> Iterator[list[Row]]:
     policy = kd.Policy(pair.limits, pair.per_image)
     common = Common(policy, GATE_IMAGES)
-    exact = enumerated(pair, policy, common)
-    yield _gates(pair, policy, common, exact, f"gate among {len(pair.limits)}", draws)
+    exact, known = enumerated(pair, policy, common)
+    yield _gates(pair, policy, common, exact, known, f"gate among {len(pair.limits)}", draws)
 
 
 @torch.no_grad()
-def enumerated(pair: Pair, policy: kd.Policy, common: Common) -> Tensor:
-    """Derivative of the expected loss by each logit, over all subsets and all their gates."""
+def enumerated(pair: Pair, policy: kd.Policy, common: Common) -> tuple[Tensor, "Known"]:
+    """Derivative of the expected loss by each logit, over all subsets and all their gates, and all losses."""
     count, n = len(policy.operations), policy.operations_per_image
     rows, losses = torch.arange(GATE_IMAGES), {}
     for size in range(n + 1):
@@ -250,7 +261,8 @@ def enumerated(pair: Pair, policy: kd.Policy, common: Common) -> Tensor:
             chosen = torch.tensor(sorted([*applied, *rest]))
             gates = torch.tensor([i in applied for i in chosen.tolist()])
             draw = common.draw(chosen.expand(len(rows), n), gates.expand(len(rows), n), rows)
-            losses[applied] = pair.loss(kd.apply(draw, pair.images[rows]).images, rows).double().mean().item()
+            losses[applied] = pair.losses(draw, rows)
+    means = {applied: values.double().mean().item() for applied, values in losses.items()}
     p = policy.probability.tolist()
     derivative = torch.zeros(count, dtype=torch.float64)
     for subset in itertools.combinations(range(count), n):
@@ -258,11 +270,26 @@ def enumerated(pair: Pair, policy: kd.Policy, common: Common) -> Tensor:
             applied = tuple(i for i, gate in zip(subset, gates_, strict=True) if gate)
             weight = math.prod(p[i] if gate else 1 - p[i] for i, gate in zip(subset, gates_, strict=True))
             for i, gate in zip(subset, gates_, strict=True):  # d log weight / d logit = gate - p
-                derivative[i] += weight * losses[applied] * (gate - p[i])
-    return derivative / math.comb(count, n)
+                derivative[i] += weight * means[applied] * (gate - p[i])
+    return derivative / math.comb(count, n), Known(losses)
 
 
-def _gates(pair: Pair, policy: kd.Policy, common: Common, exact: Tensor, number: str, draws: int) -> list[Row]:
+class Known:
+    """The losses of all images under all sets of applied operations, so that further draws cost nothing."""
+
+    def __init__(self, losses: dict[tuple[int, ...], Tensor]) -> None:
+        keys = torch.tensor([sum(1 << i for i in applied) for applied in losses])
+        self.keys, order = keys.sort()
+        self.losses = torch.stack(list(losses.values()))[order]  # (sets, images)
+
+    def __call__(self, draw: Draw, rows: Tensor) -> Tensor:
+        key = ((1 << draw.chosen) * draw.gates).sum(1)
+        return self.losses[torch.searchsorted(self.keys, key), rows]
+
+
+def _gates(
+    pair: Pair, policy: kd.Policy, common: Common, exact: Tensor, known: Known, number: str, draws: int
+) -> list[Row]:
     size, among = GATE_IMAGES, len(policy.operations) > 1
     rows, found = torch.arange(size), []
     for name, estimator in FORMS.items():
@@ -270,17 +297,20 @@ def _gates(pair: Pair, policy: kd.Policy, common: Common, exact: Tensor, number:
             continue
         random = generator("gates", number, name)
 
-        def step() -> Tensor:
+        def step(cheap: bool) -> Tensor:
             drawn = policy.draw(size, random)  # noqa: B023
             draw = common.draw(drawn.chosen, drawn.gates, rows)
-            pixels = among or name == "straight-through"  # among others, a step has ranges to learn as well # noqa: B023
-            sample, _ = pair.sample(draw, rows, pixels)
+            if cheap and name != "straight-through":  # noqa: B023
+                sample = Sample(draw, known(draw, rows), known)
+            else:  # among others, a step has ranges to learn as well
+                sample = pair.sample(draw, rows, among or name == "straight-through")  # noqa: B023
             derivative = estimator(sample, policy.probability.detach()[draw.chosen])  # noqa: B023
             return torch.zeros(len(policy.operations), dtype=torch.float64).index_add_(
                 0, draw.chosen.flatten(), derivative.flatten() / size
             )
 
-        found.append(_measure(step, exact, torch.zeros_like(exact), draws))
+        most = MOST if name == "straight-through" else MOST_KNOWN
+        found.append(_measure(step, exact, torch.zeros_like(exact), draws, most))
     return _rows(
         pair,
         number,
@@ -344,26 +374,26 @@ def _ranges(pair: Pair, policy: kd.Policy, name: str, setting: str, draws: int) 
     for estimator in estimators:
         random = generator("ranges", setting, name, estimator)
 
-        def step() -> Tensor:
+        def step(cheap: bool) -> Tensor:
             rows = torch.randperm(RANGE_IMAGES, generator=random)[:64]  # noqa: B023
             draw, slot = _open(policy, i, 64, random)  # noqa: B023
             if estimator == "pathwise":  # noqa: B023
                 live = draw.magnitudes.clone().requires_grad_()
-                sample, view = pair.sample(draw, rows, True, live)
-                view.backward(sample.by_pixel)
+                sample = pair.sample(draw, rows, True, live)
+                sample.view.backward(sample.by_pixel)
                 assert live.grad is not None
                 by, u = (live.grad * draw.signs)[slot], draw.uniforms[..., 0][slot]
                 by_low, by_high = (by * (1 - u)).mean(), (by * u).mean()
             else:
-                sample, _ = pair.sample(draw, rows, False)
+                sample = pair.sample(draw, rows, False)
                 ends = (torch.full(slot.shape, end, dtype=torch.float64) for end in (low, high))
                 by_low, by_high = (by[slot].mean() for by in endpoint(sample, *ends, slot))
             by_a = 0.5 * high * (by_high + part * by_low)  # d high / d a = high (1 - sigmoid(a))
             return share * torch.stack([by_a, high * part * (1 - part) * by_low])
 
-        found.append(_measure(step, exact, error, draws))
+        found.append(_measure(step, exact, error, draws, MOST))
     for k, number in enumerate(("a", "b")):
-        chosen = [(times, values[:, k : k + 1]) for times, values in found]
+        chosen = [(ms, values[:, k : k + 1]) for ms, values in found]
         title = f"{number} {setting}"
         yield _rows(pair, title, [name], estimators, exact[k : k + 1], error[k : k + 1], chosen)
 
@@ -400,18 +430,23 @@ def differences(pair: Pair, policy: kd.Policy, i: int, limit: float, share: floa
 # Verdicts
 
 
-def _measure(step: Callable[[], Tensor], exact: Tensor, exact_se: Tensor, draws: int) -> tuple[list[float], Tensor]:
-    """Seconds and values (draws, k) of steps, until each standard error is at most .1 |exact|."""
+def _measure(
+    step: Callable[[bool], Tensor], exact: Tensor, exact_se: Tensor, draws: int, most: int
+) -> tuple[float, Tensor]:
+    """Milliseconds of a step and values (draws, k) of steps, until each standard error is at most .1 |exact|.
+
+    The first draws are timed and run the networks; further ones look losses up where all of them are known.
+    """
     times, values = [], []
-    while len(values) < draws * MOST_DRAWS:
+    while len(values) < draws * most:
         for _ in range(draws):
             start = time.perf_counter()
-            values.append(step())
+            values.append(step(len(times) >= draws))
             times.append(time.perf_counter() - start)
         error = (torch.stack(values).var(0) / len(values) + exact_se**2).sqrt()
         if (error <= 0.1 * exact.abs()).all():
             break
-    return times, torch.stack(values)
+    return 1000 * sorted(times[:draws])[draws // 2], torch.stack(values)
 
 
 def _rows(  # type: ignore[no-untyped-def]
@@ -419,7 +454,7 @@ def _rows(  # type: ignore[no-untyped-def]
 ) -> list[Row]:
     rows = []
     for k, operation in enumerate(operations):
-        for estimator, (times, values) in zip(estimators, found, strict=True):
+        for estimator, (ms, values) in zip(estimators, found, strict=True):
             mean, deviation = values[:, k].mean(), values[:, k].std()
             truth, error = exact[k], exact_se[k]
             se = (deviation**2 / len(values) + error**2).sqrt()
@@ -430,7 +465,7 @@ def _rows(  # type: ignore[no-untyped-def]
                     pair=pair.name, number=number, operation=operation, estimator=estimator, exact=truth.item(),
                     exact_se=error.item(), bias=bias.item(), bias_se=se.item(), deviation=deviation.item(),
                     sign_agrees=bool(mean * truth > 0) if truth.abs() > 2 * error else None,
-                    ms=1000 * sorted(times)[len(times) // 2], draws=len(values),
+                    ms=ms, draws=len(values),
                     verdict=verdict if se <= 0.1 * truth.abs() or verdict == "biased" else "undecided",
                 )
             )  # fmt: skip

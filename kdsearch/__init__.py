@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from kdsearch.distill import Phase as Phase
     from kdsearch.distill import PolicySteps as PolicySteps
     from kdsearch.errors import KdsearchError as KdsearchError
+    from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.export import export_policy as export_policy
     from kdsearch.fixed import FixedTransform as FixedTransform
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from kdsearch.models import Normalised as Normalised
     from kdsearch.models import small_convnet as small_convnet
     from kdsearch.objectives import OBJECTIVES as OBJECTIVES
+    from kdsearch.objectives import TST as TST
+    from kdsearch.objectives import objective as objective
     from kdsearch.ops import OPERATIONS as OPERATIONS
     from kdsearch.ops import apply as apply
     from kdsearch.policy import Policy as Policy
@@ -64,6 +67,7 @@ _WHERE = {
     "data": ["ArrayData", "digits", "load_images", "photographs", "shuffled"],
     "disagreement": ["Probe"],
     "distill": ["Distiller", "Phase", "PolicySteps"],
+    "estimators": ["policy_gradient"],
     "evaluation": ["evaluate"],
     "errors": ["KdsearchError"],
     "export": ["export_policy"],
@@ -71,7 +75,7 @@ _WHERE = {
     "job": ["Result", "search"],
     "losses": ["LOSSES", "Loss", "soft_targets"],
     "models": ["Normalised", "small_convnet"],
-    "objectives": ["OBJECTIVES"],
+    "objectives": ["OBJECTIVES", "TST", "objective"],
     "ops": ["OPERATIONS", "apply"],
     "policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch.disagreement import Region
 from kdsearch.distill import EpochRecord
+from kdsearch.study import Outcome
 
 
 class Display:
@@ -63,22 +63,15 @@ class Display:
         parts.append(f"about {duration(self._left())} left")
         self.say("  ".join(parts))
 
-    def ended(
-        self,
-        run: str,
-        value: float,
-        error: float,
-        *,
-        best: str | None = None,
-        reference: bool = False,
-        worst: Region | None = None,
-    ) -> None:
-        """A run has finished; `best` names the best trial so far."""
-        if reference:
-            self._references[run] = percent(value, error)
-        line = f"{run}: {percent(value, error)}"
+    def ended(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
+        """A run has finished; `best` names the best trial so far, and is missing for a reference."""
+        value = percent(outcome.value, outcome.value_se)
+        line = f"{run}: {value}"
         if best:
             self._best = best
+        else:
+            self._references[run] = value
+        worst = outcome.disagreement.worst if outcome.disagreement and best else None
         if worst:
             rate = worst.teacher_only / worst.n
             self._worst = (
@@ -86,6 +79,8 @@ class Display:
             )
             line += f"  worst region: {self._worst}"
         self.say(line)
+        for warning in outcome.warnings:
+            self.say(f"  warning: {warning}")
 
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())

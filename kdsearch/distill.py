@@ -13,17 +13,16 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.data import MapStyle, shuffled
 from kdsearch.errors import Diverged, problems, unknown
-from kdsearch.estimators import GATES, Sample, accumulate
+from kdsearch.estimators import GATES, policy_gradient
 from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
 from kdsearch.maths import derive_seed, generator, noise_scale, spoiled
 from kdsearch.objectives import TST, objective
-from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, outputs, still
-from kdsearch.values import Batch
+from kdsearch.values import Batch, View
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises
@@ -250,29 +249,19 @@ class Distiller:
         """One step of the policy on fresh training images: objective, floor and prior, both networks held still."""
         policy = self.policy
         assert isinstance(policy, Policy)
-        draw = policy.draw(len(batch), random)
-        view = apply(draw, batch.images, policy.magnitudes(draw))
-        target = self.task.follow(batch.target, view.matrix)
+        measured: list[tuple[Tensor, Tensor]] = []
 
-        def losses(images: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-            """Objective and the teacher's cross-entropy, (b,) each."""
-            teacher, student = self.teacher(images), outputs(self.student, images, "student")
-            return objective(steps.objective, student.logits, teacher.logits, target), self.task.supervised(
-                teacher, target
-            )
-
-        @torch.no_grad()
-        def loss_of(images: Tensor, rows: Tensor) -> Tensor:
-            aim, teacher_ce = losses(images, target[rows])
+        def loss(view: View, rows: Tensor) -> Tensor:
+            target = self.task.follow(batch.target[rows], view.matrix)
+            teacher, student = self.teacher(view.images), outputs(self.student, view.images, "student")
+            aim = objective(steps.objective, student.logits, teacher.logits, target)
+            teacher_ce = self.task.supervised(teacher, target)
+            measured.append((aim.detach(), teacher_ce.detach()))
             return aim + self.dual * teacher_ce
 
         with still(self.student):
-            seen = view.images.detach().requires_grad_()
-            aim, teacher_ce = losses(seen, target)
-            loss = aim + self.dual * teacher_ce
-            (by_pixel,) = torch.autograd.grad(loss.sum(), seen)
-            sample = Sample(draw, batch.images, seen.detach(), loss.detach(), by_pixel, loss_of)
-            accumulate(policy, sample, view.images, GATES[steps.gates])
+            policy_gradient(policy, policy.draw(len(batch), random), batch.images, loss, gates=steps.gates)
+        aim, teacher_ce = (values.mean().item() for values in measured[0])  # of the draw itself
         if steps.prior_strength is not None:
             (steps.prior_strength * policy.prior_loss()).backward()
         gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])
@@ -281,9 +270,9 @@ class Distiller:
         violation = 0.0
         if steps.floor is not None:
             assert self.clean_loss is not None
-            violation = teacher_ce.mean().item() - self.clean_loss - steps.floor
+            violation = teacher_ce - self.clean_loss - steps.floor
             self.dual = max(0.0, self.dual + steps.floor_rate * violation)
-        return PolicyStep(aim.mean().item(), violation, gradient)
+        return PolicyStep(aim, violation, gradient)
 
 
 def _mean(values: list[float]) -> float:

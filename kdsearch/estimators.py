@@ -14,9 +14,9 @@ from torch import Tensor
 
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
-from kdsearch.values import Draw
+from kdsearch.values import Draw, View
 
-LossOf = Callable[[Tensor, Tensor], Tensor]  # images (b, C, H, W), their rows (b,) in the batch -> (b,) in nats
+LossOf = Callable[[Draw, Tensor], Tensor]  # b draws, the rows (b,) of the batch they are for -> losses (b,) in nats
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,8 @@ class Sample:
     """One batch that was drawn from a policy, and what came of it."""
 
     draw: Draw
-    images: Tensor  # (B, C, H, W), before the draw
-    seen: Tensor  # (B, C, H, W), after it
     loss: Tensor  # (B,) in nats
-    by_pixel: Tensor  # (B, C, H, W), derivative of each image's loss by what was seen
-    loss_of: LossOf
+    loss_of: LossOf  # what would have come of other draws
 
 
 Gates = Callable[[Sample, Tensor], Tensor]  # sample, probability (B, n) of the drawn -> (B, n)
@@ -59,7 +56,7 @@ def flip(sample: Sample, probability: Tensor) -> Tensor:
     """
     size, n = sample.draw.chosen.shape
     rows, slots = torch.arange(size).repeat_interleave(n), torch.arange(n).repeat(size)
-    other = sample.loss_of(apply(flipped(sample.draw, rows, slots), sample.images[rows]).images, rows)
+    other = sample.loss_of(flipped(sample.draw, rows, slots), rows)
     change = (sample.loss[rows] - other).cpu().double().view(size, n)
     return probability * (1 - probability) * torch.where(sample.draw.gates, change, -change)
 
@@ -91,8 +88,7 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
     magnitudes = draw.magnitudes.clone()
     index = torch.arange(len(both))
     magnitudes[index, places] = draw.signs[index, places] * ends
-    moved = replace(draw, magnitudes=magnitudes)
-    at = sample.loss_of(apply(moved, sample.images[both]).images, both).cpu().double()
+    at = sample.loss_of(replace(draw, magnitudes=magnitudes), both).cpu().double()
     at_low, at_high = at.chunk(2)
     here, width = sample.loss.cpu().double()[rows], (high - low)[rows, slots]
     by_low[rows, slots] = (here - at_low) / width
@@ -100,17 +96,35 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
     return by_low, by_high
 
 
-def accumulate(policy: Policy, sample: Sample, images: Tensor, gates: Gates) -> None:
-    """Add to the gradients of a policy those of the mean loss of a sample.
+Loss = Callable[[View, Tensor], Tensor]  # what was seen of some images, their rows (b,) in the batch -> (b,) in nats
+
+
+def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: Loss, *, gates: str = "flip") -> None:
+    """Add to the gradients of a policy the derivative of the mean expected loss of a batch.
+
+    Probabilities learn by an estimator out of `GATES`, ranges through the pixels or from both their ends, as the table
+    of operations says. Networks inside `loss` should be in evaluation mode, their parameters without gradient.
 
     Args:
-        images: What was seen, with its gradient to the magnitudes.
+        draw: Of B images, from this policy.
+        images: (B, C, H, W) before the draw.
+        loss: Called with gradients on all B images under the draw, then without on counterfactual ones.
     """
-    draw, size = sample.draw, len(sample.draw)
-    if images.requires_grad:
-        images.backward(sample.by_pixel / size)
+    size = len(draw)
+    view = apply(draw, images, policy.magnitudes(draw))
+    seen = view.images.detach().requires_grad_()
+    here = loss(View(seen, view.matrix), torch.arange(size))
+    (by_pixel,) = torch.autograd.grad(here.sum(), seen)
+    if view.images.requires_grad:
+        view.images.backward(by_pixel / size)  # pathwise ranges
+
+    @torch.no_grad()
+    def loss_of(other: Draw, rows: Tensor) -> Tensor:
+        return loss(apply(other, images[rows]), rows)
+
+    sample = Sample(draw, here.detach(), loss_of)
     low, high = (end[draw.chosen] for end in policy.ranges())
-    by_logit = gates(sample, policy.probability.detach()[draw.chosen])
+    by_logit = GATES[gates](sample, policy.probability.detach()[draw.chosen])
     by_low, by_high = endpoint(sample, low.detach(), high.detach(), policy.by_ends[draw.chosen])
     total = by_logit * policy.logit[draw.chosen] + by_low * low + by_high * high
     if total.requires_grad:

@@ -167,7 +167,7 @@ class _Search:
                 self.display.say(f"{name}: failed (nan: {error})")
                 continue
             self.measured[False].append(outcome.seconds)
-            self.display.ended(name, outcome.value, outcome.value_se, reference=True)
+            self.display.ended(name, outcome)
 
     def trials(self) -> None:
         """Optuna trials up to the budget."""
@@ -264,8 +264,7 @@ class _Search:
         assert best is not None
         result = read_json(self._trial_folder(best.number) / "result.json")
         named = f"{percent(result['value'], result['value_se'])} (trial {best.number})"
-        worst = outcome.disagreement.worst if outcome.disagreement else None
-        self.display.ended(f"trial {event.number}", outcome.value, outcome.value_se, best=named, worst=worst)
+        self.display.ended(f"trial {event.number}", outcome, best=named)
 
     def _show(self, run: str, record: EpochRecord) -> None:
         self.display.epoch(run, record, self.budget.epochs)

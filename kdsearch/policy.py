@@ -155,9 +155,14 @@ class Policy(nn.Module):
         self, schedule: Sequence[Snapshot] = (), provenance: Mapping[str, str | int | float | None] | None = None
     ) -> PolicySpec:
         """The policy as a value. Without a `schedule` its only moment is now."""
+        learned = set(self.learned.tolist())
         operations = {
-            name: Limits(unit=OPERATIONS[name].unit, limit=limit or None, range=OPERATIONS[name].range)
-            for name, limit in zip(self.operations, self.limit.tolist(), strict=True)
+            name: Limits(
+                unit=OPERATIONS[name].unit,
+                limit=limit or None,
+                range=OPERATIONS[name].range if i in learned or not limit else "fixed",
+            )
+            for i, (name, limit) in enumerate(zip(self.operations, self.limit.tolist(), strict=True))
         }
         return PolicySpec(
             operations_per_image=self.operations_per_image,

@@ -21,8 +21,8 @@ from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.maths import generator
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
-from kdsearch.space import SearchSpace, Settings
-from kdsearch.study import Budget, Ready, Study
+from kdsearch.space import SearchSpace
+from kdsearch.study import Ready, Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, outputs, weights_hash
 from kdsearch.values import Batch
@@ -200,14 +200,8 @@ def _estimate(ready: Ready, batch: Batch) -> tuple[float, float]:
     cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
     augment = _seconds(lambda: apply(policy.draw(len(batch), random), batch.images)) * images / len(batch)
     plain = budget.epochs * (budget.steps * student_step + evaluation) + cells * (evaluation + augment + teacher / 4)
-    return plain + _policy_steps(settings, budget, len(study.train)) * policy_step, plain
-
-
-def _policy_steps(settings: Settings, budget: Budget, images: int) -> float:
-    """How many policy steps a run has."""
-    if settings.interval is None:
-        return len(settings.phases) * (settings.passes or 1) * math.ceil(images / budget.batch)
-    return (1 - settings.warm_up) * budget.epochs * budget.steps / settings.interval
+    count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
+    return plain + count * policy_step, plain
 
 
 def _seconds(step: Callable[[], object], repeats: int = 5) -> float:

@@ -71,7 +71,7 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
         shown["differences"] = rows[["against", "n"]].join(points.add_suffix(", points"))
     trials = tables["trials"]
     params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
-    columns = ["run", "state", "value", "value_se", "seconds", "origin", "fail_reason"]
+    columns = ["run", "state", "value", "value_se", "seconds", "origin", "fail_reason", "warnings"]
     shown["trials"] = trials[columns].join(params, on="run").dropna(axis=1, how="all")
     if not final.empty:
         columns = ["operation", "probability", "rate", "low", "high", "limit", "unit", "range"]

@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, Po
 from kdsearch.errors import KdsearchError
 from kdsearch.files import make_folder, write_json, write_text
 from kdsearch.fixed import FixedTransform
+from kdsearch.guards import warnings
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.maths import derive_seed
 from kdsearch.objectives import TST
@@ -138,6 +139,7 @@ class Outcome:
     value: float  # accuracy of the student on search-validation after the last epoch
     value_se: float  # binomial standard error
     seconds: float
+    warnings: tuple[str, ...] = ()  # of a policy that has learned
     disagreement: DisagreementReport | None = None
     student: nn.Module | None = field(default=None, compare=False, repr=False)
 
@@ -191,7 +193,8 @@ def run_trial(
             lines.append(json.dumps({k: None if v != v else v for k, v in asdict(record).items()}))
             write_text(folder / "epochs.jsonl", "\n".join(lines) + "\n")
         on_record(record)
-    outcome = Outcome(record.accuracy, record.accuracy_se, time.perf_counter() - start, student=student)
+    found = warnings(record, policy) if policy_steps and isinstance(policy, Policy) else ()
+    outcome = Outcome(record.accuracy, record.accuracy_se, time.perf_counter() - start, found, student=student)
     if folder:
         outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
     return outcome
@@ -218,8 +221,10 @@ def _keep(
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
         np.savez_compressed(folder / "samples.npz", original=shown.numpy())
     seconds = outcome.seconds + time.perf_counter() - start
-    write_json(folder / "result.json", {"value": outcome.value, "value_se": outcome.value_se, "seconds": seconds})
-    return Outcome(outcome.value, outcome.value_se, seconds, report, outcome.student)
+    outcome = replace(outcome, seconds=seconds, disagreement=report)
+    kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings")}
+    write_json(folder / "result.json", kept)
+    return outcome
 
 
 def _thin(schedule: list[Snapshot]) -> list[Snapshot]:

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from kdsearch.distill import PolicySteps
 from kdsearch.errors import KdsearchError
-from kdsearch.estimators import GATES, Sample, accumulate, endpoint, flip, flipped, score
+from kdsearch.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score
 from kdsearch.maths import generator
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
-from kdsearch.values import Draw
+from kdsearch.values import Draw, View
 
 DOUBLE = torch.float64
 
@@ -25,19 +25,16 @@ def loss(images: Tensor) -> Tensor:
 
 
 def sample(draw: Draw, images: Tensor) -> Sample:
-    seen = apply(draw, images).images
-    no_gradient = torch.zeros_like(seen)
-    return Sample(draw, images, seen, loss(seen), no_gradient, lambda other, rows: loss(other))
+    return Sample(draw, loss(apply(draw, images).images), lambda other, rows: loss(apply(other, images[rows]).images))
 
 
 def test_the_score_is_the_loss_over_the_mean_of_the_others_times_gate_minus_probability() -> None:
     policy = Policy(["invert"], 1)
     draw = replace(policy.draw(3), gates=torch.tensor([[True], [False], [True]]))
-    nothing = torch.zeros(3, 1, 1, 1)
-    made = Sample(draw, nothing, nothing, torch.tensor([1.0, 2.0, 6.0]), nothing, lambda images, rows: images)
+    made = Sample(draw, torch.tensor([1.0, 2.0, 6.0]), _never)
     derivative = score(made, torch.full((3, 1), 0.25, dtype=DOUBLE))
     torch.testing.assert_close(derivative, torch.tensor([[-3 * 0.75], [-1.5 * -0.25], [4.5 * 0.75]], dtype=DOUBLE))
-    one = Sample(draw.rows(torch.tensor([0])), nothing[:1], nothing[:1], torch.tensor([5.0]), nothing, lambda a, b: a)
+    one = Sample(draw.rows(torch.tensor([0])), torch.tensor([5.0]), _never)
     assert score(one, torch.full((1, 1), 0.25, dtype=DOUBLE)).item() == 0
 
 
@@ -103,15 +100,13 @@ def test_the_ends_give_the_derivative_of_a_mean_over_a_uniform_range() -> None:
     draw = policy.draw(size, generator("ends"))
     ramp = ((torch.arange(4096) + 0.5) / 4096).view(1, 1, 64, 64)
 
-    def mean(images: Tensor, rows: Tensor) -> Tensor:
-        return images.flatten(1).mean(1)
+    def mean(draw: Draw, rows: Tensor) -> Tensor:
+        return apply(draw, ramp.expand(len(draw), -1, -1, -1)).images.flatten(1).mean(1)
 
     values: list[Tensor] = []
     for part in torch.arange(size).split(2000):
         rows = draw.rows(part)
-        images = ramp.expand(len(part), -1, -1, -1)
-        seen = apply(rows, images).images
-        made = Sample(rows, images, seen, mean(seen, part), seen, mean)
+        made = Sample(rows, mean(rows, part), mean)
         ends = (torch.full((len(part), 1), end, dtype=DOUBLE) for end in (low, high))
         values.append(torch.cat(endpoint(made, *ends, torch.ones(len(part), 1, dtype=torch.bool)), 1))
     by_low, by_high = torch.cat(values)[draw.gates[:, 0]].unbind(1)
@@ -134,11 +129,10 @@ def test_the_ends_of_a_signed_operation_keep_the_sign_that_was_drawn() -> None:
     draw = replace(policy.draw(64, generator("signs")), gates=torch.ones(64, 1, dtype=torch.bool))
     images = torch.full((64, 1, 2, 2), 0.5)
 
-    def mean(images: Tensor, rows: Tensor) -> Tensor:
-        return images.flatten(1).mean(1)
+    def mean(draw: Draw, rows: Tensor) -> Tensor:
+        return apply(draw, images[rows]).images.flatten(1).mean(1)
 
-    seen = apply(draw, images).images
-    made = Sample(draw, images, seen, mean(seen, torch.arange(64)), seen, mean)
+    made = Sample(draw, mean(draw, torch.arange(64)), mean)
     low, high = (torch.full((64, 1), end.item(), dtype=DOUBLE) for end in policy.ranges())
     by_low, by_high = endpoint(made, low, high, torch.ones(64, 1, dtype=torch.bool))
     u, sign = draw.uniforms[..., 0], draw.signs
@@ -147,12 +141,12 @@ def test_the_ends_of_a_signed_operation_keep_the_sign_that_was_drawn() -> None:
     torch.testing.assert_close(by_low, 0.5 * sign * u, atol=1e-5, rtol=0)
 
 
-def test_accumulated_gradients_go_through_the_sigmoids_of_gates_and_ranges() -> None:
+def test_gradients_go_through_the_sigmoids_of_gates_and_ranges() -> None:
     policy = Policy({"solarize": 0.8, "invert": None}, 2, probability=0.3)
     draw = replace(policy.draw(3, generator("sum")), gates=torch.tensor([[True, True]] * 3))
     images = torch.rand(3, 1, 8, 8, generator=generator("sum images"))
+    policy_gradient(policy, draw, images, lambda view, rows: loss(view.images))
     made = sample(draw, images)
-    accumulate(policy, made, made.seen, GATES["flip"])
     by_logit = flip(made, policy.probability.detach()[draw.chosen])
     torch.testing.assert_close(policy.logit.grad, by_logit.sum(0)[[0, 1]] / 3)
     low, high = (end.detach()[draw.chosen] for end in policy.ranges())
@@ -162,15 +156,38 @@ def test_accumulated_gradients_go_through_the_sigmoids_of_gates_and_ranges() -> 
     assert policy.b.grad.item() == pytest.approx(top * share * (1 - share) * by_low)
 
 
-def test_a_policy_held_still_gets_no_gradient_from_its_ends() -> None:
+def test_the_loss_sees_rows_views_and_matrices_of_the_images_it_is_asked_about() -> None:
+    policy = Policy(["horizontal_flip", "solarize"], 2)
+    images = torch.rand(5, 1, 8, 8, generator=generator("rows"))
+    calls = []
+
+    def marked(view: View, rows: Tensor) -> Tensor:
+        calls.append((rows, torch.is_grad_enabled()))
+        turned = view.matrix[:, 0, 0] < 0
+        mirrored = torch.where(turned[:, None, None, None], view.images.flip(3), view.images)
+        inverted = torch.minimum(mirrored, 1 - mirrored)  # what solarize leaves alone
+        torch.testing.assert_close(inverted, torch.minimum(images, 1 - images)[rows], atol=1e-5, rtol=0)
+        return view.images.flatten(1).mean(1)
+
+    policy_gradient(policy, policy.draw(5, generator("rows draw")), images, marked)
+    assert calls[0][0].tolist() == list(range(5)) and [grad for _, grad in calls] == [True, False, False]
+    assert calls[1][0].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
+
+
+def test_a_policy_held_still_asks_for_nothing_at_its_ends() -> None:
     frozen = Policy.from_spec(Policy(["solarize", "rotate"], 2).freeze())
-    draw = frozen.draw(8, generator("frozen"))
-    made = sample(draw, torch.rand(8, 1, 8, 8, generator=generator("frozen images")))
-    accumulate(frozen, replace(made, loss_of=_never), made.seen, lambda s, p: torch.zeros_like(p))
-    assert (frozen.logit.grad == 0).all() and not len(frozen.a)
+    calls = []
+
+    def counted(view: View, rows: Tensor) -> Tensor:
+        calls.append(len(rows))
+        return loss(view.images)
+
+    images = torch.rand(8, 1, 8, 8, generator=generator("frozen images"))
+    policy_gradient(frozen, frozen.draw(8, generator("frozen")), images, counted, gates="score")
+    assert calls == [8] and not len(frozen.a) and (frozen.logit.grad != 0).any()
 
 
-def _never(images: Tensor, rows: Tensor) -> Tensor:
+def _never(draw: Draw, rows: Tensor) -> Tensor:
     raise AssertionError("no counterfactual image is needed")
 
 

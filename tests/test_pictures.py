@@ -252,7 +252,9 @@ def test_a_trajectory_shows_every_moment_and_the_end_with_its_unit():
     assert titles == ["rotate", "solarize", "invert"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 0.5, 0.25]
     assert words(figure)[0] == "probability 0.25 at the end\n±2 to 10 degrees"
-    assert "(fixed)" in words(figure)[1]
+    assert "(fixed)" not in "".join(words(figure))
+    held = plots.trajectory(kd.policy_frame(kd.Policy.from_spec(spec).freeze()))
+    assert ["(fixed)" in text for text in words(held)] == [True, True, False]
 
 
 @pytest.fixture

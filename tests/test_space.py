@@ -7,7 +7,7 @@ import pytest
 import kdsearch as kd
 from kdsearch.errors import KdsearchError
 from kdsearch.objectives import OBJECTIVES, TST
-from kdsearch.preflight import _policy_steps, fixed_by, preflight
+from kdsearch.preflight import fixed_by, preflight
 from kdsearch.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
 
 LEARNING = {"learning_rate": "0.1", "prior_strength": "0.3", "operations_per_image": "1", "interval": "3"}
@@ -291,11 +291,13 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
     assert not {"objective", "floor", "space"} & set(before)
 
 
-def test_the_time_of_a_run_counts_its_policy_steps(load):
-    budget = kd.Budget(epochs=10, steps=30, batch=64)
-    assert _policy_steps(load(toml(warm_up="0.2")).settings(), budget, 200) == pytest.approx(0.8 * 300 / 3)
-    phases = load(toml(interval=None, phases="[0.1, 0.5]", passes="3")).settings()
-    assert _policy_steps(phases, budget, 200) == 2 * 3 * 4  # 200 images are 4 batches of 64
+def test_warm_up_phases_and_passes_of_a_space_reach_the_policy_steps(tiny_study, load, tmp_path):
+    ready = ready_with(tiny_study, load, toml(warm_up="0.2"), tmp_path).ready
+    steps = ready.policy_steps(ready.space.settings())
+    assert (steps.interval, steps.warm_up, steps.phases) == (3, 0.2, ())
+    phases = load(toml(interval=None, phases="[0.1, 0.5]", passes="3", prior_strength="false")).filled(TST, None)
+    steps = ready.policy_steps(phases.settings())
+    assert (steps.phases, steps.passes, steps.prior_strength, steps.floor) == ((0.1, 0.5), 3, None, None)
 
 
 def test_a_search_chooses_weights_and_the_floor_and_shows_them_in_frames(tiny_study, load, tmp_path):
