@@ -203,12 +203,24 @@ def operations() -> None:
             "±" if op.signed else "",
             str(op.channels),
             op.gradient,
+            op.range,
             op.reference,
         ]
         for op in OPERATIONS.values()
     ]
     print_table(
-        ["operation", "unit of the magnitude", "limit", "hard", "sign", "channels", "gradient", "meaning after"], rows
+        [
+            "operation",
+            "unit of the magnitude",
+            "limit",
+            "hard",
+            "sign",
+            "channels",
+            "gradient",
+            "range",
+            "meaning after",
+        ],
+        rows,
     )
 
 

@@ -48,7 +48,7 @@ class PolicySteps:
     phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
     passes: int = 1  # over the training images, in each phase
     warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
-    learning_rate: float = 0.1  # of Adam, on logits
+    learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each phase
     prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
     objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
     floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
@@ -168,7 +168,7 @@ class Distiller:
         policy, every = self.policy, phase.policy_steps
         learner = policy if every and isinstance(policy, Policy) else None
         if learner and every:
-            optimizer = Adam(learner.parameters(), lr=every.learning_rate)
+            optimizer, decay = _adam(learner, every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:
                 self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
         step = 0
@@ -181,12 +181,15 @@ class Distiller:
             steps = every.per_phase(len(train), phase.batch) if every and pause else phase.steps
             fresh = shuffled(train, phase.batch, steps, self.seed, epoch, "policy")
             if pause and learner and every:
-                optimizer = Adam(learner.parameters(), lr=every.learning_rate)
-                learned += [self.policy_step(batch.to(self.device), every, optimizer, random) for batch in fresh]
+                optimizer, decay = _adam(learner, every, steps)
+                for batch in fresh:
+                    learned.append(self.policy_step(batch.to(self.device), every, optimizer, random))
+                    decay.step()
             for batch in shuffled(train, phase.batch, phase.steps, self.seed, epoch, "student"):
                 step += 1
                 if learner and every and every.due(step, total):
                     learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, random))
+                    decay.step()
                 sums += self.student_step(batch.to(self.device), phase, random)
                 schedule.step()
             if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective) for s in learned):
@@ -273,6 +276,11 @@ class Distiller:
             violation = teacher_ce - self.clean_loss - steps.floor
             self.dual = max(0.0, self.dual + steps.floor_rate * violation)
         return PolicyStep(aim, violation, gradient)
+
+
+def _adam(policy: Policy, steps: PolicySteps, total: int) -> tuple[Optimizer, LambdaLR]:
+    optimizer = Adam(policy.parameters(), lr=steps.learning_rate)
+    return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
 
 
 def _mean(values: list[float]) -> float:

@@ -76,7 +76,14 @@ def linear(x: Tensor, coefficients: Tensor, *, colours: bool, means: bool) -> Te
 
 COLOUR = (
     Operation(
-        "brightness", "change of the factor", 0.5, 1.0, signed=True, reference=AUTOAUGMENT, coefficient=brightness
+        "brightness",
+        "change of the factor",
+        0.5,
+        1.0,
+        signed=True,
+        ends=True,
+        reference=AUTOAUGMENT,
+        coefficient=brightness,
     ),
     Operation("contrast", "change of the factor", 0.5, 1.0, signed=True, reference=AUTOAUGMENT, coefficient=contrast),
     Operation(

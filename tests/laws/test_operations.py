@@ -17,7 +17,7 @@ from kdsearch.values import Draw
 
 NAMES = list(OPERATIONS)
 SIGNED = [name for name, op in OPERATIONS.items() if op.signed]
-PATHWISE = [name for name, op in OPERATIONS.items() if op.range == "pathwise"]
+PATHWISE = [name for name, op in OPERATIONS.items() if op.limit and op.gradient == "exact"]
 
 
 def suits(name: str, images: Tensor) -> bool:
@@ -53,7 +53,7 @@ def test_the_table_is_complete() -> None:
         assert name == op.name
         assert [op.matrix, op.coefficient, op.pixels].count(None) == 2, name
         assert op.reference, name
-        assert op.gradient in ("exact", "straight-through", "endpoint"), name
+        assert op.gradient in ("exact", "straight-through", "none"), name
         assert op.channels in (1, 3), name
     assert len({op.matrix or op.coefficient or op.pixels for op in OPERATIONS.values()}) == len(OPERATIONS)
 
@@ -212,8 +212,10 @@ def test_gradients_through_black_and_white_are_finite(name: str, images: Tensor,
     assert torch.isfinite(x.grad).all()
 
 
-@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if op.gradient == "endpoint"])
-def test_an_operation_learned_from_its_ends_gives_its_magnitude_no_gradient(name: str, images: Tensor, force) -> None:
+@pytest.mark.parametrize("name", [name for name, op in OPERATIONS.items() if op.gradient == "none"])
+def test_an_operation_without_a_gradient_gives_its_magnitude_none_and_earlier_ones_theirs(
+    name: str, images: Tensor, force
+) -> None:
     draw = force({"scale": 0.1, name: at_limits(name)[0]}, 16)
     m = draw.magnitudes.clone().requires_grad_()
     weighted(apply(draw, images[:16], m).images).sum().backward()

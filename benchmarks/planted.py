@@ -1,0 +1,122 @@
+"""Is knowledge that only the teacher has found? Teachers trained with rotations up to 40 degrees, and without.
+
+Digits, the full training set for teacher and student, teachers otherwise unaugmented, ten operations, rotations up to
+80 degrees allowed. Per seed a planted and a null teacher of the same start, and a policy learned with each beside a
+fresh student. The row of an operation: how far its probability rises over the null policy.
+
+The prior is stronger than the default (lambda 1): at .3 the probabilities of other operations differ between two runs
+by more than rotation can rise, since with the null teacher its range shrinks until it is harmless.
+
+Run:  python benchmarks/planted.py [--seeds 5] [--prior-strength 1] [--json FILE]      (6 minutes on one core)
+"""
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import kdsearch as kd
+
+PLANT, LIMIT = 40.0, 80.0
+NAMES = ["scale", "shear_x", "shear_y", "rotate", "translate_x", "translate_y", "brightness", "contrast", "sharpness",
+         "noise"]  # fmt: skip
+TASK = kd.Classification.of(10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--prior-strength", type=float, default=1.0)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = []
+    for seed in range(arguments.seeds):
+        row: dict[str, float | str | int | dict[str, float]] = {"seed": seed}
+        found = {}
+        for kind, degrees in (("null", 0.0), ("planted", PLANT)):
+            teacher = trained(degrees, seed)
+            row[f"{kind} teacher"], row[f"{kind} teacher, turned"] = accuracy(teacher, 0.0), accuracy(teacher, PLANT)
+            found[kind], row[f"{kind} student"], row[f"{kind} rotate high"] = learned(
+                teacher, seed, arguments.prior_strength
+            )
+        rise = {name: found["planted"][name] - found["null"][name] for name in NAMES}
+        rows.append({**row, **found, "rise": rise, "first": max(rise, key=lambda name: rise[name])})
+        print(rows[-1], flush=True)
+    show(rows)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def turning(degrees: float) -> kd.Policy:
+    """Always turned, by up to so many degrees either way."""
+    return kd.Policy({"rotate": degrees}, 1, probability=0.999, extent=0.999)
+
+
+def trained(degrees: float, seed: int) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    network = kd.small_convnet(24)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=600)
+    policy = turning(degrees) if degrees else torch.nn.Identity()
+    for batch in kd.shuffled(kd.digits()[0], 64, 600, "planted", seed):
+        loss = torch.nn.functional.cross_entropy(network(policy(batch.images)), batch.target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+@torch.no_grad()
+def accuracy(network: torch.nn.Module, degrees: float) -> float:
+    """On the test images, turned by up to so many degrees."""
+    test = kd.digits()[2]
+    images = test.images
+    if degrees:
+        policy = turning(degrees)
+        images = policy.augment(policy.draw(len(test), torch.Generator().manual_seed(0)), images).images
+    return 100 * kd.evaluate(network, kd.ArrayData(images, test.labels), TASK, 256, "cpu")[0]
+
+
+def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple[dict[str, float], float, float]:
+    """Probabilities, the student's test accuracy, and how far rotation goes."""
+    train, search_validation, test = kd.digits()
+    torch.manual_seed(seed)
+    policy = kd.Policy({name: LIMIT if name == "rotate" else None for name in NAMES}, 4)
+    optimizer = partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2)
+    distiller = kd.Distiller(kd.Teacher(teacher), kd.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed)
+    steps = kd.PolicySteps(prior_strength=prior_strength)
+    phase = kd.Phase(kd.LOSSES["kd"](), epochs=10, steps=60, batch=64, policy_steps=steps)
+    for _ in distiller.run(phase, train, search_validation):
+        pass
+    found = dict(zip(policy.operations, policy.probability.tolist(), strict=True))
+    high = policy.ranges()[1][policy.operations.index("rotate")].item()
+    return found, 100 * kd.evaluate(distiller.student, test, TASK, 256, "cpu")[0], high
+
+
+def show(rows: list[dict]) -> None:  # type: ignore[type-arg]
+    table = Table("operation", "null", "planted", "rise", *(f"seed {row['seed']}" for row in rows), box=None)
+    mean = {kind: {name: sum(row[kind][name] for row in rows) / len(rows) for name in NAMES}
+            for kind in ("null", "planted", "rise")}  # fmt: skip
+    for name in sorted(NAMES, key=lambda name: -mean["rise"][name]):
+        cells = [f"{row['rise'][name]:+.2f}{' first' if row['first'] == name else ''}" for row in rows]
+        table.add_row(name, *(f"{mean[kind][name]:.2f}" for kind in ("null", "planted")), f"{mean['rise'][name]:+.2f}",
+                      *cells)  # fmt: skip
+    console = Console(width=140, highlight=False)
+    first = sum(row["first"] == "rotate" for row in rows)
+    for kind in ("null", "planted"):
+        keys = ("teacher", "teacher, turned", "student", "rotate high")
+        a, b, c, d = (sum(row[f"{kind} {key}"] for row in rows) / len(rows) for key in keys)
+        console.print(f"{kind} teacher {a:.1f} %, on images turned up to {PLANT:g} degrees {b:.1f} %; "
+                      f"student {c:.1f} %; rotation learned up to {d:.0f} of {LIMIT:g} degrees")  # fmt: skip
+    console.print(f"rotation rises most in {first} of {len(rows)} seeds")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
