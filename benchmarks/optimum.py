@@ -27,7 +27,7 @@ from kdsearch.maths import generator
 from kdsearch.preflight import preflight
 from kdsearch.study import Ready, load_study, run_trial
 
-OPERATION, OTHERS, STEPS, WITHIN = "rotate", 7, 800, 0.05
+OPERATION, OTHERS, STEPS, WITHIN = "rotate", 7, 400, 0.05
 
 
 def main() -> None:

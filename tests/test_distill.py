@@ -325,6 +325,86 @@ def test_no_policy_step_comes_in_the_first_tenth_and_then_one_in_every_interval(
     assert events == ["student_step"] * 40
 
 
+def test_warm_up_is_a_share_of_the_student_steps_and_the_count_is_known_before() -> None:
+    steps = PolicySteps(interval=3, warm_up=0.5)
+    assert [step for step in range(1, 41) if steps.due(step, 40)] == [21, 24, 27, 30, 33, 36, 39]
+    assert steps.count(4, 10, 96, 8) == 7
+    assert replace(steps, warm_up=0.0).count(4, 10, 96, 8) == 13
+    phases = PolicySteps(phases=(0.125, 0.375), passes=2)
+    assert phases.pauses(240) == {30, 90}  # the epochs of TST
+    assert phases.count(240, 10, 100, 16) == 2 * 13
+
+
+def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
+    data: ArrayData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    optimizers: list[int] = []
+    seen: list[Tensor] = []
+    rates: list[float] = []
+    original_policy, original_student = Distiller.policy_step, Distiller.student_step
+
+    def policy_step(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, random: Any) -> PolicyStep:
+        events.append("policy")
+        optimizers.append(len(optimizer.state))
+        rates.append(optimizer.param_groups[0]["lr"])
+        seen.append(batch.ids)
+        return original_policy(self, batch, steps, optimizer, random)
+
+    def student_step(self: Distiller, *args: Any) -> Tensor:
+        events.append("student")
+        return original_student(self, *args)
+
+    monkeypatch.setattr(Distiller, "policy_step", policy_step)
+    monkeypatch.setattr(Distiller, "student_step", student_step)
+    steps = PolicySteps(phases=(0.25, 0.5), passes=2, learning_rate=0.2)
+    records = list(distiller(policy()).run(Phase(KD, epochs=4, steps=2, batch=32, policy_steps=steps), data, data))
+    assert events == [*["student"] * 2, *["policy"] * 6, *["student"] * 2, *["policy"] * 6, *["student"] * 4]
+    assert [state > 0 for state in optimizers] == [False, *[True] * 5] * 2  # Adam begins anew
+    assert rates[0] == rates[6] == 0.2 and rates[:6] == sorted(rates[:6], reverse=True) and rates[5] < 0.02
+    assert torch.equal(torch.cat(seen[:3]).sort().values, torch.arange(96))  # a whole pass
+    assert torch.equal(torch.cat(seen[3:6]).sort().values, torch.arange(96))
+    assert [r.policy_steps for r in records] == [0, 6, 6, 0]
+
+
+def test_the_learning_rate_of_the_policy_falls_over_the_run(data: ArrayData, monkeypatch: pytest.MonkeyPatch) -> None:
+    rates: list[float] = []
+    original = Distiller.policy_step
+
+    def noted(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, random: Any) -> PolicyStep:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return original(self, batch, steps, optimizer, random)
+
+    monkeypatch.setattr(Distiller, "policy_step", noted)
+    phase = Phase(KD, epochs=2, steps=10, batch=8, policy_steps=PolicySteps(interval=2, learning_rate=0.5))
+    list(distiller(policy()).run(phase, data, data))
+    count = len(rates)
+    assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * i / count)) for i in range(count)])
+
+
+def test_the_guards_look_at_the_second_views_of_every_run(data: ArrayData) -> None:
+    inverted = next(iter(distiller(trivial(["invert"])).run(replace(PHASE, policy_steps=None), data, data)))
+    assert (inverted.emptied, inverted.saturated, inverted.gates_at_bound) == (0.0, 0.0, 1)
+    plain = next(iter(distiller(None).run(PHASE, data, data)))
+    assert (plain.emptied, plain.saturated, plain.gates_at_bound, plain.ranges_at_limit) == (0.0, 0.0, 0, 0)
+    assert plain.teacher_accuracy == plain.teacher_clean_accuracy
+    hidden = trivial({"erase": 1.0})
+    hidden.fixed_low.fill_(1.0)
+
+    class Right(nn.Module):
+        """Right on images with something on them."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            known = torch.stack([(data.images - image).flatten(1).abs().sum(1).argmin() for image in images])
+            answer = torch.where(images.flatten(1).sum(1) > 0, data.labels[known], (data.labels[known] + 1) % 10)
+            return 9 * torch.nn.functional.one_hot(answer, 10).float()
+
+    d = Distiller(Teacher(Right()), network(2), hidden, TASK)
+    record = next(iter(d.run(replace(PHASE, policy_steps=None), data, data)))
+    assert record.teacher_clean_accuracy == 1.0 and record.teacher_accuracy < 1.0
+    assert 0 < record.emptied < 1  # the square covers the whole image where its centre is in the middle
+
+
 def test_a_record_says_what_the_epoch_measured(data: ArrayData) -> None:
     d, records = finished(0, data)
     assert [r.epoch for r in records] == [1, 2]
