@@ -107,6 +107,7 @@ class EpochRecord:
     learning_rate: float
     policy_steps: int
     policy_objective: float  # nats, without prior and floor
+    policy_prior: float  # nats, the strength times the distance from the prior
     teacher_accuracy: float  # on the second views
     teacher_clean_accuracy: float  # on the base views
     floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps
@@ -124,6 +125,7 @@ class PolicyStep(NamedTuple):
     """What one policy step measured."""
 
     objective: float  # mean, nats, without prior and floor
+    prior: float  # nats, weighted
     violation: float  # of the floor, nats
     gradient: Tensor  # by all numbers of the policy that learn
 
@@ -208,6 +210,7 @@ class Distiller:
                 learning_rate=float(schedule.get_last_lr()[0]),
                 policy_steps=len(learned),
                 policy_objective=_mean([s.objective for s in learned]),
+                policy_prior=_mean([s.prior for s in learned]),
                 teacher_accuracy=means[2],
                 teacher_clean_accuracy=means[3],
                 floor_violation=_mean([s.violation for s in learned]),
@@ -265,8 +268,8 @@ class Distiller:
         with still(self.student):
             policy_gradient(policy, policy.draw(len(batch), random), batch.images, loss, gates=steps.gates)
         aim, teacher_ce = (values.mean().item() for values in measured[0])  # of the draw itself
-        if steps.prior_strength is not None:
-            (steps.prior_strength * policy.prior_loss()).backward()
+        prior = (steps.prior_strength or 0.0) * policy.prior_loss()
+        prior.backward()
         gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -275,7 +278,7 @@ class Distiller:
             assert self.clean_loss is not None
             violation = teacher_ce - self.clean_loss - steps.floor
             self.dual = max(0.0, self.dual + steps.floor_rate * violation)
-        return PolicyStep(aim, violation, gradient)
+        return PolicyStep(aim, prior.item(), violation, gradient)
 
 
 def _adam(policy: Policy, steps: PolicySteps, total: int) -> tuple[Optimizer, LambdaLR]:

@@ -134,7 +134,9 @@ class Policy(nn.Module):
     @torch.no_grad()
     def at_bounds(self) -> tuple[list[str], list[str]]:
         """Operations whose probability is frozen as 0 or 1, and those whose learned range reaches its limit."""
-        gates = [name for name, p in zip(self.operations, self.probability.tolist(), strict=True) if _written(p) in (0, 1)]
+        gates = [
+            name for name, p in zip(self.operations, self.probability.tolist(), strict=True) if _written(p) in (0, 1)
+        ]
         share = self.a.sigmoid().tolist()
         learned = [self.operations[i] for i in self.learned.tolist()]
         return gates, [name for name, s in zip(learned, share, strict=True) if s > AT_LIMIT]

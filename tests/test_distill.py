@@ -461,6 +461,20 @@ def test_the_violation_is_the_cross_entropy_over_the_clean_one_and_the_floor(bat
     assert result.violation == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_step_says_how_far_the_policy_is_from_its_prior(batch: Batch) -> None:
+    learner = policy()
+    with torch.no_grad():
+        learner.logit.add_(1.0)
+    expected = learner.prior_loss().item()
+    assert expected > 0.05
+    for strength in (2.0, 0.0, None):
+        steps = PolicySteps(prior_strength=strength, floor=None)
+        held = torch.optim.SGD([torch.zeros(1)])
+        result = distiller(learner).policy_step(batch, steps, held, generator("prior"))
+        learner.zero_grad()
+        assert result.prior == pytest.approx((strength or 0.0) * expected)
+
+
 def test_without_a_floor_nothing_is_measured_against_it(data: ArrayData) -> None:
     d = distiller(policy())
     phase = replace(PHASE, policy_steps=PolicySteps(interval=2, floor=None))

@@ -20,6 +20,7 @@ FINE = EpochRecord(
     learning_rate=0.0,
     policy_steps=10,
     policy_objective=1.0,
+    policy_prior=0.1,
     teacher_accuracy=0.95,
     teacher_clean_accuracy=1.0,
     floor_violation=0.05,

@@ -36,7 +36,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "epochs": {
         **KEY, "epoch": WHOLE, "progress": NUMBER, "supervised_loss": NUMBER, "distillation_loss": NUMBER,
         "accuracy": NUMBER, "accuracy_se": NUMBER, "learning_rate": NUMBER, "policy_steps": WHOLE,
-        "policy_objective": NUMBER, "teacher_accuracy": NUMBER, "teacher_clean_accuracy": NUMBER,
+        "policy_objective": NUMBER, "policy_prior": NUMBER, "teacher_accuracy": NUMBER,
+        "teacher_clean_accuracy": NUMBER,
         "floor_violation": NUMBER, "dual": NUMBER, "emptied": NUMBER, "saturated": NUMBER, "gates_at_bound": WHOLE,
         "ranges_at_limit": WHOLE, "gradient_norm": NUMBER, "noise_scale": NUMBER, "seconds": NUMBER,
     },
