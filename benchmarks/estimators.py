@@ -10,9 +10,9 @@ photographs (eight classes: which quarter of which photograph). The loss of an i
   exact: central differences of the expected loss with common random numbers, 256 images; a draw takes 64 of them.
 
 A form is offered where, in all its rows, the standard error is at most .1 |exact| and |bias| <= .2 |exact| + 2 SE;
-draws go on until the first holds, up to 8 times as many (100 times
-where all losses are known), else the row is undecided. `error` is the root of the mean
-squared error by the time in which the first form makes 90 steps (a default trial), over |exact|.
+draws go on until the first holds, up to 8 times as many (100 times where all losses are known), else the row is
+undecided. `error` is the root of the mean squared error by the time in which the first form makes 90 steps (a default
+trial), over |exact|; among others the time is that of a whole step with pathwise ranges.
 
 Run:  python benchmarks/estimators.py [--pairs digits patches] [--draws 200] [--json FILE]      (20 minutes on 2 cores)
 """
@@ -119,9 +119,9 @@ def main() -> None:
             for group in part(pair, arguments.draws):
                 rows += with_errors(group)
                 print(*(f"{r.number} {r.operation} {r.estimator}: {r.verdict}" for r in group), sep="\n", flush=True)
+                if arguments.json:  # after each, as it takes long
+                    arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
     show(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
 
 
 def digits() -> Pair:
@@ -496,10 +496,18 @@ def show(rows: list[Row]) -> None:
             f"{row.error:.3f}", row.verdict,
         )  # fmt: skip
     Console(width=170, highlight=False).print(table)
-    offered: dict[tuple[str, str], set[str]] = {}
-    for row in rows:
-        offered.setdefault((row.number.split(",")[0].split(" among")[0], row.estimator), set()).add(row.verdict)
-    print(offered)
+    kinds = {"gates": "gate", "ranges": ("a ", "b ")}
+    for kind, prefix in kinds.items():
+        some = [row for row in rows if row.number.startswith(prefix)]
+        for estimator in dict.fromkeys(row.estimator for row in some):
+            of: dict[tuple[str, str], set[str]] = {}
+            for row in some:
+                if row.estimator == estimator:
+                    of.setdefault((row.pair, row.operation), set()).add(row.verdict)
+            named = {v: [" ".join(key) for key, seen in of.items() if v in seen] for v in ("biased", "undecided")}
+            offered = sum(seen == {"offered"} for seen in of.values())
+            print(f"{kind}, {estimator}: offered for {offered} of {len(of)}", end="")
+            print(*(f"; {verdict} somewhere: {', '.join(names)}" for verdict, names in named.items() if names), sep="")
 
 
 if __name__ == "__main__":
