@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdsearch.alternation import PolicySteps as PolicySteps
     from kdsearch.analysis.compare import paired_differences as paired_differences
     from kdsearch.analysis.diff import policy_diff as policy_diff
     from kdsearch.analysis.frames import frames as frames
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.distill import Phase as Phase
-    from kdsearch.distill import PolicySteps as PolicySteps
     from kdsearch.errors import KdsearchError as KdsearchError
     from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from kdsearch.values import Draw as Draw
 
 _WHERE = {
+    "alternation": ["PolicySteps"],
     "analysis.compare": ["paired_differences"],
     "analysis.diff": ["policy_diff"],
     "analysis.frames": ["frames", "policy_frame"],
@@ -66,7 +67,7 @@ _WHERE = {
     "analysis.sheet": ["policy_sheet"],
     "data": ["ArrayData", "digits", "load_images", "photographs", "shuffled"],
     "disagreement": ["Probe"],
-    "distill": ["Distiller", "Phase", "PolicySteps"],
+    "distill": ["Distiller", "Phase"],
     "estimators": ["policy_gradient"],
     "evaluation": ["evaluate"],
     "errors": ["KdsearchError"],

@@ -2,8 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -11,14 +11,15 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from kdsearch.alternation import PolicySteps
 from kdsearch.data import MapStyle, shuffled
-from kdsearch.errors import Diverged, problems, unknown
-from kdsearch.estimators import GATES, policy_gradient
+from kdsearch.errors import Diverged
+from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
 from kdsearch.maths import derive_seed, generator, noise_scale, spoiled
-from kdsearch.objectives import TST, objective
+from kdsearch.objectives import objective
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, outputs, still
@@ -31,55 +32,6 @@ WARMUP = 0.1  # share of the student steps in which the learning rate rises
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""
     return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
-
-
-@dataclass(frozen=True)
-class PolicySteps:
-    """How the policy learns beside the student: one step every `interval` student steps, or in phases.
-
-    With `phases` the student's training stops after these shares of its epochs, and the policy learns on whole passes
-    over the training images, its optimiser made anew each time; `interval` and `warm_up` then have no part.
-
-    Reference:
-        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation, its phases and the objective
-    """
-
-    interval: int = 3  # student steps per policy step
-    phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
-    passes: int = 1  # over the training images, in each phase
-    warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
-    learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each phase
-    prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
-    objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
-    floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
-    floor_rate: float = 0.1  # step of the dual variable per nat of violation
-    gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
-
-    def __post_init__(self) -> None:
-        found = [] if self.gates in GATES else [unknown("estimator of gates", self.gates, GATES)]
-        for name, least in (("interval", 1), ("passes", 1)):
-            if getattr(self, name) < least:
-                found.append(f"{name} {getattr(self, name)}; allowed: {least} or more")
-        found += [f"phases: {share:g}; allowed: 0 to less than 1" for share in self.phases if not 0 <= share < 1]
-        if found:
-            raise problems("policy steps", found)
-
-    def due(self, step: int, total: int) -> bool:
-        """Does a policy step come before this student step, counted from 1?"""
-        return not self.phases and step > self.warm_up * total and step % self.interval == 0
-
-    def pauses(self, epochs: int) -> set[int]:
-        """Numbers of epochs after which the student waits for a phase of the policy."""
-        return {round(share * epochs) for share in self.phases}
-
-    def per_phase(self, images: int, batch: int) -> int:
-        """Policy steps of one phase."""
-        return math.ceil(self.passes * images / batch)
-
-    def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
-        """Policy steps of a whole run."""
-        alternating = sum(self.due(step, epochs * steps) for step in range(1, epochs * steps + 1))
-        return alternating + len(self.pauses(epochs)) * self.per_phase(images, batch)
 
 
 @dataclass(frozen=True)
@@ -110,13 +62,13 @@ class EpochRecord:
     policy_prior: float  # nats, the strength times the distance from the prior
     teacher_accuracy: float  # on the second views
     teacher_clean_accuracy: float  # on the base views
-    floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps
+    floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps; NaN: no floor
     dual: float  # weight of the floor
     emptied: float  # share of second views with under a tenth of the base view's deviation
     saturated: float  # share of second views with nearly all values at 0 or 1, where the base view has not
     gates_at_bound: int  # probabilities that freezing writes as 0 or 1
     ranges_at_limit: int  # ranges whose upper end is at the limit
-    gradient_norm: float  # of the policy, mean over the steps of the epoch
+    gradient_norm: float  # of the mean gradient of the policy over the epoch, its prior included
     noise_scale: float  # images: about the batch from which on a policy step is more signal than noise
     seconds: float
 
@@ -137,8 +89,8 @@ class Distiller:
         policy: Makes the second view of each image; None for a second view identical to the first.
         optimizer: From the student's parameters; the learning rate warms up linearly and falls as a cosine.
         seed: Fixes batches, draws and dropout, epoch by epoch.
-        clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured where it is
-            needed and not given.
+        clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
+            the first run where it is needed and not given.
     """
 
     def __init__(
@@ -194,7 +146,7 @@ class Distiller:
                     decay.step()
                 sums += self.student_step(batch.to(self.device), phase, random)
                 schedule.step()
-            if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective) for s in learned):
+            if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective + self.dual) for s in learned):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
             accuracy, error = evaluate(self.student, search_validation, self.task, phase.batch, self.device)
             means = (sums / phase.steps).tolist()
@@ -273,7 +225,7 @@ class Distiller:
         gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        violation = 0.0
+        violation = math.nan
         if steps.floor is not None:
             assert self.clean_loss is not None
             violation = teacher_ce - self.clean_loss - steps.floor

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdsearch.errors import KdsearchError, unknown
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.values import Draw, View
@@ -31,10 +32,10 @@ class Sample:
 Gates = Callable[[Sample, Tensor], Tensor]  # sample, probability (B, n) of the drawn -> (B, n)
 
 
-def score(sample: Sample, probability: Tensor) -> Tensor:
+def score_function(sample: Sample, probability: Tensor) -> Tensor:
     """Score function with the other images as baseline: `(loss - mean of the others) (gate - p)`.
 
-    Unbiased for any loss. It costs nothing, and pays with the spread of the losses between images.
+    Unbiased for any loss, of two images or more. It costs nothing, and pays with the spread of losses between images.
 
     Reference:
         Williams, Simple statistical gradient-following algorithms, Machine Learning 1992; Kool et al., Buy 4 REINFORCE
@@ -61,7 +62,7 @@ def flip(sample: Sample, probability: Tensor) -> Tensor:
     return probability * (1 - probability) * torch.where(sample.draw.gates, change, -change)
 
 
-GATES: Mapping[str, Gates] = {"flip": flip, "score": score}
+GATES: Mapping[str, Gates] = {"flip": flip, "score": score_function}
 
 
 def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
@@ -96,10 +97,10 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
     return by_low, by_high
 
 
-Loss = Callable[[View, Tensor], Tensor]  # what was seen of some images, their rows (b,) in the batch -> (b,) in nats
+ViewLoss = Callable[[View, Tensor], Tensor]  # what was seen of some images, their rows (b,) in the batch -> (b,)
 
 
-def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: Loss, *, gates: str = "flip") -> None:
+def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, *, gates: str = "flip") -> None:
     """Add to the gradients of a policy the derivative of the mean expected loss of a batch.
 
     Probabilities learn by an estimator out of `GATES`, ranges through the pixels or from both their ends, as the table
@@ -109,7 +110,12 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: Loss, *, g
         draw: Of B images, from this policy.
         images: (B, C, H, W) before the draw.
         loss: Called with gradients on all B images under the draw, then without on counterfactual ones.
+
+    Raises:
+        KdsearchError: no such estimator of gates.
     """
+    if gates not in GATES:
+        raise KdsearchError(unknown("estimator of gates", gates, GATES))
     size = len(draw)
     view = apply(draw, images, policy.magnitudes(draw))
     seen = view.images.detach().requires_grad_()

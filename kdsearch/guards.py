@@ -1,5 +1,8 @@
 """What a person should know of a learned policy before trusting it, in words."""
 
+import math
+from collections.abc import Sequence
+
 from kdsearch.distill import EpochRecord
 from kdsearch.policy import Policy
 
@@ -8,9 +11,10 @@ LEAST_RIGHT = 0.10  # how far the teacher may fall on them
 MOST_VIOLATION = 0.1  # nats over the floor
 
 
-def warnings(record: EpochRecord, policy: Policy) -> tuple[str, ...]:
-    """Of a policy that has learned, from the last epoch of its run; nothing where all is well."""
-    found = []
+def warnings(records: Sequence[EpochRecord], policy: Policy) -> tuple[str, ...]:
+    """Of a policy that has learned, from the last epochs of its run; nothing where all is well."""
+    record, found = records[-1], []
+    violations = [r.floor_violation for r in records if not math.isnan(r.floor_violation)]
     if record.emptied + record.saturated > MOST_SPOILED:
         found.append(f"{record.emptied:.0%} of the augmented images are empty, {record.saturated:.0%} saturated")
     if record.teacher_accuracy < record.teacher_clean_accuracy - LEAST_RIGHT:
@@ -18,8 +22,8 @@ def warnings(record: EpochRecord, policy: Policy) -> tuple[str, ...]:
             f"the teacher is right on {record.teacher_accuracy:.0%} of the augmented images, "
             f"on {record.teacher_clean_accuracy:.0%} of the clean ones"
         )
-    if record.floor_violation > MOST_VIOLATION:
-        found.append(f"the teacher's cross-entropy is {record.floor_violation:.2f} nats over the floor")
+    if violations and violations[-1] > MOST_VIOLATION:
+        found.append(f"the teacher's cross-entropy is {violations[-1]:.2f} nats over the floor")
     gates, ranges = policy.at_bounds()
     if gates:
         found.append(f"probabilities at 0 or 1: {', '.join(gates)}; a stronger prior keeps them off")

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
+from kdsearch.errors import problems, unknown
+
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits of student and teacher, (B, K) each, and labels (B,) or shares of the classes (B, K) -> (B,), in nats."""
 
@@ -118,7 +120,14 @@ TST: Mapping[str, float] = {"teacher_right": 1.0, "student_wrong": 1.0}
 
 
 def objective(weights: Mapping[str, float], student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    """Weighted sum of terms, (B,), in nats."""
+    """Weighted sum of terms, (B,), in nats.
+
+    Raises:
+        KdsearchError: no terms, or an unknown one.
+    """
+    if not weights or weights.keys() - OBJECTIVES.keys():
+        wrong = [unknown("term", name, OBJECTIVES) for name in weights if name not in OBJECTIVES]
+        raise problems("objective", wrong or [f"no terms; known: {', '.join(OBJECTIVES)}"])
     return torch.stack([w * OBJECTIVES[name].function(student, teacher, target) for name, w in weights.items()]).sum(0)
 
 

@@ -223,8 +223,9 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
             found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
         elif not 0 <= weight < math.inf:
             found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
-    if not study.objective and not space.numbers.keys() & OBJECTIVES.keys():
-        found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
+    weights = [v for name, v in {**study.objective, **space.numbers}.items() if name in OBJECTIVES]
+    if not any(weights):
+        found.append(f"objective: no term has a weight; known: {', '.join(OBJECTIVES)}")
     if study.floor is not None and not 0 <= study.floor < math.inf:
         found.append(f"floor is {study.floor:g}; allowed: 0 or more, or None for no floor")
     return found

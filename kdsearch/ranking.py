@@ -92,7 +92,7 @@ def rank(
     baseline = Baseline.of(ready.teacher, data, ready.task, device=device)
     rows = []
     for name, (kind, policy) in {**scored, **{name: ("given", policy) for name, policy in given.items()}}.items():
-        result = score(policy, baseline, views=views, floor=study.floor, seed=study.seed)
+        result = score(policy, baseline, views=views, floor=ready.space.settings().floor, seed=study.seed)
         rows.append({"study": study.name, "policy": name, "kind": kind, "split": split, **_row(result)})
     return frame("scores", rows).sort_values(
         ["keeps_floor", "stddev_ratio"], ascending=[False, True], ignore_index=True
@@ -103,7 +103,7 @@ def meaning(table: Frame) -> str:
     """What the order of a ranking means, in a sentence; and for which policies the floor is not clear."""
     floor = table["floor"].iloc[0]
     kept = "" if floor != floor else (
-        f"policies that raise the teacher's cross-entropy by at most the study's floor of {floor:g} nats come first; "
+        f"policies that raise the teacher's cross-entropy by at most the floor of {floor:g} nats come first; "
         "among them and among the others, "
     )  # fmt: skip
     said = (

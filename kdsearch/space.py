@@ -247,12 +247,14 @@ def _wrong_timing(file: _File) -> list[str]:
     elif given in (["phases"], ["passes"]):
         other = "passes" if given == ["phases"] else "phases"
         found.append(f"[policy.{other}] is missing; {given[0]} needs it")
-    shares = file.policy.get("phases", [0.0])
+    if "phases" in given and "warm_up" in file.policy:
+        found.append("[policy.warm_up] has no part where there are phases; leave it out")
+    shares = file.policy.get("phases", [0.5])
     if not isinstance(shares, list):
         got = "a range" if isinstance(shares, Range) else str(shares).lower()
         found.append(f"[policy.phases] allowed: a list of shares of the epochs; got {got}")
-    elif not shares or shares[0] < 0 or shares[-1] >= 1 or any(a >= b for a, b in pairwise(shares)):
-        found.append(f"[policy.phases] allowed: shares of the epochs from 0 to less than 1, increasing; got {shares}")
+    elif not shares or shares[0] <= 0 or shares[-1] >= 1 or any(a >= b for a, b in pairwise(shares)):
+        found.append(f"[policy.phases] allowed: shares of the epochs between 0 and 1, increasing; got {shares}")
     return found
 
 

@@ -173,8 +173,8 @@ def _inconsistencies(spec: PolicySpec) -> list[str]:
 
 
 def _ranges(op: Operation) -> list[str]:
-    """How the range of an operation can have come about."""
-    return ["none"] if op.limit is None else sorted({op.range, "fixed"})
+    """How the range of an operation can have come about, in this version of kdsearch or another."""
+    return ["none"] if op.limit is None else ["endpoint", "fixed", "pathwise"]
 
 
 def _causes(errors: Sequence[Any]) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 import time
 import traceback
@@ -14,10 +15,11 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from kdsearch.alternation import PolicySteps
 from kdsearch.catalogue import find
 from kdsearch.data import MapStyle, in_order
 from kdsearch.disagreement import DisagreementReport, Probe
-from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, PolicySteps, adamw
+from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, adamw
 from kdsearch.errors import KdsearchError
 from kdsearch.files import make_folder, write_json, write_text
 from kdsearch.fixed import FixedTransform
@@ -183,17 +185,19 @@ def run_trial(
     )
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     lines: list[str] = []
+    records: list[EpochRecord] = []
     if folder:
         make_folder(folder)
         (folder / "result.json").unlink(missing_ok=True)
     for record in distiller.run(ready.phase(policy_steps), study.train, study.search_validation):
         if isinstance(policy, Policy):
             schedule.append(policy.snapshot(record.progress))
+        records.append(record)
         if folder:
-            lines.append(json.dumps({k: None if v != v else v for k, v in asdict(record).items()}))
+            lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in asdict(record).items()}))
             write_text(folder / "epochs.jsonl", "\n".join(lines) + "\n")
         on_record(record)
-    found = warnings(record, policy) if policy_steps and isinstance(policy, Policy) else ()
+    found = warnings(records, policy) if policy_steps and isinstance(policy, Policy) else ()
     outcome = Outcome(record.accuracy, record.accuracy_se, time.perf_counter() - start, found, student=student)
     if folder:
         outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})

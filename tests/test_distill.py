@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from kdsearch.alternation import PolicySteps
 from kdsearch.data import ArrayData
-from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep, PolicySteps
+from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.losses import LOSSES
@@ -331,7 +332,7 @@ def test_warm_up_is_a_share_of_the_student_steps_and_the_count_is_known_before()
     assert steps.count(4, 10, 96, 8) == 7
     assert replace(steps, warm_up=0.0).count(4, 10, 96, 8) == 13
     phases = PolicySteps(phases=(0.125, 0.375), passes=2)
-    assert phases.pauses(240) == {30, 90}  # the epochs of TST
+    assert phases.pauses(240) == [30, 90]  # the epochs of TST
     assert phases.count(240, 10, 100, 16) == 2 * 13
 
 
@@ -459,6 +460,18 @@ def test_the_violation_is_the_cross_entropy_over_the_clean_one_and_the_floor(bat
     steps = PolicySteps(floor=0.125, prior_strength=0.0)
     result = d.policy_step(batch, steps, torch.optim.SGD([torch.zeros(1)]), generator("floor"))
     assert result.violation == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_dual_weighs_the_teacher_on_counterfactual_images_too(batch: Batch) -> None:
+    """With a dual of 2 and no weight on the student, a gate moves by what inverting does to the teacher."""
+    learner = Policy(["invert"], 1, probability=0.3)
+    d = distiller(learner, clean_loss=0.0)
+    d.dual = 2.0
+    steps = PolicySteps(prior_strength=None, objective={"student_wrong": 0.0}, floor=100.0)
+    d.policy_step(batch, steps, torch.optim.SGD(learner.parameters(), lr=1.0), generator("dual"))
+    on, off = (cross_entropy(d.teacher(x).logits, batch.target) for x in (1 - batch.images, batch.images))
+    moved = learner.logit.item() - math.log(0.3 / 0.7)
+    assert moved == pytest.approx(-2 * 0.3 * 0.7 * (on - off).item(), rel=1e-3) and abs(moved) > 1e-3
 
 
 def test_a_step_says_how_far_the_policy_is_from_its_prior(batch: Batch) -> None:

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsearch.distill import PolicySteps
+from kdsearch.alternation import PolicySteps
 from kdsearch.errors import KdsearchError
-from kdsearch.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score
+from kdsearch.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score_function
 from kdsearch.maths import generator
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
@@ -32,10 +32,10 @@ def test_the_score_is_the_loss_over_the_mean_of_the_others_times_gate_minus_prob
     policy = Policy(["invert"], 1)
     draw = replace(policy.draw(3), gates=torch.tensor([[True], [False], [True]]))
     made = Sample(draw, torch.tensor([1.0, 2.0, 6.0]), _never)
-    derivative = score(made, torch.full((3, 1), 0.25, dtype=DOUBLE))
+    derivative = score_function(made, torch.full((3, 1), 0.25, dtype=DOUBLE))
     torch.testing.assert_close(derivative, torch.tensor([[-3 * 0.75], [-1.5 * -0.25], [4.5 * 0.75]], dtype=DOUBLE))
     one = Sample(draw.rows(torch.tensor([0])), torch.tensor([5.0]), _never)
-    assert score(one, torch.full((1, 1), 0.25, dtype=DOUBLE)).item() == 0
+    assert score_function(one, torch.full((1, 1), 0.25, dtype=DOUBLE)).item() == 0
 
 
 @pytest.mark.parametrize("gate", [True, False])
@@ -141,8 +141,10 @@ def test_the_ends_of_a_signed_operation_keep_the_sign_that_was_drawn() -> None:
     torch.testing.assert_close(by_low, 0.5 * sign * u, atol=1e-5, rtol=0)
 
 
-def test_gradients_go_through_the_sigmoids_of_gates_and_ranges() -> None:
-    policy = Policy({"solarize": 0.8, "invert": None}, 2, probability=0.3)
+@pytest.mark.parametrize(("name", "limit"), [("solarize", 0.8), ("brightness", 0.8)])
+def test_gradients_go_through_the_sigmoids_of_gates_and_ranges(name: str, limit: float) -> None:
+    """Of brightness, whose pixels pass a gradient too, from the ends alone: nothing is counted twice."""
+    policy = Policy({name: limit, "invert": None}, 2, probability=0.3)
     draw = replace(policy.draw(3, generator("sum")), gates=torch.tensor([[True, True]] * 3))
     images = torch.rand(3, 1, 8, 8, generator=generator("sum images"))
     policy_gradient(policy, draw, images, lambda view, rows: loss(view.images))
@@ -193,11 +195,30 @@ def _never(draw: Draw, rows: Tensor) -> Tensor:
 
 def test_policy_steps_that_make_no_sense_are_refused_together() -> None:
     with pytest.raises(KdsearchError) as caught:
-        PolicySteps(gates="flop", interval=0, passes=0, phases=(0.5, 1.0))
+        PolicySteps(
+            gates="flop", interval=0, passes=2.5, phases=(0.5, 1.0), objective={"studnet_wrong": 0.0}, floor=-1.0,
+            warm_up=1.0,
+        )  # fmt: skip
     assert str(caught.value) == (
-        "policy steps: 4 problems\n"
+        "policy steps: 7 problems\n"
         "  unknown estimator of gates 'flop'; did you mean 'flip'?\n"
-        "  interval 0; allowed: 1 or more\n"
-        "  passes 0; allowed: 1 or more\n"
-        "  phases: 1; allowed: 0 to less than 1"
+        "  unknown term 'studnet_wrong'; did you mean 'student_wrong'?\n"
+        "  interval 0; allowed: whole numbers, 1 or more\n"
+        "  passes 2.5; allowed: whole numbers, 1 or more\n"
+        "  floor -1; allowed: 0 or more\n"
+        "  warm_up 1; allowed: 0 to less than 1\n"
+        "  phases: 1; allowed: between 0 and 1"
     )
+
+
+def test_phases_that_fall_off_a_short_run_or_together_are_refused() -> None:
+    assert PolicySteps(phases=(0.125, 0.375)).pauses(8) == [1, 3]
+    for shares, epochs in (((0.95,), 10), ((0.125,), 3), ((0.5,), 1), ((0.3, 0.32), 10)):
+        with pytest.raises(KdsearchError, match=f"with {epochs} epochs they come after epoch"):
+            PolicySteps(phases=shares).pauses(epochs)
+
+
+def test_an_unknown_estimator_is_refused_before_anything_runs() -> None:
+    policy = Policy(["invert"], 1)
+    with pytest.raises(KdsearchError, match="unknown estimator of gates 'flop'; did you mean 'flip'"):
+        policy_gradient(policy, policy.draw(2), torch.zeros(2, 1, 4, 4), _never, gates="flop")

@@ -14,6 +14,7 @@ from torch import nn
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.frames import MEASURED, SCORES
+from kdsearch.catalogue import find
 from kdsearch.errors import KdsearchError
 from kdsearch.ranking import gather, meaning
 from kdsearch.scores import _variance, stddev_ratio
@@ -248,6 +249,13 @@ def test_those_that_keep_the_floor_come_first_by_their_ratio(ranked):
     assert ranked[~keeps]["stddev_ratio"].min() < ranked[keeps]["stddev_ratio"].min()
 
 
+def test_the_floor_is_that_of_the_space_where_it_names_one(tiny_study, tmp_path):
+    text = find("search_spaces", "geometric").read_text(encoding="utf-8")
+    (tmp_path / "mine.toml").write_text(text.replace("[policy]\n", "[policy]\nfloor = 2.5\n"))
+    table = kd.rank(replace(tiny_study, space=str(tmp_path / "mine.toml")), out=tmp_path, quiet=True)
+    assert set(table["floor"]) == {2.5}
+
+
 def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
     from kdsearch.space import SearchSpace
 
@@ -379,7 +387,7 @@ def test_bad_input_of_rank_is_one_message(how, said, tiny_study, tmp_path, monke
 
 def test_the_sentence_says_what_the_order_means(ranked):
     said = meaning(ranked)
-    assert "at most the study's floor of 0.3 nats come first" in said
+    assert "at most the floor of 0.3 nats come first" in said
     assert "no student was trained" in said
     close = ranked[(ranked["teacher_loss_rise"] - 0.3).abs() < 2 * ranked["teacher_loss_rise_se"]]["policy"]
     assert said.endswith(f"Within two standard errors of the floor: {', '.join(close)}.")

@@ -72,7 +72,6 @@ def test_phases_take_the_place_of_the_interval(load):
     settings = space.settings()
     assert (settings.interval, settings.phases, settings.passes) == (None, (0.125, 0.375), 10)
     assert type(space.settings({"passes": 4.0}).passes) is int
-    assert load(toml(interval=None, phases="[0.0]", passes="1")).settings().phases == (0.0,)
 
 
 def test_settings_as_flat_plain_values(load):
@@ -91,7 +90,7 @@ def test_the_tables_of_numbers_are_those_of_the_settings_and_of_the_objectives()
 
 
 LIST = "a list of shares of the epochs"
-SHARES = "shares of the epochs from 0 to less than 1, increasing"
+SHARES = "shares of the epochs between 0 and 1, increasing"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +165,10 @@ SHARES = "shares of the epochs from 0 to less than 1, increasing"
             ["[policy] allowed: interval, or phases together with passes; got interval, phases, passes"],
         ),
         (toml(passes="1"), ["[policy] allowed: interval, or phases together with passes; got interval, passes"]),
+        (
+            toml(interval=None, phases="[0.5]", passes="1", warm_up="0.2"),
+            ["[policy.warm_up] has no part where there are phases; leave it out"],
+        ),
         (toml(interval=None, passes="1"), ["[policy.phases] is missing; passes needs it"]),
         (toml(interval=None, phases="[0.5]"), ["[policy.passes] is missing; phases needs it"]),
         (toml(interval=None), ["[policy.interval] is missing; allowed in its place: phases together with passes"]),
@@ -247,10 +250,22 @@ def test_a_study_whose_weights_or_floor_are_not_allowed_is_refused(tiny_study, l
         "  objective: unknown term 'divergenc'; did you mean 'divergence'?",
         "  floor is -0.5; allowed: 0 or more, or None for no floor",
     ]
-    with pytest.raises(KdsearchError, match=r"objective: no terms; known: teacher_right, student_wrong, divergence"):
+    with pytest.raises(
+        KdsearchError, match=r"objective: no term has a weight; known: teacher_right, student_wrong, divergence"
+    ):
         preflight(replace(tiny_study, objective={}), tmp_path)
     named = ready_with(replace(tiny_study, objective={}), load, toml("divergence = 1"), tmp_path).ready
     assert named.space.settings().objective == {"divergence": 1.0}
+
+
+def test_weights_that_are_all_zero_are_no_objective(tiny_study, load, tmp_path):
+    with pytest.raises(KdsearchError, match="objective: no term has a weight"):
+        ready_with(tiny_study, load, toml("student_wrong = 0\nteacher_right = 0"), tmp_path)
+
+
+def test_phases_that_do_not_fit_the_epochs_of_a_study_are_refused_before_anything_runs(tiny_study, load, tmp_path):
+    with pytest.raises(KdsearchError, match=r"phases 0\.95: with 3 epochs they come after epoch 3; allowed"):
+        ready_with(tiny_study, load, toml(interval=None, phases="[0.95]", passes="1"), tmp_path)
 
 
 def test_only_a_prior_that_is_off_is_warned_of_before_anything_runs(tiny_study, load, tmp_path, capsys):

@@ -252,3 +252,15 @@ def test_a_damaged_policy_is_refused_or_is_a_policy(text: str) -> None:
     for which in ("final", "average"):
         draw = Policy.from_spec(policy, which).draw(4)
         assert ((draw.magnitudes >= -180) & (draw.magnitudes <= 180)).all()
+
+
+def test_how_a_range_came_about_is_read_whatever_this_version_would_do() -> None:
+    """Brightness learns from its ends now; files say `pathwise` from before."""
+    data = json.loads(Policy(["brightness", "solarize", "invert"], 1).freeze().to_json())
+    for name in ("brightness", "solarize"):
+        for kind in ("pathwise", "endpoint", "fixed"):
+            data["operations"][name]["range"] = kind
+            assert PolicySpec.from_json(json.dumps(data)).operations[name].range == kind
+    data["operations"]["invert"]["range"] = "fixed"
+    with pytest.raises(KdsearchError, match="range is 'fixed'; allowed: none"):
+        PolicySpec.from_json(json.dumps(data))

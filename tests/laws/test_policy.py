@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
+from kdsearch.alternation import PolicySteps
 from kdsearch.data import ArrayData
-from kdsearch.distill import Distiller, PolicySteps
+from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError
 from kdsearch.estimators import GATES
 from kdsearch.maths import generator
@@ -365,7 +366,7 @@ def test_all_problems_of_a_policy_come_in_one_message() -> None:
 
 
 def test_a_learned_policy_finds_nothing_in_a_data_set_without_effect() -> None:
-    """The score function of images that all have the same loss is exactly zero."""
+    """The effect of a gate on images that all have the same loss is exactly zero."""
     policy = uneven(NAMES, 3)
     network = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 4)).double()
     nn.init.zeros_(network[1].weight)

@@ -1,0 +1,79 @@
+"""When and how the policy learns beside the student."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.estimators import GATES
+from kdsearch.objectives import OBJECTIVES, TST
+
+
+@dataclass(frozen=True)
+class PolicySteps:
+    """How the policy learns beside the student: one step every `interval` student steps, or in phases.
+
+    With `phases` the student's training stops after these shares of its epochs, and the policy learns on whole passes
+    over the training images, its optimiser made anew each time; `interval` and `warm_up` then have no part.
+
+    Reference:
+        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation, its phases and the objective
+    """
+
+    interval: int = 3  # student steps per policy step
+    phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
+    passes: int = 1  # over the training images, in each phase
+    warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
+    learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each phase
+    prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
+    objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
+    floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
+    floor_rate: float = 0.1  # step of the dual variable per nat of violation
+    gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
+
+    def __post_init__(self) -> None:
+        found = [] if self.gates in GATES else [unknown("estimator of gates", self.gates, GATES)]
+        found += [unknown("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
+        if not self.objective:
+            found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
+        for name in ("interval", "passes"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                found.append(f"{name} {value}; allowed: whole numbers, 1 or more")
+        for name in ("learning_rate", "prior_strength", "floor", "floor_rate"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                found.append(f"{name} {value:g}; allowed: 0 or more")
+        if not 0 <= self.warm_up < 1:
+            found.append(f"warm_up {self.warm_up:g}; allowed: 0 to less than 1")
+        found += [f"phases: {share:g}; allowed: between 0 and 1" for share in self.phases if not 0 < share < 1]
+        if found:
+            raise problems("policy steps", found)
+
+    def due(self, step: int, total: int) -> bool:
+        """Does a policy step come before this student step, counted from 1?"""
+        return not self.phases and step > self.warm_up * total and step % self.interval == 0
+
+    def pauses(self, epochs: int) -> list[int]:
+        """Numbers of epochs after which the student waits for a phase of the policy.
+
+        Raises:
+            KdsearchError: with so few epochs a phase falls before the first or after the last one, or two together.
+        """
+        found = [math.floor(share * epochs + 0.5) for share in self.phases]
+        if found and (found[0] < 1 or found[-1] >= epochs or len({*found}) < len(found)):
+            shares, at = (", ".join(f"{v:g}" for v in values) for values in (self.phases, found))
+            raise KdsearchError(
+                f"phases {shares}: with {epochs} epochs they come after epoch {at}; allowed: different ones, the first "
+                f"after epoch 1 or later, the last before epoch {epochs} ends"
+            )
+        return found
+
+    def per_phase(self, images: int, batch: int) -> int:
+        """Policy steps of one phase."""
+        return math.ceil(self.passes * images / batch)
+
+    def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
+        """Policy steps of a whole run."""
+        alternating = sum(self.due(step, epochs * steps) for step in range(1, epochs * steps + 1))
+        return alternating + len(self.pauses(epochs)) * self.per_phase(images, batch)
