@@ -119,10 +119,11 @@ class Distiller:
         """
         total = phase.epochs * phase.steps
         schedule = LambdaLR(self.optimizer, lambda step: _learning_rate(step, total))
-        policy, every = self.policy, phase.policy_steps
-        learner = policy if every and isinstance(policy, Policy) else None
-        if learner and every:
-            optimizer, decay = _adam(learner, every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
+        policy = self.policy
+        every = phase.policy_steps if isinstance(policy, Policy) else None
+        pauses = every.pauses(phase.epochs) if every else []
+        if every:
+            optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:
                 self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
         step = 0
@@ -130,19 +131,19 @@ class Distiller:
             start, learned = time.perf_counter(), list[PolicyStep]()
             sums = torch.zeros(6, device=self.device)
             torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
-            random = generator(self.seed, epoch, "draws")
-            pause = bool(learner and every and epoch - 1 in every.pauses(phase.epochs))
+            random, policy_random = (generator(self.seed, epoch, use) for use in ("draws", "policy draws"))
+            pause = every is not None and epoch - 1 in pauses
             steps = every.per_phase(len(train), phase.batch) if every and pause else phase.steps
             fresh = shuffled(train, phase.batch, steps, self.seed, epoch, "policy")
-            if pause and learner and every:
-                optimizer, decay = _adam(learner, every, steps)
+            if every and pause:
+                optimizer, decay = self._adam(every, steps)
                 for batch in fresh:
-                    learned.append(self.policy_step(batch.to(self.device), every, optimizer, random))
+                    learned.append(self.policy_step(batch.to(self.device), every, optimizer, policy_random))
                     decay.step()
             for batch in shuffled(train, phase.batch, phase.steps, self.seed, epoch, "student"):
                 step += 1
-                if learner and every and every.due(step, total):
-                    learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, random))
+                if every and every.due(step, total):
+                    learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, policy_random))
                     decay.step()
                 sums += self.student_step(batch.to(self.device), phase, random)
                 schedule.step()
@@ -207,19 +208,20 @@ class Distiller:
         """One step of the policy on fresh training images: objective, floor and prior, both networks held still."""
         policy = self.policy
         assert isinstance(policy, Policy)
-        measured: list[tuple[Tensor, Tensor]] = []
+        measured: list[Tensor] = []  # of the draw itself, which comes first
 
         def loss(view: View, rows: Tensor) -> Tensor:
             target = self.task.follow(batch.target[rows], view.matrix)
             teacher, student = self.teacher(view.images), outputs(self.student, view.images, "student")
             aim = objective(steps.objective, student.logits, teacher.logits, target)
             teacher_ce = self.task.supervised(teacher, target)
-            measured.append((aim.detach(), teacher_ce.detach()))
+            if not measured:
+                measured.extend((aim.detach(), teacher_ce.detach()))
             return aim + self.dual * teacher_ce
 
         with still(self.student):
             policy_gradient(policy, policy.draw(len(batch), random), batch.images, loss, gates=steps.gates)
-        aim, teacher_ce = (values.mean().item() for values in measured[0])  # of the draw itself
+        aim, teacher_ce = (values.mean().item() for values in measured)
         prior = (steps.prior_strength or 0.0) * policy.prior_loss()
         prior.backward()
         gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])
@@ -232,10 +234,11 @@ class Distiller:
             self.dual = max(0.0, self.dual + steps.floor_rate * violation)
         return PolicyStep(aim, prior.item(), violation, gradient)
 
-
-def _adam(policy: Policy, steps: PolicySteps, total: int) -> tuple[Optimizer, LambdaLR]:
-    optimizer = Adam(policy.parameters(), lr=steps.learning_rate)
-    return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
+    def _adam(self, steps: PolicySteps, total: int) -> tuple[Optimizer, LambdaLR]:
+        """The optimiser of the policy for a stretch of steps, and its falling learning rate."""
+        assert isinstance(self.policy, Policy)
+        optimizer = Adam(self.policy.parameters(), lr=steps.learning_rate)
+        return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
 
 
 def _mean(values: list[float]) -> float:

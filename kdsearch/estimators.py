@@ -109,7 +109,8 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
     Args:
         draw: Of B images, from this policy.
         images: (B, C, H, W) before the draw.
-        loss: Called with gradients on all B images under the draw, then without on counterfactual ones.
+        loss: Called with gradients on all B images under the draw, then without on up to 2 B counterfactual ones at a
+            time.
 
     Raises:
         KdsearchError: no such estimator of gates.
@@ -126,12 +127,14 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
 
     @torch.no_grad()
     def loss_of(other: Draw, rows: Tensor) -> Tensor:
-        return loss(apply(other, images[rows]), rows)
+        """In parts of twice the batch, as many as a student step sees at once."""
+        parts = torch.arange(len(rows)).split(2 * size)
+        return torch.cat([loss(apply(other.rows(part), images[rows[part]]), rows[part]) for part in parts])
 
     sample = Sample(draw, here.detach(), loss_of)
     low, high = (end[draw.chosen] for end in policy.ranges())
     by_logit = GATES[gates](sample, policy.probability.detach()[draw.chosen])
-    by_low, by_high = endpoint(sample, low.detach(), high.detach(), policy.by_ends[draw.chosen])
+    by_low, by_high = endpoint(sample, low.detach(), high.detach(), policy.endpoint[draw.chosen])
     total = by_logit * policy.logit[draw.chosen] + by_low * low + by_high * high
     if total.requires_grad:
         (total.sum() / size).backward()

@@ -61,15 +61,15 @@ class Policy(nn.Module):
         self.limit: Tensor
         self.signed: Tensor
         self.learned: Tensor
-        self.by_ends: Tensor
+        self.endpoint: Tensor
         self.fixed_high: Tensor
         self.fixed_low: Tensor
         self.register_buffer("limit", torch.tensor(limit, dtype=torch.float64))  # (S,), 0 without a magnitude
         self.register_buffer("signed", torch.tensor([op.signed for op in ops]), persistent=False)  # (S,) bool
         learned = torch.tensor([i for i, op in enumerate(ops) if op.range != "none"], dtype=torch.int64)
         self.register_buffer("learned", learned)  # (R,), which ranges learn
-        by_ends = torch.tensor([op.range == "endpoint" for op in ops])
-        self.register_buffer("by_ends", by_ends, persistent=False)  # (S,) bool, learned from the images at both ends
+        endpoint = torch.tensor([op.range == "endpoint" for op in ops])
+        self.register_buffer("endpoint", endpoint, persistent=False)  # (S,) bool, learned from the images at both ends
         self.register_buffer("fixed_high", self.limit * extent)
         self.register_buffer("fixed_low", self.fixed_high * torch.tensor(LOW_START).double().sigmoid())
         start = torch.logit(torch.tensor([probability, extent], dtype=torch.float64))
@@ -109,7 +109,7 @@ class Policy(nn.Module):
 
     def magnitudes(self, draw: Draw) -> Tensor:
         """The magnitudes of a draw under the live parameters, (B, n), with the gradient of pathwise ranges."""
-        low, high = (torch.where(self.by_ends, end.detach(), end) for end in self.ranges())
+        low, high = (torch.where(self.endpoint, end.detach(), end) for end in self.ranges())
         return _magnitudes(draw.chosen, draw.signs, draw.uniforms, low, high)
 
     def prior_loss(self) -> Tensor:
@@ -176,7 +176,7 @@ class Policy(nn.Module):
 
     @classmethod
     def from_spec(cls, spec: PolicySpec, which: str = "final") -> Self:
-        """A policy at the numbers of a spec, `final` or `average`; all its ranges are held as they are."""
+        """A policy at the numbers of a spec, `final` or `average`; its ranges are held, its prior is the default's."""
         limits = {name: operation.limit for name, operation in spec.operations.items()}
         policy = cls(limits, spec.operations_per_image, fill=spec.fill)
         settings = [spec.which(which)[name] for name in policy.operations]
@@ -184,7 +184,7 @@ class Policy(nn.Module):
             policy.logit.copy_(torch.logit(torch.tensor([s.probability for s in settings], dtype=torch.float64)))
         policy.fixed_low.copy_(torch.tensor([s.low or 0.0 for s in settings], dtype=torch.float64))
         policy.fixed_high.copy_(torch.tensor([s.high or 0.0 for s in settings], dtype=torch.float64))
-        policy.learned, policy.by_ends = policy.learned[:0], torch.zeros_like(policy.by_ends)
+        policy.learned, policy.endpoint = policy.learned[:0], torch.zeros_like(policy.endpoint)
         policy.a, policy.b = nn.Parameter(policy.a[:0]), nn.Parameter(policy.b[:0])
         return policy
 

@@ -97,6 +97,17 @@ def stepped(d: Distiller, batch: Batch, steps: PolicySteps, *, times: int = 1) -
 # Nothing changes that should not
 
 
+def test_policy_steps_take_no_draw_from_the_student(data: ArrayData) -> None:
+    """A policy that learns at rate 0 trains the very student that the policy held still does: its reference is paired."""
+    ends = []
+    for steps in (None, PolicySteps(interval=2, learning_rate=0.0)):
+        d = distiller(policy(), clean_loss=2.0)
+        records = list(d.run(replace(PHASE, policy_steps=steps), data, data))
+        assert (records[-1].policy_steps > 0) == (steps is not None)
+        ends.append(state(d.student))
+    assert same(*ends)
+
+
 def test_a_policy_step_changes_the_policy_and_neither_network(batch: Batch) -> None:
     learner = policy()
     d = distiller(learner, clean_loss=2.0)

@@ -79,7 +79,7 @@ def test_the_mean_over_many_draws_is_the_enumerated_derivative(gates: str) -> No
         policy.logit.copy_(torch.tensor([-1.0, 0.5, 2.0, 0.0, -0.5]))
     policy.fixed_low.fill_(0.5)
     policy.fixed_high.fill_(0.5)  # one magnitude, so that enumeration is exact
-    policy.learned, policy.by_ends = policy.learned[:0], torch.zeros_like(policy.by_ends)
+    policy.learned, policy.endpoint = policy.learned[:0], torch.zeros_like(policy.endpoint)
     image = torch.rand(1, 1, 6, 6, generator=generator("enumerated"))
     size = 60_000
     draw = policy.draw(size, generator("many"))
@@ -187,6 +187,24 @@ def test_a_policy_held_still_asks_for_nothing_at_its_ends() -> None:
     images = torch.rand(8, 1, 8, 8, generator=generator("frozen images"))
     policy_gradient(frozen, frozen.draw(8, generator("frozen")), images, counted, gates="score")
     assert calls == [8] and not len(frozen.a) and (frozen.logit.grad != 0).any()
+
+
+def test_counterfactual_images_come_in_parts_and_the_parts_change_nothing() -> None:
+    """Of four operations each image has four: never more than twice the batch at a time."""
+    policy = Policy(["solarize", "invert", "horizontal_flip", "autocontrast"], 4)
+    images, sizes = torch.rand(6, 1, 8, 8, generator=generator("parts images")), []
+
+    def counted(view: View, rows: Tensor) -> Tensor:
+        sizes.append(len(rows))
+        return loss(view.images)
+
+    draw = policy.draw(6, generator("parts"))
+    policy_gradient(policy, draw, images, counted)
+    assert sizes[:3] == [6, 12, 12] and sum(sizes[3:]) == 2 * (draw.gates & (draw.chosen == 2)).sum()
+    whole = flip(sample(draw, images), policy.probability.detach()[draw.chosen])
+    torch.testing.assert_close(
+        policy.logit.grad, torch.zeros(4).double().index_add(0, draw.chosen.flatten(), whole.flatten()) / 6
+    )
 
 
 def _never(draw: Draw, rows: Tensor) -> Tensor:

@@ -81,7 +81,7 @@ COLOUR = (
         0.5,
         1.0,
         signed=True,
-        ends=True,
+        endpoint=True,
         reference=AUTOAUGMENT,
         coefficient=brightness,
     ),

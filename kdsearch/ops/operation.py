@@ -24,7 +24,7 @@ class Operation:
     `gradient` says how it is differentiated: "exact" through the pixels, to its magnitude and to earlier operations;
     "straight-through" passes the gradient of earlier operations on unchanged; "none" gives its magnitude none. `range`
     says how the range of its magnitude learns: through the pixels, or from the image at both of its ends
-    (`estimators.endpoint`) where they give no gradient or, with `ends`, where a quantiser later in the table was
+    (`estimators.endpoint`) where they give no gradient or, with `endpoint`, where a quantiser later in the table was
     measured to bias it (`benchmarks/estimators.py`).
     """
 
@@ -36,7 +36,7 @@ class Operation:
     channels: int = 1  # 3: it has a meaning for RGB images alone and leaves others as they are
     uniforms: int = 0  # U(0,1) numbers an image needs beside the one behind the magnitude
     gradient: Gradient = "exact"
-    ends: bool = False
+    endpoint: bool = False
     reference: str = ""  # where its meaning comes from
     matrix: Matrix | None = None  # where pixels go
     coefficient: Coefficient | None = None  # what it sets in the linear map of colours (`ops.colour`)
@@ -51,7 +51,7 @@ class Operation:
         """How the range of its magnitude is learned."""
         if self.limit is None:
             return "none"
-        return "pathwise" if self.gradient == "exact" and not self.ends else "endpoint"
+        return "pathwise" if self.gradient == "exact" and not self.endpoint else "endpoint"
 
     def suits(self, channels: int) -> bool:
         """Does it do anything to images of so many channels?"""
