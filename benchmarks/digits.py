@@ -7,20 +7,16 @@ with a fresh student. Same images, steps, loss and seeds for all; two views but 
 Run:  python benchmarks/digits.py [--seeds 8] [--json FILE]      (7 minutes on 2 cores)
 """
 
-import argparse
 import json
-import tempfile
-from pathlib import Path
 
 import torch
+from common import interval, made_ready, options
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 from torchvision.transforms import InterpolationMode, v2
 
 import kdsearch as kd
-from kdsearch.preflight import preflight
-from kdsearch.study import load_study, run_trial
+from kdsearch.study import run_trial
 
 
 class OneView(kd.Distiller):
@@ -40,14 +36,9 @@ class OneView(kd.Distiller):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=8)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    study, _ = load_study("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        ready = preflight(study, Path(folder)).ready
-    settings, task, batch = ready.space.settings(), ready.task, study.budget.batch
+    arguments = options(__doc__, seeds=8).parse_args()
+    ready = made_ready()
+    study, settings, task, batch = ready.study, ready.space.settings(), ready.task, ready.study.budget.batch
 
     def accuracy(network: torch.nn.Module) -> float:
         return 100 * kd.evaluate(network, study.test, task, batch, "cpu")[0]
@@ -97,11 +88,7 @@ def show(teacher: float, rows: list[dict[str, float]]) -> None:
     for name in names:
         differences = []
         for mine in ("learned, online", "learned, frozen"):
-            d = values[mine] - values[name]
-            half = stats.t.ppf(0.975, len(d) - 1) * d.std() / len(d) ** 0.5 if len(d) > 1 else float("nan")
-            differences.append(
-                "" if mine == name else f"{d.mean():+.1f} ({d.mean() - half:+.1f} to {d.mean() + half:+.1f})"
-            )
+            differences.append("" if mine == name else interval((values[mine] - values[name]).tolist(), digits=1))
         error = values[name].std() / len(rows) ** 0.5
         table.add_row(name, f"{values[name].mean():.1f} ± {error:.1f}", *differences)
     console = Console(width=120, highlight=False)

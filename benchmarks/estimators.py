@@ -7,7 +7,8 @@ photographs (eight classes: which quarter of which photograph). The loss of an i
 * Gates among all, several per image, p = .5; exact: every subset and every gate enumerated on 64 images.
   In both, signs, magnitudes and noise are common to all draws: what is left to chance are subsets and gates.
 * Ranges (a: high = limit sigmoid(a), b: low = high sigmoid(b)) alone with an open gate, and among all, as they start;
-  exact: central differences of the expected loss with common random numbers, 256 images; a draw takes 64 of them.
+  exact: central differences of the expected loss with common random numbers, 256 images; a draw takes 64 of them, all
+  with the operation, times the share of images that would have it: deviation and time are those of such a batch.
 
 A form is offered where, in all its rows, the standard error is at most .1 |exact| and |bias| <= .2 |exact| + 2 SE;
 draws go on until the first holds, up to 8 times as many (100 times where all losses are known), else the row is
@@ -21,13 +22,14 @@ import argparse
 import itertools
 import json
 import math
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from common import made_ready
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -38,8 +40,7 @@ from kdsearch.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.maths import generator
 from kdsearch.objectives import TST, objective
 from kdsearch.policy import LOW_START
-from kdsearch.preflight import preflight
-from kdsearch.study import load_study, run_trial
+from kdsearch.study import run_trial
 from kdsearch.values import Draw
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90
@@ -125,9 +126,7 @@ def main() -> None:
 
 
 def digits() -> Pair:
-    study, _ = load_study("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        ready = preflight(study, Path(folder)).ready
+    ready = made_ready()
     student = run_trial(ready, None, policy=ready.policy(ready.space.settings()), seed=1).student
     assert student is not None
     batch = next(in_order(kd.digits()[0], RANGE_IMAGES))
@@ -198,10 +197,10 @@ def straight_through(sample: Seen, probability: Tensor) -> Tensor:
     return probability * (1 - probability) * effect.cpu()
 
 
-def flip_one(sample: Sample, probability: Tensor) -> Tensor:
+def flip_one(sample: Sample, probability: Tensor, random: torch.Generator) -> Tensor:
     """`flip` for one drawn operation of each image, chosen at random, n times as heavy."""
     size, n = sample.draw.chosen.shape
-    rows, slots = torch.arange(size), torch.randint(n, (size,))
+    rows, slots = torch.arange(size), torch.randint(n, (size,), generator=random)
     other = sample.loss_of(flipped(sample.draw, rows, slots), rows)
     change = (sample.loss - other).cpu().double()
     p = probability[rows, slots]
@@ -209,7 +208,7 @@ def flip_one(sample: Sample, probability: Tensor) -> Tensor:
     return torch.zeros_like(probability).index_put_((rows, slots), derivative)
 
 
-FORMS = {**GATES, "flip one": flip_one, "straight-through": straight_through}
+FORMS = {**GATES, "flip one": partial(flip_one, random=generator("flip one")), "straight-through": straight_through}
 
 
 class Common:
@@ -290,36 +289,36 @@ class Known:
 def _gates(
     pair: Pair, policy: kd.Policy, common: Common, exact: Tensor, known: Known, number: str, draws: int
 ) -> list[Row]:
-    size, among = GATE_IMAGES, len(policy.operations) > 1
-    rows, found = torch.arange(size), []
-    for name, estimator in FORMS.items():
-        if name == "flip one" and not among:
-            continue
-        random = generator("gates", number, name)
+    among, found = len(policy.operations) > 1, []
+    names = [name for name in FORMS if among or name != "flip one"]
+    for name in names:
+        random, needs_pixels = generator("gates", number, name), name == "straight-through"
+        step = partial(_gate_step, pair, policy, common, known, name, among or needs_pixels, random)
+        found.append(_measure(step, exact, torch.zeros_like(exact), draws, MOST if needs_pixels else MOST_KNOWN))
+    return _rows(pair, number, policy.operations, names, exact, torch.zeros_like(exact), found)
 
-        def step(cheap: bool) -> Tensor:
-            drawn = policy.draw(size, random)  # noqa: B023
-            draw = common.draw(drawn.chosen, drawn.gates, rows)
-            if cheap and name != "straight-through":  # noqa: B023
-                sample = Sample(draw, known(draw, rows), known)
-            else:  # among others, a step has ranges to learn as well
-                sample = pair.sample(draw, rows, among or name == "straight-through")  # noqa: B023
-            derivative = estimator(sample, policy.probability.detach()[draw.chosen])  # noqa: B023
-            return torch.zeros(len(policy.operations), dtype=torch.float64).index_add_(
-                0, draw.chosen.flatten(), derivative.flatten() / size
-            )
 
-        most = MOST if name == "straight-through" else MOST_KNOWN
-        found.append(_measure(step, exact, torch.zeros_like(exact), draws, most))
-    return _rows(
-        pair,
-        number,
-        policy.operations,
-        [name for name in FORMS if among or name != "flip one"],
-        exact,
-        torch.zeros_like(exact),
-        found,
-    )
+def _gate_step(
+    pair: Pair,
+    policy: kd.Policy,
+    common: Common,
+    known: Known,
+    form: str,
+    pixels: bool,  # among others, a step has ranges to learn as well
+    random: torch.Generator,
+    cheap: bool,
+) -> Tensor:
+    """One estimate of the derivatives by all logits; `cheap` looks losses up where the estimator asks for no more."""
+    size = GATE_IMAGES
+    rows, drawn = torch.arange(size), policy.draw(size, random)
+    draw = common.draw(drawn.chosen, drawn.gates, rows)
+    if cheap and form != "straight-through":
+        sample = Sample(draw, known(draw, rows), known)
+    else:
+        sample = pair.sample(draw, rows, pixels)
+    derivative = FORMS[form](sample, policy.probability.detach()[draw.chosen])
+    total = torch.zeros(len(policy.operations), dtype=torch.float64)
+    return total.index_add_(0, draw.chosen.flatten(), derivative.flatten() / size)
 
 
 # Ranges
@@ -367,35 +366,39 @@ def _ranges(pair: Pair, policy: kd.Policy, name: str, setting: str, draws: int) 
     i, limit = policy.operations.index(name), pair.limits[name] or 0.0
     share = policy.operations_per_image / len(policy.operations) * (0.5 if setting != "alone" else 1.0)
     exact, error = differences(pair, policy, i, limit, share)
-    low, high = _range(limit, 0.0, LOW_START)
-    part = 1 / (1 + math.exp(-LOW_START))
     estimators = ["pathwise", "endpoint"] if kd.OPERATIONS[name].gradient == "exact" else ["endpoint"]
     found = []
     for estimator in estimators:
         random = generator("ranges", setting, name, estimator)
-
-        def step(cheap: bool) -> Tensor:
-            rows = torch.randperm(RANGE_IMAGES, generator=random)[:64]  # noqa: B023
-            draw, slot = _open(policy, i, 64, random)  # noqa: B023
-            if estimator == "pathwise":  # noqa: B023
-                live = draw.magnitudes.clone().requires_grad_()
-                sample = pair.sample(draw, rows, True, live)
-                sample.view.backward(sample.by_pixel)
-                assert live.grad is not None
-                by, u = (live.grad * draw.signs)[slot], draw.uniforms[..., 0][slot]
-                by_low, by_high = (by * (1 - u)).mean(), (by * u).mean()
-            else:
-                sample = pair.sample(draw, rows, False)
-                ends = (torch.full(slot.shape, end, dtype=torch.float64) for end in (low, high))
-                by_low, by_high = (by[slot].mean() for by in endpoint(sample, *ends, slot))
-            by_a = 0.5 * high * (by_high + part * by_low)  # d high / d a = high (1 - sigmoid(a))
-            return share * torch.stack([by_a, high * part * (1 - part) * by_low])
-
+        step = partial(_range_step, pair, policy, i, limit, share, estimator, random)
         found.append(_measure(step, exact, error, draws, MOST))
     for k, number in enumerate(("a", "b")):
         chosen = [(ms, values[:, k : k + 1]) for ms, values in found]
         title = f"{number} {setting}"
         yield _rows(pair, title, [name], estimators, exact[k : k + 1], error[k : k + 1], chosen)
+
+
+def _range_step(
+    pair: Pair, policy: kd.Policy, i: int, limit: float, share: float, estimator: str, random: torch.Generator, _: bool
+) -> Tensor:
+    """One estimate of the derivatives by a and b."""
+    rows = torch.randperm(RANGE_IMAGES, generator=random)[:64]
+    draw, slot = _open(policy, i, 64, random)
+    low, high = _range(limit, 0.0, LOW_START)
+    if estimator == "pathwise":
+        live = draw.magnitudes.clone().requires_grad_()
+        sample = pair.sample(draw, rows, True, live)
+        sample.view.backward(sample.by_pixel)
+        assert live.grad is not None
+        by, u = (live.grad * draw.signs)[slot], draw.uniforms[..., 0][slot]
+        by_low, by_high = (by * (1 - u)).mean(), (by * u).mean()
+    else:
+        sample = pair.sample(draw, rows, False)
+        ends = (torch.full(slot.shape, end, dtype=torch.float64) for end in (low, high))
+        by_low, by_high = (by[slot].mean() for by in endpoint(sample, *ends, slot))
+    part = 1 / (1 + math.exp(-LOW_START))
+    by_a = 0.5 * high * (by_high + part * by_low)  # d high / d a = high (1 - sigmoid(a))
+    return share * torch.stack([by_a, high * part * (1 - part) * by_low])
 
 
 @torch.no_grad()
@@ -479,7 +482,7 @@ def with_errors(rows: list[Row]) -> list[Row]:
     for row in rows:
         bias = max(0.0, row.bias**2 - row.bias_se**2)
         steps = STEPS * first[row.operation] / row.ms
-        out.append(replace(row, error=(bias + row.deviation**2 / steps) ** 0.5 / abs(row.exact)))
+        out.append(replace(row, error=(bias + row.deviation**2 / steps) ** 0.5 / (abs(row.exact) or math.nan)))
     return out
 
 
@@ -488,7 +491,7 @@ def show(rows: list[Row]) -> None:
     table = Table("pair", "number", "operation", "exact, nats", "estimator", "bias/|exact|", "deviation/|exact|",
                   "sign", "ms", "draws", "error", "verdict", box=None)  # fmt: skip
     for row in rows:
-        scale = abs(row.exact)
+        scale = abs(row.exact) or math.nan
         table.add_row(
             row.pair, row.number, row.operation, f"{row.exact:+.4f}", row.estimator,
             f"{row.bias / scale:+.2f} ± {row.bias_se / scale:.2f}", f"{row.deviation / scale:.2f}",

@@ -7,34 +7,25 @@ plus .3. Everything is measured on the training images with the policy that a ru
 Run:  python benchmarks/floor.py [--seeds 5] [--json FILE]      (3 minutes on one core)
 """
 
-import argparse
-import json
-import tempfile
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from common import kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
 from kdsearch.data import in_order
 from kdsearch.maths import generator
-from kdsearch.preflight import preflight
-from kdsearch.study import Ready, load_study
+from kdsearch.study import Ready
 
 DELTA = 0.3
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    study, _ = load_study("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        ready = preflight(study, Path(folder)).ready
-    rows = [run(ready, floor, seed) for floor in (None, DELTA) for seed in range(arguments.seeds)]
+    arguments = options(__doc__, seeds=5).parse_args()
+    ready = made_ready()
+    rows = kept((run(ready, floor, seed) for floor in (None, DELTA) for seed in range(arguments.seeds)), arguments.json)
     table = Table("floor", "seed", "probability of noise", "deviation of noise", "teacher right on noisy images",
                   "teacher CE on the policy's images", "clean CE + floor", "dual", box=None)  # fmt: skip
     for row in rows:
@@ -45,8 +36,6 @@ def main() -> None:
             f"{row['dual']:.2f}",
         )  # fmt: skip
     Console(width=150, highlight=False).print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
 def run(ready: Ready, floor: float | None, seed: int) -> dict[str, float | int | None]:

@@ -6,73 +6,48 @@ default settings; against it stands KD with the same number of images, a second 
 Run:  python benchmarks/harm.py [--seeds 15] [--json FILE]      (6 minutes on one core)
 """
 
-import argparse
-import json
-import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from common import digits_teacher, interval, kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
-from scipy import stats
 
 import kdsearch as kd
-from kdsearch.preflight import preflight
-from kdsearch.study import load_study, run_trial
-
-
-def plain_teacher() -> torch.nn.Module:
-    torch.manual_seed(0)
-    network = kd.small_convnet(24)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=600)
-    for batch in kd.shuffled(kd.digits()[0], 64, 600, "plain"):
-        loss = torch.nn.functional.cross_entropy(network(batch.images), batch.target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network
+from kdsearch.study import Ready, load_study, run_trial
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=15)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
+    arguments = options(__doc__, seeds=15).parse_args()
     study, _ = load_study("digits")
-    study = replace(study, train=kd.digits()[0], teacher=plain_teacher())
-    with tempfile.TemporaryDirectory() as folder:
-        ready = preflight(study, Path(folder)).ready
-    settings, rows = ready.space.settings(), []
-
-    def accuracy(network: torch.nn.Module | None) -> float:
-        assert network is not None
-        return 100 * kd.evaluate(network, study.test, ready.task, 256, "cpu")[0]
-
-    right = accuracy(ready.teacher.network)
-    for seed in range(arguments.seeds):
-        steps, policy = ready.policy_steps(settings), ready.policy(settings)
-        plain = run_trial(ready, None, policy=None, seed=seed)
-        learned = run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed)
-        rows.append({"seed": seed, "identity": accuracy(plain.student), "learned": accuracy(learned.student),
-                     "warnings": learned.warnings})  # fmt: skip
-        print(rows[-1], flush=True)
-    difference = torch.tensor([row["learned"] - row["identity"] for row in rows], dtype=torch.float64)
-    error = difference.std() / len(rows) ** 0.5
-    half = stats.t.ppf(0.975, len(rows) - 1) * error
+    ready = made_ready(replace(study, train=kd.digits()[0], teacher=digits_teacher("plain", 0)))
+    rows = kept(runs(ready, arguments.seeds), arguments.json)
     table = Table("second view", "test accuracy, %", box=None)
     for name in ("identity", "learned"):
         values = torch.tensor([row[name] for row in rows], dtype=torch.float64)
         table.add_row(name, f"{values.mean():.2f} ± {values.std() / len(rows) ** 0.5:.2f}")
-    table.add_row("difference", f"{difference.mean():+.2f} ({difference.mean() - half:+.2f} to "
-                  f"{difference.mean() + half:+.2f})")  # fmt: skip
+    table.add_row("difference", interval([row["learned"] - row["identity"] for row in rows]))
     console = Console(width=120, highlight=False)
+    right = accuracy(ready, ready.teacher.network)
     console.print(f"teacher {right:.1f} %; {len(rows)} paired seeds, mean ± standard error; 95 % interval")
     console.print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def runs(ready: Ready, seeds: int) -> Iterator[dict[str, object]]:
+    settings = ready.space.settings()
+    for seed in range(seeds):
+        steps, policy = ready.policy_steps(settings), ready.policy(settings)
+        plain = run_trial(ready, None, policy=None, seed=seed)
+        learned = run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed)
+        found = {"identity": accuracy(ready, plain.student), "learned": accuracy(ready, learned.student)}
+        yield {"seed": seed, **found, "warnings": learned.warnings}
+
+
+def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:
+    """On the test images, in percent."""
+    assert network is not None
+    return 100 * kd.evaluate(network, ready.study.test, ready.task, 256, "cpu")[0]
 
 
 if __name__ == "__main__":

@@ -8,14 +8,12 @@ and .9. With several operations per image the others' gates are held at 0; lambd
 Run:  python benchmarks/optimum.py [--seeds 5] [--json FILE]      (40 minutes on one core)
 """
 
-import argparse
-import json
 import math
-import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from common import kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
@@ -24,36 +22,18 @@ from kdsearch.data import in_order
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
 from kdsearch.maths import generator
-from kdsearch.preflight import preflight
-from kdsearch.study import Ready, load_study, run_trial
+from kdsearch.study import Ready, run_trial
 
 OPERATION, OTHERS, STEPS, WITHIN = "rotate", 7, 400, 0.05
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    study, _ = load_study("digits")
-    with tempfile.TemporaryDirectory() as folder:
-        ready = preflight(study, Path(folder)).ready
+    arguments = options(__doc__, seeds=5).parse_args()
+    ready = made_ready()
     student = run_trial(ready, None, policy=ready.policy(ready.space.settings()), seed=1).student
     assert student is not None
     without, with_it = losses(ready, student)
-    cases = [(1, 0, start) for start in (0.1, 0.9)] + [(n, OTHERS, 0.5) for n in (1, 2, 4)]
-    rows = []
-    for n, others, start in cases:
-        for gates in GATES:
-            for optimum in (0.1, 0.5, 0.9):
-                ends = [
-                    learned(ready, student, optimum, without - with_it, start, n, others, gates, seed)
-                    for seed in range(arguments.seeds)
-                ]
-                inside = sum(abs(end - optimum) <= WITHIN for end in ends)
-                rows.append({"per image": n, "operations": others + 1, "start": start, "gates": gates,
-                             "optimum": optimum, "ends": ends, "inside": inside})  # fmt: skip
-                print(rows[-1], flush=True)
+    rows = kept(runs(ready, student, without - with_it, arguments.seeds), arguments.json)
     table = Table("per image", "of", "start", "gates", "optimum", "ends at", f"within {WITHIN}", box=None)
     for row in rows:
         ends = " ".join(f"{end:.3f}" for end in row["ends"])
@@ -62,8 +42,17 @@ def main() -> None:
     console = Console(width=120, highlight=False)
     console.print(f"{OPERATION}: L0 {without:.3f}, L1 {with_it:.3f} nats; lambda {abs(without - with_it):.3f}")
     console.print(table)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def runs(ready: Ready, student: torch.nn.Module, gain: float, seeds: int) -> Iterator[dict[str, object]]:
+    cases = [(1, 0, start) for start in (0.1, 0.9)] + [(n, OTHERS, 0.5) for n in (1, 2, 4)]
+    for n, others, start in cases:
+        for gates in GATES:
+            for optimum in (0.1, 0.5, 0.9):
+                ends = [learned(ready, student, optimum, gain, start, n, others, gates, seed) for seed in range(seeds)]
+                inside = sum(abs(end - optimum) <= WITHIN for end in ends)
+                yield {"per image": n, "operations": others + 1, "start": start, "gates": gates, "optimum": optimum,
+                       "ends": ends, "inside": inside}  # fmt: skip
 
 
 def start_policy(ready: Ready, n: int, others: int, probability: float) -> kd.Policy:

@@ -10,12 +10,11 @@ by more than rotation can rise, since with the null teacher its range shrinks un
 Run:  python benchmarks/planted.py [--seeds 5] [--prior-strength 1] [--json FILE]      (6 minutes on one core)
 """
 
-import argparse
-import json
+from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 import torch
+from common import digits_teacher, kept, options
 from rich.console import Console
 from rich.table import Table
 
@@ -28,48 +27,28 @@ TASK = kd.Classification.of(10)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--seeds", type=int, default=5)
+    parser = options(__doc__, seeds=5)
     parser.add_argument("--prior-strength", type=float, default=1.0)
-    parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    rows = []
-    for seed in range(arguments.seeds):
+    show(kept(runs(arguments.seeds, arguments.prior_strength), arguments.json))
+
+
+def runs(seeds: int, prior_strength: float) -> Iterator[dict]:  # type: ignore[type-arg]
+    for seed in range(seeds):
         row: dict[str, float | str | int | dict[str, float]] = {"seed": seed}
         found = {}
-        for kind, degrees in (("null", 0.0), ("planted", PLANT)):
-            teacher = trained(degrees, seed)
+        for kind, augment in (("null", None), ("planted", turning(PLANT))):
+            teacher = digits_teacher("planted", seed, augment)
             row[f"{kind} teacher"], row[f"{kind} teacher, turned"] = accuracy(teacher, 0.0), accuracy(teacher, PLANT)
-            found[kind], row[f"{kind} student"], row[f"{kind} rotate high"] = learned(
-                teacher, seed, arguments.prior_strength
-            )
+            found[kind], row[f"{kind} student"], row[f"{kind} rotate high"] = learned(teacher, seed, prior_strength)
         rise = {name: found["planted"][name] - found["null"][name] for name in NAMES}
-        rows.append({**row, **found, "rise": rise, "first": max(rise, key=lambda name: rise[name])})
-        print(rows[-1], flush=True)
-    show(rows)
-    if arguments.json:
-        arguments.json.write_text(json.dumps(rows, indent=1) + "\n")
+        yield {**row, **found, "rise": rise, "first": max(rise, key=lambda name: rise[name])}
 
 
 def turning(degrees: float) -> kd.Policy:
     """Always turned, by up to so many degrees either way."""
     return kd.Policy({"rotate": degrees}, 1, probability=0.999, extent=0.999)
-
-
-def trained(degrees: float, seed: int) -> torch.nn.Module:
-    torch.manual_seed(seed)
-    network = kd.small_convnet(24)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=600)
-    policy = turning(degrees) if degrees else torch.nn.Identity()
-    for batch in kd.shuffled(kd.digits()[0], 64, 600, "planted", seed):
-        loss = torch.nn.functional.cross_entropy(network(policy(batch.images)), batch.target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval()
 
 
 @torch.no_grad()

@@ -98,7 +98,7 @@ def stepped(d: Distiller, batch: Batch, steps: PolicySteps, *, times: int = 1) -
 
 
 def test_policy_steps_take_no_draw_from_the_student(data: ArrayData) -> None:
-    """A policy that learns at rate 0 trains the very student that the policy held still does: its reference is paired."""
+    """A policy that learns at rate 0 trains the very student that the policy held still does."""
     ends = []
     for steps in (None, PolicySteps(interval=2, learning_rate=0.0)):
         d = distiller(policy(), clean_loss=2.0)

@@ -1,0 +1,66 @@
+"""What the benchmarks that train students share: options, the digits study made ready, rows, intervals."""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from scipy import stats
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import OneCycleLR
+
+import kdsearch as kd
+from kdsearch.preflight import preflight
+from kdsearch.study import Ready, Study, load_study
+
+
+def options(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--json", type=Path)
+    return parser
+
+
+def made_ready(study: Study | None = None) -> Ready:
+    """A study, the shipped digits unless given, checked and with its teacher trained."""
+    with tempfile.TemporaryDirectory() as folder:
+        return preflight(study or load_study("digits")[0], Path(folder)).ready
+
+
+def digits_teacher(
+    name: str, seed: int, augment: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> torch.nn.Module:
+    """The study's teacher and its 600 steps of 64 of the 797 training images, but augmented as given, or not at all."""
+    torch.manual_seed(seed)
+    network = kd.small_convnet(24)
+    optimizer = AdamW(network.parameters(), weight_decay=1e-2)
+    schedule = OneCycleLR(optimizer, 6e-3, total_steps=600)
+    for batch in kd.shuffled(kd.digits()[0], 64, 600, name, seed):
+        images = augment(batch.images) if augment else batch.images
+        loss = torch.nn.functional.cross_entropy(network(images), batch.target)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return network.eval()
+
+
+def interval(values: Sequence[float], digits: int = 2) -> str:
+    """The mean with its 95 % t interval."""
+    found = torch.tensor(values, dtype=torch.float64)
+    half = stats.t.ppf(0.975, len(found) - 1) * found.std() / len(found) ** 0.5 if len(found) > 1 else float("nan")
+    mean, low, high = (f"{v:+.{digits}f}" for v in (found.mean(), found.mean() - half, found.mean() + half))
+    return f"{mean} ({low} to {high})"
+
+
+def kept(rows: Iterator[dict], file: Path | None) -> list[dict]:
+    """All rows, printed and written one by one, as they take long."""
+    done = []
+    for row in rows:
+        done.append(row)
+        print(row, flush=True)
+        if file:
+            file.write_text(json.dumps(done, indent=1) + "\n")
+    return done
