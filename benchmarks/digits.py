@@ -28,7 +28,7 @@ class OneView(kd.Distiller):
         self.student.train()
         student = type(teacher)(self.student(batch.images))
         supervised = self.task.supervised(student, batch.target).mean()
-        distillation = phase.loss.function(student, teacher).mean()
+        distillation = phase.loss(student, teacher, batch.target).mean()
         self.optimizer.zero_grad()
         (supervised + phase.weight * distillation).backward()
         self.optimizer.step()

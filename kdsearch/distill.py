@@ -192,9 +192,11 @@ class Distiller:
             images = torch.cat([batch.images, view])
             teacher = self.teacher(images)
         student = outputs(self.student, images, "student")
-        base = type(student)(student.logits[: len(batch)])
+        base = student.rows(slice(len(batch)))
         supervised = self.task.reduce(self.task.supervised(base, batch.target))
-        distillation = self.task.reduce(phase.loss.function(student, teacher))  # mean over the images of both views
+        distillation = self.task.reduce(
+            phase.loss(student, teacher, torch.cat([batch.target, batch.target]))
+        )  # mean over the images of both views
         self.optimizer.zero_grad(set_to_none=True)
         (supervised + 2 * phase.weight * distillation).backward()
         self.optimizer.step()

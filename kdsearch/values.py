@@ -4,7 +4,8 @@ B images of a batch, C channels, H W height and width, K classes, S operations o
 Class axis is 1; the axes after it are space. Images are float in [0, 1], before any normalisation.
 """
 
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple, Self, get_args
 
 import torch
@@ -26,7 +27,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(getattr(self, field.name).to(device, non_blocking=True) for field in fields(self)))
+        return type(self)(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,24 @@ class Outputs:
     """What a network says about a batch."""
 
     logits: Tensor  # (B, K, *space)
+    features: Mapping[str, Tensor] = field(default_factory=dict)  # by module path, (B, ...)
+    extras: Mapping[str, Tensor] = field(default_factory=dict)  # whatever else the network returned under a name
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
+        """The same with every tensor changed."""
+        features, extras = ({k: change(v) for k, v in part.items()} for part in (self.features, self.extras))
+        return Outputs(change(self.logits), features, extras)
+
+    def rows(self, index: slice) -> "Outputs":
+        """Of some images of the batch."""
+        return self.map(lambda tensor: tensor[index])
+
+    def wide(self) -> "Outputs":
+        """Half-precision tensors as float32."""
+        return self.map(lambda t: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t)
+
+    def detach(self) -> "Outputs":
+        return self.map(Tensor.detach)
 
 
 @dataclass(frozen=True)

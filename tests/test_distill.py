@@ -202,7 +202,7 @@ def test_logits_that_are_not_finite_never_count_as_right() -> None:
 
 
 def broken(value: float) -> Phase:
-    return replace(PHASE, loss=replace(KD, function=lambda student, teacher: student.logits.sum(1) * value))
+    return replace(PHASE, loss=replace(KD, function=lambda student, teacher, target: student.logits.sum(1) * value))
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
