@@ -22,15 +22,15 @@ from kdsearch.study import run_trial
 class OneView(kd.Distiller):
     """The same step on the base view alone."""
 
-    def student_step(self, batch, phase, random):  # type: ignore[no-untyped-def]
+    def student_step(self, batch, phase, random, progress=0.0):  # type: ignore[no-untyped-def]
         with torch.no_grad():
             teacher = self.teacher(batch.images)
         self.student.train()
         student = type(teacher)(self.student(batch.images))
         supervised = self.task.supervised(student, batch.target).mean()
-        distillation = phase.loss(student, teacher, batch.target).mean()
+        distillation = phase.losses[0](student, teacher, batch.target).mean()
         self.optimizer.zero_grad()
-        (supervised + phase.weight * distillation).backward()
+        (supervised + distillation).backward()
         self.optimizer.step()
         return torch.cat([torch.stack([supervised.detach(), distillation.detach()]), torch.zeros(4)])
 

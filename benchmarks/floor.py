@@ -47,7 +47,7 @@ def run(ready: Ready, floor: float | None, seed: int) -> dict[str, float | int |
         clean_loss=ready.clean_loss,
     )  # fmt: skip
     steps = kd.PolicySteps(interval=1, prior_strength=0.03, objective={"student_wrong": 1.0}, floor=floor)
-    phase = kd.Phase(study.loss, study.loss_weight, budget.epochs, budget.steps, budget.batch, steps)
+    phase = kd.Phase(study.losses, budget.epochs, budget.steps, budget.batch, steps)
     for _ in distiller.run(phase, study.train, study.search_validation):
         pass
     low, high = (end.item() for end in policy.ranges())

@@ -70,7 +70,7 @@ def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple
     optimizer = partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2)
     distiller = kd.Distiller(kd.Teacher(teacher), kd.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed)
     steps = kd.PolicySteps(prior_strength=prior_strength)
-    phase = kd.Phase(kd.LOSSES["kd"](), epochs=10, steps=60, batch=64, policy_steps=steps)
+    phase = kd.Phase((kd.LOSSES["kd"](),), epochs=10, steps=60, batch=64, policy_steps=steps)
     for _ in distiller.run(phase, train, search_validation):
         pass
     found = dict(zip(policy.operations, policy.probability.tolist(), strict=True))

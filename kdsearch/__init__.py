@@ -57,6 +57,9 @@ if TYPE_CHECKING:
     from kdsearch.teachers import Teacher as Teacher
     from kdsearch.values import Batch as Batch
     from kdsearch.values import Draw as Draw
+    from kdsearch.values import Outputs as Outputs
+    from kdsearch.views import VIEWS as VIEWS
+    from kdsearch.views import Views as Views
 
 _WHERE = {
     "alternation": ["PolicySteps"],
@@ -87,7 +90,8 @@ _WHERE = {
     "study": ["Budget", "Study"],
     "tasks": ["Classification"],
     "teachers": ["Recipe", "Teacher"],
-    "values": ["Batch", "Draw"],
+    "values": ["Batch", "Draw", "Outputs"],
+    "views": ["VIEWS", "Views"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

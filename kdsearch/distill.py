@@ -23,7 +23,8 @@ from kdsearch.objectives import objective
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, outputs, still
-from kdsearch.values import Batch, View
+from kdsearch.values import Batch, Outputs, View
+from kdsearch.views import VIEWS, Views, geometry_alone, rows
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises
@@ -38,12 +39,13 @@ def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
 class Phase:
     """A stretch of training: frozen data. The default study is one phase."""
 
-    loss: Loss
-    weight: float = 1.0  # of the distillation loss of each view, beside the cross-entropy on the base view
+    losses: tuple[Loss, ...]  # of distillation, each with its weight
     epochs: int = 10
     steps: int = 30  # student steps per epoch
     batch: int = 64
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
+    label_weight: float = 1.0  # of the cross-entropy
+    views: Views = VIEWS["default"]
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,8 @@ class EpochRecord:
 
     epoch: int  # from 1
     progress: float  # share of the phase's student steps done
-    supervised_loss: float  # nats, base view
-    distillation_loss: float  # as the loss defines it, mean over views
+    supervised_loss: float  # nats, mean over the views that get it
+    distillation_loss: float  # weighted sum of the losses, each as it defines itself, mean over the views that get it
     accuracy: float  # of the student on search-validation
     accuracy_se: float  # binomial standard error
     learning_rate: float
@@ -145,7 +147,7 @@ class Distiller:
                 if every and every.due(step, total):
                     learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, policy_random))
                     decay.step()
-                sums += self.student_step(batch.to(self.device), phase, random)
+                sums += self.student_step(batch.to(self.device), phase, random, (step - 1) / total)
                 schedule.step()
             if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective + self.dual) for s in learned):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
@@ -177,32 +179,61 @@ class Distiller:
                 seconds=time.perf_counter() - start,
             )
 
-    def student_step(self, batch: Batch, phase: Phase, random: torch.Generator) -> Tensor:
-        """Cross-entropy on the base view plus the distillation loss of both views, one concatenated forward.
+    def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
+        """Cross-entropy and distillation of the base view and the second view, by the rule of the phase.
+
+        Args:
+            progress: The share of the phase that is done, for weights that change.
 
         Returns:
             (6,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on the base
-            view, the shares of emptied and of saturated second views.
+            view as it sees them, the shares of emptied and of saturated second views.
         """
-        self.student.train()
+        size, rule = len(batch), phase.views
         with torch.no_grad():
-            view = batch.images
-            if self.policy:
-                view = self.policy.augment(self.policy.draw(len(batch), random), batch.images).images
-            images = torch.cat([batch.images, view])
-            teacher = self.teacher(images)
-        student = outputs(self.student, images, "student")
-        base = student.rows(slice(len(batch)))
-        supervised = self.task.reduce(self.task.supervised(base, batch.target))
-        distillation = self.task.reduce(
-            phase.loss(student, teacher, torch.cat([batch.target, batch.target]))
-        )  # mean over the images of both views
+            view, shown = self._second_view(batch.images, random, rule)
+            teacher = self.teacher(shown)
+            if rule.teacher == "clean":  # the base view alone, which labels both
+                teacher = Outputs.join([teacher, teacher])
+        self.student.train()
+        images = torch.cat([batch.images, view])
+        parts = [images] if rule.student == "joint" else images.split(size)
+        student = Outputs.join([outputs(self.student, part, "student") for part in parts])
+        target = torch.cat([batch.target, batch.target])
+        labelled = rows(rule.labels, size)
+        supervised = self.task.reduce(self.task.supervised(student.rows(labelled), target[labelled]))
+        distillation = torch.zeros((), device=self.device)
+        for loss in phase.losses:
+            distillation = distillation + loss.at(progress) * self._distilled(loss, rule, student, teacher, target)
         self.optimizer.zero_grad(set_to_none=True)
-        (supervised + 2 * phase.weight * distillation).backward()
+        total = rule.factor(rule.labels) * phase.label_weight * supervised
+        (total + rule.factor(rule.distillation) * distillation).backward()
         self.optimizer.step()
-        right = self.task.correct(teacher, torch.cat([batch.target, batch.target])).float().view(2, -1).mean(1)
+        right = self.task.correct(teacher, target).float().view(2, -1).mean(1)
         losses = torch.stack([supervised.detach(), distillation.detach()])
         return torch.cat([losses, right.flip(0), spoiled(batch.images, view)])
+
+    def _second_view(self, images: Tensor, random: torch.Generator, rule: Views) -> tuple[Tensor, Tensor]:
+        """The second view (B, C, H, W), and the images that the teacher sees: of both views, or of the base view."""
+        policy, view = self.policy, images
+        if policy is not None:
+            draw = policy.draw(len(images), random)
+            view = policy.augment(draw, images).images
+        if rule.teacher == "clean":
+            return view, images
+        if rule.teacher == "weak" and policy is not None:
+            return view, torch.cat([images, policy.augment(geometry_alone(draw), images).images])
+        return view, torch.cat([images, view])
+
+    def _distilled(self, loss: Loss, rule: Views, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """The mean of a loss over the images of its views; a relational one sees one view at a time."""
+        here = rows(rule.distillation, len(target) // 2)
+        parts = [here]
+        if loss.relational and rule.distillation == "both":
+            parts = [rows(which, len(target) // 2) for which in ("base", "second")]
+        return self.task.reduce(
+            torch.cat([loss(student.rows(part), teacher.rows(part), target[part]) for part in parts])
+        )
 
     def policy_step(
         self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kdsearch.data import in_order
 from kdsearch.disagreement import Probe, one_operation
-from kdsearch.distill import Distiller, Phase
+from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.maths import generator
@@ -152,8 +152,9 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "classes": list(ready.task.class_names),
         "teacher weights": weights_hash(ready.teacher.network),
         "student": student,
-        "loss": study.loss.name,
-        "loss weight": study.loss_weight,
+        "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
+        "label weight": study.label_weight,
+        "views": asdict(study.views),
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
@@ -187,7 +188,7 @@ def _estimate(ready: Ready, batch: Batch) -> tuple[float, float]:
     batch = Batch(*(torch.cat([v] * repeat)[: budget.batch] for v in (batch.images, batch.target, batch.ids)))
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
     random = torch.Generator().manual_seed(0)
-    phase = Phase(study.loss)
+    phase = ready.phase(None)
     student_step = _seconds(lambda: distiller.student_step(batch, phase, random))
     policy_step = _seconds(lambda: distiller.policy_step(batch, steps, optimizer, random))
     images = len(study.search_validation)

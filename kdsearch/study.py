@@ -32,6 +32,7 @@ from kdsearch.space import SearchSpace, Settings
 from kdsearch.spec import Snapshot
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher
+from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")
 SHOWN = 4  # images kept for the pictures of a policy
@@ -63,8 +64,9 @@ class Study:
         classes: How many, or their names.
         test: Never touched by a search; for your own last measurement.
         space: Name of a shipped search space, or path of a TOML file.
-        loss: A distillation loss, out of `LOSSES` or your own.
-        loss_weight: Of the loss of each view, beside the cross-entropy on the base view.
+        loss: A distillation loss out of `LOSSES` or your own, or several; `loss.times(2)` weighs it twice.
+        label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
+        views: Which views get cross-entropy, which distillation, and what each network sees; some are in `VIEWS`.
         optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
         objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
             are the space's.
@@ -81,12 +83,17 @@ class Study:
     test: MapStyle | None = None
     space: str = "default"
     budget: Budget = Budget()
-    loss: Loss = field(default_factory=LOSSES["kd"])
-    loss_weight: float = 1.0
+    loss: Loss | Sequence[Loss] = field(default_factory=LOSSES["kd"])
+    label_weight: float = 1.0
+    views: Views = VIEWS["default"]
     optimizer: OptimizerFactory = adamw
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3
     seed: int = 0
+
+    @property
+    def losses(self) -> tuple[Loss, ...]:
+        return (self.loss,) if isinstance(self.loss, Loss) else tuple(self.loss)
 
 
 @dataclass(frozen=True)
@@ -131,7 +138,9 @@ class Ready:
 
     def phase(self, policy_steps: PolicySteps | None) -> Phase:
         study, budget = self.study, self.study.budget
-        return Phase(study.loss, study.loss_weight, budget.epochs, budget.steps, budget.batch, policy_steps)
+        return Phase(
+            study.losses, budget.epochs, budget.steps, budget.batch, policy_steps, study.label_weight, study.views
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ B images of a batch, C channels, H W height and width, K classes, S operations o
 Class axis is 1; the axes after it are space. Images are float in [0, 1], before any normalisation.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal, NamedTuple, Self, get_args
 
@@ -42,6 +42,16 @@ class Outputs:
         """The same with every tensor changed."""
         features, extras = ({k: change(v) for k, v in part.items()} for part in (self.features, self.extras))
         return Outputs(change(self.logits), features, extras)
+
+    @staticmethod
+    def join(parts: "Sequence[Outputs]") -> "Outputs":
+        """Of several batches, one after another."""
+        first = parts[0]
+        features, extras = (
+            {name: torch.cat([getattr(part, kind)[name] for part in parts]) for name in getattr(first, kind)}
+            for kind in ("features", "extras")
+        )
+        return Outputs(torch.cat([part.logits for part in parts]), features, extras)
 
     def rows(self, index: slice) -> "Outputs":
         """Of some images of the batch."""

@@ -25,7 +25,7 @@ from kdsearch.values import Batch, Outputs
 
 TASK = Classification.of(10)
 KD = LOSSES["kd"]()
-PHASE = Phase(KD, epochs=2, steps=6, batch=16, policy_steps=PolicySteps(interval=2))
+PHASE = Phase((KD,), epochs=2, steps=6, batch=16, policy_steps=PolicySteps(interval=2))
 
 
 class Recorder(nn.Module):
@@ -202,7 +202,9 @@ def test_logits_that_are_not_finite_never_count_as_right() -> None:
 
 
 def broken(value: float) -> Phase:
-    return replace(PHASE, loss=replace(KD, function=lambda student, teacher, target: student.logits.sum(1) * value))
+    return replace(
+        PHASE, losses=(replace(KD, function=lambda student, teacher, target: student.logits.sum(1) * value),)
+    )
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -260,12 +262,12 @@ def test_both_losses_are_means_over_images_and_the_distillation_weight_counts_ea
     d = Distiller(
         Teacher(Table(teacher)), table, None, TASK, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)
     )
-    supervised, distillation = d.student_step(batch, replace(PHASE, weight=weight), random)[:2]
+    supervised, distillation = d.student_step(batch, replace(PHASE, losses=(KD.times(weight),)), random)[:2]
     expected = student.clone().requires_grad_()
     ce = cross_entropy(expected[:16], batch.target)
     kd = 16 * kl_div((expected / 4).log_softmax(1), (teacher / 4).softmax(1), reduction="batchmean")
     torch.testing.assert_close(supervised, ce.detach())
-    torch.testing.assert_close(distillation, kd.detach())
+    torch.testing.assert_close(distillation, weight * kd.detach())
     (ce + 2 * weight * kd).backward()
     torch.testing.assert_close(student - table.logits.detach(), expected.grad)
 
@@ -327,7 +329,7 @@ def test_no_policy_step_comes_in_the_first_tenth_and_then_one_in_every_interval(
             return original(self, *args)
 
         monkeypatch.setattr(Distiller, name, noted)
-    phase = Phase(KD, epochs=4, steps=10, batch=8, policy_steps=PolicySteps(interval=3))
+    phase = Phase((KD,), epochs=4, steps=10, batch=8, policy_steps=PolicySteps(interval=3))
     records = list(distiller(policy()).run(phase, data, data))
     done = [events[:i].count("student_step") for i, event in enumerate(events) if event == "policy_step"]
     assert done == [5, 8, 11, 14, 17, 20, 23, 26, 29, 32, 35, 38]  # before the steps 6, 9 to 39 of 40
@@ -370,7 +372,7 @@ def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
     monkeypatch.setattr(Distiller, "policy_step", policy_step)
     monkeypatch.setattr(Distiller, "student_step", student_step)
     steps = PolicySteps(phases=(0.25, 0.5), passes=2, learning_rate=0.2)
-    records = list(distiller(policy()).run(Phase(KD, epochs=4, steps=2, batch=32, policy_steps=steps), data, data))
+    records = list(distiller(policy()).run(Phase((KD,), epochs=4, steps=2, batch=32, policy_steps=steps), data, data))
     assert events == [*["student"] * 2, *["policy"] * 6, *["student"] * 2, *["policy"] * 6, *["student"] * 4]
     assert [state > 0 for state in optimizers] == [False, *[True] * 5] * 2  # Adam begins anew
     assert rates[0] == rates[6] == 0.2 and rates[:6] == sorted(rates[:6], reverse=True) and rates[5] < 0.02
@@ -388,7 +390,7 @@ def test_the_learning_rate_of_the_policy_falls_over_the_run(data: ArrayData, mon
         return original(self, batch, steps, optimizer, random)
 
     monkeypatch.setattr(Distiller, "policy_step", noted)
-    phase = Phase(KD, epochs=2, steps=10, batch=8, policy_steps=PolicySteps(interval=2, learning_rate=0.5))
+    phase = Phase((KD,), epochs=2, steps=10, batch=8, policy_steps=PolicySteps(interval=2, learning_rate=0.5))
     list(distiller(policy()).run(phase, data, data))
     count = len(rates)
     assert rates == pytest.approx([0.25 * (1 + math.cos(math.pi * i / count)) for i in range(count)])
@@ -441,7 +443,7 @@ def test_a_small_student_learns(digits_images: Tensor) -> None:
         labels = teacher(digits_images[:256]).argmax(1)
     data = ArrayData(digits_images[:256], labels)
     d = Distiller(Teacher(teacher), network(2), None, TASK, optimizer=lambda p: torch.optim.AdamW(p, lr=0.02))
-    records = list(d.run(Phase(KD, epochs=3, steps=40, batch=32), data, data))
+    records = list(d.run(Phase((KD,), epochs=3, steps=40, batch=32), data, data))
     assert records[-1].accuracy > labels.bincount().max().item() / 256 + 0.2
     assert records[-1].supervised_loss < records[0].supervised_loss
 

@@ -99,8 +99,8 @@ def test_an_interrupted_trial_is_replaced(tiny_study, tmp_path, monkeypatch):
 
 
 def test_a_search_of_another_study_is_refused_with_the_differences(finished, tiny_study):
-    other = replace(tiny_study, loss_weight=2.0)
-    with pytest.raises(KdsearchError, match=r"loss weight: stored 1\.0, now 2\.0"):
+    other = replace(tiny_study, label_weight=2.0)
+    with pytest.raises(KdsearchError, match=r"label weight: stored 1\.0, now 2\.0"):
         kd.search(other, out=finished.folder, quiet=True)
 
 

@@ -185,7 +185,7 @@ def test_a_student_trains_with_a_fixed_transform(teacher) -> None:
     torch.manual_seed(0)
     task = kd.Classification.of(10)
     distiller = kd.Distiller(kd.Teacher(teacher()), kd.small_convnet(2), FixedTransform(spy), task)
-    phase = Phase(LOSSES["kd"](), epochs=1, steps=3, batch=16, policy_steps=kd.PolicySteps(interval=1))
+    phase = Phase((LOSSES["kd"](),), epochs=1, steps=3, batch=16, policy_steps=kd.PolicySteps(interval=1))
     (record,) = distiller.run(phase, train, validation)
     assert len(seen) == 3 * 16
     assert record.policy_steps == 0  # nothing in it learns

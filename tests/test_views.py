@@ -1,0 +1,216 @@
+"""The rules of a student step, against steps written out by hand."""
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, kl_div
+
+from kdsearch.data import ArrayData
+from kdsearch.distill import Distiller, Phase
+from kdsearch.errors import KdsearchError
+from kdsearch.fixed import FixedTransform
+from kdsearch.losses import LOSSES, Loss, Ramp
+from kdsearch.maths import generator
+from kdsearch.ops import apply
+from kdsearch.policy import Policy
+from kdsearch.tasks import Classification
+from kdsearch.teachers import Teacher
+from kdsearch.values import Batch, Outputs
+from kdsearch.views import VIEWS, Views, geometry_alone
+
+KD = LOSSES["kd"]()
+NAMES = ["rotate", "brightness", "invert"]
+
+
+@pytest.fixture(scope="module")
+def batch(digits_images: Tensor) -> Batch:
+    return Batch(digits_images[:12], torch.arange(12) % 10, torch.arange(12))
+
+
+def network(seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(24, 10)
+        )
+
+
+def policy() -> Policy:
+    return Policy(NAMES, 2, probability=0.8)
+
+
+def second_view(batch: Batch) -> Tensor:
+    return apply(policy().draw(len(batch), generator("views")), batch.images).images
+
+
+def stepped(batch: Batch, phase: Phase, learner: Any = None, progress: float = 0.0) -> tuple[nn.Sequential, Tensor]:
+    """The student after one step of gradient descent, and what was measured."""
+    d = Distiller(
+        Teacher(network(1)),
+        network(2),
+        learner or policy(),
+        Classification.of(10),
+        optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1),
+    )
+    measured = d.student_step(batch, phase, generator("views"), progress)
+    return d.student, measured
+
+
+def by_hand(loss: Any) -> nn.Sequential:
+    student, teacher = network(2).train(), network(1).eval()
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1)
+    loss(student, teacher).backward()
+    optimizer.step()
+    return student
+
+
+def assert_same(a: nn.Module, b: nn.Module) -> None:
+    for name, value in a.state_dict().items():
+        torch.testing.assert_close(value, b.state_dict()[name], atol=1e-6, rtol=1e-5, msg=name)
+
+
+def divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    log_q, p = (student / temperature).log_softmax(1), (teacher / temperature).softmax(1)
+    return temperature**2 * kl_div(log_q, p.detach(), reduction="batchmean")
+
+
+def test_the_rule_of_tst_is_the_mean_over_both_views_of_cross_entropy_and_distillation_in_one_forward(
+    batch: Batch,
+) -> None:
+    x, y = batch.images, batch.target
+
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        both = torch.cat([second_view(batch), x])  # TST's order
+        s, t = student(both), teacher(both)
+        views = [
+            cross_entropy(s[part], y) + 0.5 * divergence(s[part], t[part], 4.0) for part in (slice(12), slice(12, 24))
+        ]
+        return (views[0] + views[1]) / 2
+
+    ours, _ = stepped(batch, Phase((KD.times(0.5),), views=VIEWS["tst"]))
+    assert_same(ours, by_hand(loss))
+
+
+def test_the_rule_of_wang_et_al_is_cross_entropy_on_the_base_view_and_the_sum_of_distillation_in_two_forwards(
+    batch: Batch,
+) -> None:
+    x, y = batch.images, batch.target
+
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        x_prime = second_view(batch)
+        s, s_prime = student(x), student(x_prime)  # each with its own BatchNorm statistics
+        distilled = divergence(s, teacher(x), 4.0) + divergence(s_prime, teacher(x_prime), 4.0)
+        return 0.1 * cross_entropy(s, y) + 0.9 * distilled
+
+    phase = Phase((KD.times(0.9),), label_weight=0.1, views=VIEWS["wang"])
+    ours, _ = stepped(batch, phase)
+    assert_same(ours, by_hand(loss))
+    joint, _ = stepped(batch, replace(phase, views=VIEWS["default"]))
+    with pytest.raises(AssertionError):
+        assert_same(ours, joint)
+
+
+def test_the_default_rule_is_cross_entropy_on_the_base_view_and_the_sum_of_distillation_in_one_forward(
+    batch: Batch,
+) -> None:
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        both = torch.cat([batch.images, second_view(batch)])
+        s, t = student(both), teacher(both)
+        return cross_entropy(s[:12], batch.target) + divergence(s[:12], t[:12], 4.0) + divergence(s[12:], t[12:], 4.0)
+
+    ours, measured = stepped(batch, Phase((KD,)))
+    assert_same(ours, by_hand(loss))
+    s, t = (net(torch.cat([batch.images, second_view(batch)])) for net in (network(2).train(), network(1).eval()))
+    assert measured[1].item() == pytest.approx(divergence(s, t, 4.0).item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("which", ["base", "second"])
+def test_labels_and_distillation_of_one_view_leave_the_other_out(which: str, batch: Batch) -> None:
+    part = slice(12) if which == "base" else slice(12, 24)
+
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        both = torch.cat([batch.images, second_view(batch)])
+        s, t = student(both)[part], teacher(both)[part]
+        return cross_entropy(s, batch.target) + divergence(s, t, 4.0)
+
+    ours, _ = stepped(batch, Phase((KD,), views=Views(labels=which, distillation=which)))  # type: ignore[arg-type]
+    assert_same(ours, by_hand(loss))
+
+
+@pytest.mark.parametrize("sees", ["clean", "weak"])
+def test_a_teacher_may_see_another_view_than_the_student(sees: str, batch: Batch) -> None:
+    draw = policy().draw(12, generator("views"))
+    shown = batch.images
+    if sees == "weak":
+        rotation = draw.gates & (draw.chosen == NAMES.index("rotate"))
+        shown = apply(replace(draw, gates=rotation), batch.images).images
+        assert torch.equal(geometry_alone(draw).gates, rotation) and 0 < rotation.sum() < draw.gates.sum()
+
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        s = student(torch.cat([batch.images, second_view(batch)]))
+        t = teacher(torch.cat([batch.images, shown]))
+        return cross_entropy(s[:12], batch.target) + divergence(s[:12], t[:12], 4.0) + divergence(s[12:], t[12:], 4.0)
+
+    ours, _ = stepped(batch, Phase((KD,), views=Views(teacher=sees)))  # type: ignore[arg-type]
+    assert_same(ours, by_hand(loss))
+
+
+def test_weak_views_of_a_fixed_transform_are_refused(batch: Batch) -> None:
+    with pytest.raises(KdsearchError, match="needs a policy"):
+        stepped(batch, Phase((KD,), views=Views(teacher="weak")), FixedTransform(lambda image: image))
+
+
+def test_weights_of_several_losses_add_up_and_ramps_follow_the_phase(batch: Batch) -> None:
+    def right(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        return cross_entropy(student.logits, target, reduction="none")
+
+    own = Loss("own", right, weight=Ramp(1.0, 3.0, over=0.5))
+    for progress, weight in ((0.0, 1.0), (0.25, 2.0), (0.5, 3.0), (1.0, 3.0)):
+        ours, _ = stepped(batch, Phase((KD.times(2.0), own)), progress=progress)
+
+        def loss(student: nn.Module, teacher: nn.Module, weight: float = weight) -> Tensor:
+            both, y = torch.cat([batch.images, second_view(batch)]), torch.cat([batch.target, batch.target])
+            s, t = student(both), teacher(both)
+            return cross_entropy(s[:12], batch.target) + 4 * divergence(s, t, 4.0) + 2 * weight * cross_entropy(s, y)
+
+        assert_same(ours, by_hand(loss))
+
+
+def test_a_relational_loss_compares_the_images_of_one_view(batch: Batch) -> None:
+    sizes = []
+
+    def centred(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        sizes.append((len(student.logits), len(teacher.logits), target.tolist()))
+        return (student.logits - student.logits.mean(0)).square().sum(1)
+
+    stepped(batch, Phase((Loss("centred", centred, relational=True),)))
+    assert sizes == [(12, 12, batch.target.tolist())] * 2
+
+
+def test_rules_with_unknown_names_are_refused_together() -> None:
+    with pytest.raises(KdsearchError) as caught:
+        Views(labels="bse", over="average", teacher="strong")  # type: ignore[arg-type]
+    assert str(caught.value) == (
+        "views: 3 problems\n"
+        "  unknown labels of views 'bse'; did you mean 'base'?\n"
+        "  unknown over of views 'average'; known: mean, sum\n"
+        "  unknown teacher of views 'strong'; known: clean, same, weak"
+    )
+
+
+def test_the_progress_of_a_run_goes_from_nothing_to_all_but_the_last_step(digits_images: Tensor) -> None:
+    seen = []
+
+    class Watching(Distiller):
+        def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
+            seen.append(progress)
+            return super().student_step(batch, phase, random, progress)
+
+    data = ArrayData(digits_images[:32], torch.arange(32) % 10)
+    d = Watching(Teacher(network(1)), copy.deepcopy(network(2)), policy(), Classification.of(10))
+    list(d.run(Phase((KD,), epochs=2, steps=2, batch=8), data, data))
+    assert seen == [0.0, 0.25, 0.5, 0.75]
