@@ -32,7 +32,17 @@ if TYPE_CHECKING:
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
     from kdsearch.losses import Loss as Loss
+    from kdsearch.losses import Ramp as Ramp
+    from kdsearch.losses import attention_transfer as attention_transfer
+    from kdsearch.losses import class_correlation as class_correlation
+    from kdsearch.losses import decoupled as decoupled
+    from kdsearch.losses import hint as hint
+    from kdsearch.losses import normalised_features as normalised_features
+    from kdsearch.losses import relational_angles as relational_angles
+    from kdsearch.losses import relational_distances as relational_distances
+    from kdsearch.losses import similarity_preserving as similarity_preserving
     from kdsearch.losses import soft_targets as soft_targets
+    from kdsearch.losses import standardised as standardised
     from kdsearch.models import Normalised as Normalised
     from kdsearch.models import small_convnet as small_convnet
     from kdsearch.objectives import OBJECTIVES as OBJECTIVES
@@ -77,7 +87,21 @@ _WHERE = {
     "export": ["export_policy"],
     "fixed": ["FixedTransform", "trivial_augment_wide"],
     "job": ["Result", "search"],
-    "losses": ["LOSSES", "Loss", "soft_targets"],
+    "losses": [
+        "LOSSES",
+        "Loss",
+        "Ramp",
+        "attention_transfer",
+        "class_correlation",
+        "decoupled",
+        "hint",
+        "normalised_features",
+        "relational_angles",
+        "relational_distances",
+        "similarity_preserving",
+        "soft_targets",
+        "standardised",
+    ],
     "models": ["Normalised", "small_convnet"],
     "objectives": ["OBJECTIVES", "TST", "objective"],
     "ops": ["OPERATIONS", "apply"],

@@ -237,6 +237,18 @@ def objectives() -> None:
 
 
 @app.command()
+def losses() -> None:
+    """The distillation losses, on logits and on features."""
+    from kdsearch.losses import LOSSES
+
+    rows = [
+        [k.name, k.compares, k.says, "relational" if k.relational else "image", k.status, k.reference]
+        for k in LOSSES.values()
+    ]
+    print_table(["loss", "compares", "formula", "per", "status", "after"], rows)
+
+
+@app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="A shipped study or search space.")],
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to.")] = Path("."),

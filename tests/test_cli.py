@@ -10,6 +10,7 @@ import pytest
 
 from kdsearch import catalogue
 from kdsearch.cli import app
+from kdsearch.losses import LOSSES
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy
@@ -61,7 +62,7 @@ finally:
     assert "Usage: kdsearch" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["spaces", "studies", "operations", "objectives"])
+@pytest.mark.parametrize("name", ["spaces", "studies", "operations", "objectives", "losses"])
 def test_what_is_shipped_is_listed(name, kdsearch):
     listed = kdsearch(name)
     table = {
@@ -69,6 +70,7 @@ def test_what_is_shipped_is_listed(name, kdsearch):
         "studies": catalogue.names("studies"),
         "operations": ["rotate"],
         "objectives": list(OBJECTIVES),
+        "losses": list(LOSSES),
     }
     assert all(shipped in listed for shipped in table[name])
 
@@ -86,6 +88,15 @@ def test_objectives_are_listed_with_what_they_seek_and_the_weight_they_start_wit
     assert [" 1 " in row for row in rows] == [True, False]
     assert "the student gets them wrong" in rows[0] and "-2 log K to 0" in rows[1]
     assert len(lines) - 1 == len(OBJECTIVES) == 4
+
+
+def test_losses_are_listed_with_formula_and_status(kdsearch):
+    lines = kdsearch("losses").splitlines()
+    rows = [next(line for line in lines if line.startswith(name)) for name in ("dist", "nfd")]
+    assert "T^2 (1 - r over classes + 1 - r over images)" in rows[0] and "NeurIPS 2022" in rows[0]
+    assert ["relational" in row for row in rows] == [True, False]
+    assert ["reconstruction" in row for row in rows] == [False, True]
+    assert len(lines) - 1 == len(LOSSES) == 9
 
 
 @pytest.mark.parametrize(

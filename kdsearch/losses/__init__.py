@@ -1,96 +1,106 @@
 """The table of distillation losses."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Mapping
 
-from torch import Tensor
+from kdsearch.losses import features, logits, relational
+from kdsearch.losses.features import attention_transfer, hint, normalised_features
+from kdsearch.losses.logits import decoupled, soft_targets, standardised
+from kdsearch.losses.loss import Kind, Loss, Ramp
+from kdsearch.losses.relational import (
+    class_correlation,
+    relational_angles,
+    relational_distances,
+    similarity_preserving,
+)
 
-from kdsearch.losses.logits import soft_targets
-from kdsearch.values import Outputs
+__all__ = [
+    "LOSSES",
+    "Kind",
+    "Loss",
+    "Ramp",
+    "attention_transfer",
+    "class_correlation",
+    "decoupled",
+    "hint",
+    "normalised_features",
+    "relational_angles",
+    "relational_distances",
+    "similarity_preserving",
+    "soft_targets",
+    "standardised",
+]
 
-__all__ = ["LOSSES", "Kind", "Loss", "Ramp", "soft_targets"]
-
-Function = Callable[[Outputs, Outputs, Tensor], Tensor]  # student, teacher, target (B,) -> (B,) or (B, *space)
-Status = Literal["faithful", "paper form", "reconstruction"]
-
-
-@dataclass(frozen=True)
-class Ramp:
-    """A weight that goes linearly from `first` to `last` over a share of a phase, and stays.
-
-    >>> Ramp(0.0, 2.0, over=0.5)(0.25), Ramp(0.0, 2.0, over=0.5)(0.9)
-    (1.0, 2.0)
-    """
-
-    first: float
-    last: float
-    over: float = 1.0
-
-    def __call__(self, progress: float) -> float:
-        return self.first + (self.last - self.first) * min(1.0, progress / self.over)
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A distillation loss: the outputs of student and teacher, and the target, to one number per image or per point.
-
-    Reduced by the task after weighting, never inside. One that is relational compares the images of a view with each
-    other: it returns each image's share, whose mean is the loss.
-    """
-
-    name: str  # with its numbers, such as "kd, temperature 4"
-    function: Function
-    per: Literal["image", "point"] = "image"
-    relational: bool = False
-    pairs: tuple[tuple[str, str], ...] = ()  # module paths in student and teacher whose outputs it compares
-    projects: bool = False  # are the student's channels brought to the teacher's by a linear map that learns?
-    weight: float | Ramp = 1.0
-
-    def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """(B,) or (B, *space), in float32 or more; no gradient reaches the teacher."""
-        return self.function(student.wide(), teacher.wide().detach(), target)
-
-    def times(self, weight: float | Ramp) -> "Loss":
-        """The same loss with another weight."""
-        return replace(self, weight=weight)
-
-    def at(self, progress: float) -> float:
-        """The weight at a share of the phase."""
-        return self.weight(progress) if isinstance(self.weight, Ramp) else self.weight
-
-
-@dataclass(frozen=True)
-class Kind:
-    """One entry of the table: makes losses, and says where they come from."""
-
-    name: str
-    make: Callable[..., Loss]
-    says: str  # the formula, short
-    status: Status  # faithful to the authors' code; the paper's form where their code differs; or our reading of it
-    reference: str
-    differs: str = ""  # why it is not zero where student and teacher agree; empty where it is
-
-    def __call__(self, *args: float | str | tuple[str, ...], **numbers: float) -> Loss:
-        return self.make(*args, **numbers)
-
-
-def _kd(temperature: float = 4.0) -> Loss:
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        return soft_targets(student.logits, teacher.logits, temperature)
-
-    return Loss(f"kd, temperature {temperature:g}", loss)
-
-
-LOSSES: Mapping[str, Kind] = {
-    kind.name: kind
-    for kind in (
-        Kind(
-            "kd",
-            _kd,
-            "T^2 KL(p_T || p_S)",
-            "faithful",
-            "Hinton et al., Distilling the knowledge in a neural network, 2015",
-        ),
-    )
-}
+_KINDS = (
+    Kind(
+        "kd",
+        logits.kd,
+        "T^2 KL(p_T || p_S)",
+        "paper form",
+        "Hinton et al., Distilling the knowledge in a neural network, 2015",
+    ),
+    Kind(
+        "dkd",
+        logits.dkd,
+        "T^2 (alpha KL of label or not + beta KL of the other classes)",
+        "faithful",
+        "Zhao et al., Decoupled knowledge distillation, CVPR 2022",
+    ),
+    Kind(
+        "standardised",
+        logits.standard,
+        "kd of logits with mean 0, deviation 1",
+        "faithful",
+        "Sun et al., Logit standardization in knowledge distillation, CVPR 2024",
+    ),
+    Kind(
+        "dist",
+        relational.dist,
+        "T^2 (1 - r over classes + 1 - r over images)",
+        "faithful",
+        "Huang et al., Knowledge distillation from a stronger teacher, NeurIPS 2022",
+        relational=True,
+    ),
+    Kind(
+        "hint",
+        features.hints,
+        "mean (P f_S - f_T)^2",
+        "paper form",
+        "Romero et al., FitNets: hints for thin deep nets, ICLR 2015",
+        compares="features",
+    ),
+    Kind(
+        "at",
+        features.at,
+        "mean (a_S - a_T)^2, a = mean_c f^2 with norm 1",
+        "faithful",
+        "Zagoruyko and Komodakis, Paying more attention to attention, ICLR 2017",
+        compares="features",
+    ),
+    Kind(
+        "nfd",
+        features.nfd,
+        "mean (n(P f_S) - n(f_T))^2 = 2 (1 - r), n: mean 0, variance 1",
+        "reconstruction",
+        "Liu et al., Normalized feature distillation, 2022",
+        compares="features",
+    ),
+    Kind(
+        "rkd",
+        relational.rkd,
+        "25 |d_S - d_T| + 50 |cos_S - cos_T|, smooth L1",
+        "faithful",
+        "Park et al., Relational knowledge distillation, CVPR 2019",
+        compares="features",
+        relational=True,
+    ),
+    Kind(
+        "sp",
+        relational.sp,
+        "mean (G_S - G_T)^2, G = F F^T with rows of norm 1",
+        "paper form",
+        "Tung and Mori, Similarity-preserving knowledge distillation, ICCV 2019",
+        compares="features",
+        relational=True,
+    ),
+)
+LOSSES: Mapping[str, Kind] = {kind.name: kind for kind in _KINDS}

@@ -1,65 +1,245 @@
 """Laws over the table of losses, and numbers worked out by hand."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import kl_div
+from torch.nn.functional import adaptive_avg_pool2d, kl_div
 
-from kdsearch.losses import LOSSES, soft_targets
+from kdsearch.errors import KdsearchError
+from kdsearch.losses import (
+    LOSSES,
+    Loss,
+    attention_transfer,
+    class_correlation,
+    decoupled,
+    hint,
+    normalised_features,
+    relational,
+    relational_angles,
+    relational_distances,
+    similarity_preserving,
+    soft_targets,
+    standardised,
+)
 from kdsearch.maths import generator
 from kdsearch.values import Outputs
+
+FUNCTIONS: dict[str, list[Callable]] = {
+    "kd": [soft_targets],
+    "dkd": [decoupled],
+    "standardised": [standardised],
+    "dist": [class_correlation],
+    "hint": [hint],
+    "at": [attention_transfer],
+    "nfd": [normalised_features],
+    "rkd": [relational_distances, relational_angles],
+    "sp": [similarity_preserving],
+}
+RELATIONAL = [name for name, kind in LOSSES.items() if kind.relational]
+FEATURES = [name for name, kind in LOSSES.items() if kind.compares == "features"]
+B = 6
 
 
 def logits(*seed: int | str, size: int = 16, classes: int = 5) -> Tensor:
     return 4 * torch.randn(size, classes, generator=generator("logits", *seed), dtype=torch.float64)
 
 
-def value(name: str, student: Tensor, teacher: Tensor) -> Tensor:
-    return LOSSES[name]()(Outputs(student), Outputs(teacher), torch.arange(len(student)) % student.shape[1])
+def maps(*seed: int | str, size: int = B, channels: int = 3, side: int = 3) -> Tensor:
+    shape = (size, channels, side, side)
+    return 0.5 + torch.randn(shape, generator=generator("maps", *seed), dtype=torch.float64)
 
 
-# Losses
+def said(name: str, *seed: int | str) -> Tensor:
+    """What a network says of B images that the loss of this name compares."""
+    return maps(*seed) if name in FEATURES else logits(*seed, size=B)
+
+
+def made(name: str) -> Loss:
+    return LOSSES[name]("layer") if name in FEATURES else LOSSES[name]()
+
+
+def value(name: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
+    def outputs(x: Tensor) -> Outputs:
+        return Outputs(x.new_zeros(len(x), 5), {"layer": x}) if name in FEATURES else Outputs(x)
+
+    target = torch.arange(len(student)) % student.shape[1] if target is None else target
+    return made(name)(outputs(student), outputs(teacher), target)
+
+
+def gradient(name: str, student: Tensor, teacher: Tensor) -> Tensor:
+    student = student.clone().requires_grad_()
+    value(name, student, teacher).sum().backward()
+    return student.grad
+
+
+# The table
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_one_number_per_image_and_not_negative(name: str) -> None:
-    assert LOSSES[name]().per == "image"
-    result = value(name, logits("s"), logits("t"))
-    assert result.shape == (16,)
+    assert made(name).per == "image" and made(name).relational == LOSSES[name].relational
+    assert made(name).pairs == ((("layer", "layer"),) if name in FEATURES else ())
+    result = value(name, said(name, "s"), said(name, "t"))
+    assert result.shape == (B,)
     assert (result > 0).all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_is_zero_where_student_and_teacher_agree(name: str) -> None:
-    torch.testing.assert_close(value(name, logits("t"), logits("t")), torch.zeros(16).double(), atol=1e-12, rtol=0)
-    student = logits("t").requires_grad_()
-    value(name, student, logits("t")).sum().backward()
-    torch.testing.assert_close(student.grad, torch.zeros(16, 5).double(), atol=1e-12, rtol=0)
+@pytest.mark.parametrize("name", [name for name, kind in LOSSES.items() if not kind.differs])
+def test_a_loss_and_its_gradient_are_zero_where_student_and_teacher_agree(name: str) -> None:
+    x = said(name, "t")
+    torch.testing.assert_close(value(name, x, x), torch.zeros(B).double(), atol=1e-12, rtol=0)
+    torch.testing.assert_close(gradient(name, x, x), torch.zeros_like(x), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_batch_is_its_images_one_by_one(name: str) -> None:
-    student, teacher = logits("s"), logits("t")
-    single = torch.cat([value(name, student[i : i + 1], teacher[i : i + 1]) for i in range(16)])
-    torch.testing.assert_close(value(name, student, teacher), single)
+def test_a_batch_is_its_images_one_by_one_unless_the_loss_is_relational(name: str) -> None:
+    student, teacher, target = said(name, "s"), said(name, "t"), torch.tensor([4, 0, 2, 1, 3, 3])
+    rows = [slice(i, i + 1) for i in range(B)]
+    single = torch.cat([value(name, student[i], teacher[i], target[i]) for i in rows])
+    assert torch.allclose(value(name, student, teacher, target), single) == (name not in RELATIONAL)
+
+
+@pytest.mark.parametrize("name", RELATIONAL)
+def test_shares_go_with_their_images(name: str) -> None:
+    student, teacher, order = said(name, "s"), said(name, "t"), torch.tensor([3, 1, 5, 0, 2, 4])
+    torch.testing.assert_close(value(name, student[order], teacher[order]), value(name, student, teacher)[order])
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_the_gradient_to_the_student_is_right_and_none_reaches_a_detached_teacher(name: str) -> None:
-    student, teacher = logits("s").requires_grad_(), logits("t").requires_grad_()
-    value(name, student, teacher.detach()).sum().backward()
+def test_the_gradient_to_the_student_is_right_and_none_reaches_the_teacher(name: str) -> None:
+    student, teacher = said(name, "s").requires_grad_(), said(name, "t").requires_grad_()
+    value(name, student, teacher).sum().backward()
     assert teacher.grad is None
-    assert torch.autograd.gradcheck(lambda s: value(name, s, logits("t")), (student,))
+    assert torch.autograd.gradcheck(lambda s: value(name, s, teacher), (student,))
+
+
+def extremes(name: str) -> dict[str, tuple[Tensor, Tensor]]:
+    x, flat = said(name, "s").float(), torch.full_like(said(name, "s"), 3.0).float()
+    twice, dead = x.clone(), x.clone()
+    twice[1], dead[1] = twice[0], 0
+    sure = 200 * x.sign()
+    return {
+        "sure": (sure, sure.flip(0)),
+        "a flat student": (flat, x),
+        "a flat teacher": (x, flat),
+        "both flat": (flat, flat),
+        "zeros": (0 * x, x),
+        "an image twice": (twice, x),
+        "an image twice in both": (twice, twice),
+        "an image twice for the teacher": (x, twice),
+        "an image without features": (dead, x),
+    }
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_a_loss_stays_finite_on_very_sure_networks(name: str) -> None:
-    student = torch.tensor([[200.0, 0.0], [0.0, 200.0]]).requires_grad_()
-    result = value(name, student, torch.tensor([[0.0, 200.0], [0.0, 200.0]]))
-    result.sum().backward()
-    assert torch.isfinite(result).all() and torch.isfinite(student.grad).all()
+@pytest.mark.parametrize("case", extremes("kd"))
+def test_values_and_gradients_stay_finite(name: str, case: str) -> None:
+    student, teacher = extremes(name)[case]
+    assert torch.isfinite(value(name, student, teacher)).all()
+    slope = gradient(name, student, teacher)
+    assert torch.isfinite(slope).all() and slope.abs().max() < 1e6
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_two_networks_that_are_flat_agree(name: str) -> None:
+    flat = torch.full_like(said(name, "s"), 3.0)
+    assert value(name, flat, flat).abs().max() < 1e-12
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_half_precision_is_computed_in_float32(name: str) -> None:
+    student, teacher = said(name, "s").float(), said(name, "t").float()
+    half = value(name, student.bfloat16(), teacher.bfloat16())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, value(name, student.bfloat16().float(), teacher.bfloat16().float()))
+    assert half.mean().item() == pytest.approx(value(name, student, teacher).mean().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_loss_says_where_it_comes_from_and_what_its_shapes_are(name: str) -> None:
+    kind = LOSSES[name]
+    assert set(FUNCTIONS) == set(LOSSES) and kind.name == name and kind.says and kind.status
+    for function in FUNCTIONS[name]:
+        text = function.__doc__
+        assert all(part in text for part in ("Args:", "Returns:\n        (B,)", "Reference:\n", ">>>"))
+        assert kind.reference.split()[0] in text.split("Reference:")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in LOSSES if name not in FEATURES])
+@pytest.mark.parametrize("temperature", [0.0, -1.0, math.nan])
+def test_a_temperature_is_above_zero(name: str, temperature: float) -> None:
+    with pytest.raises(KdsearchError, match=rf"^{name}: temperature .*; allowed: above 0"):
+        LOSSES[name](temperature=temperature)
+
+
+# Pairs of features
+
+
+def features(**tensors: Tensor) -> Outputs:
+    return Outputs(torch.zeros(B, 5), tensors)
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_several_pairs_are_summed(name: str) -> None:
+    student, teacher = features(a=maps("a"), b=maps("b")), features(c=maps("c"), b=maps("d"))
+    one, other = LOSSES[name]("a", "c"), LOSSES[name]("b")
+    both = LOSSES[name](pairs=[("a", "c"), ("b", "b")])
+    assert both.pairs == (("a", "c"), ("b", "b")) == one.pairs + other.pairs
+    assert both.name.startswith(f"{name}, a to c; b to b")
+    assert both.projects == (name in ("hint", "nfd"))
+    parts = [loss(student, teacher, torch.zeros(B)) for loss in (one, other, both)]
+    torch.testing.assert_close(parts[0] + parts[1], parts[2])
+
+
+@pytest.mark.parametrize("name", FEATURES)
+def test_a_loss_on_features_needs_a_pair_and_finds_it(name: str) -> None:
+    with pytest.raises(KdsearchError, match=rf"^{name}: no pair of layers; allowed: module paths"):
+        LOSSES[name]()
+    with pytest.raises(KdsearchError, match=r"(?s)features of the student 'layr'; did you mean 'layer'\?.*teacher 'x'"):
+        LOSSES[name]("layr", "x")(features(layer=maps()), features(layer=maps()), torch.zeros(B))
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "says"),
+    [
+        ("hint", (B, 3, 4, 4), (B, 5, 4, 4), "different numbers of channels; a Distiller brings"),
+        ("hint", (B, 7, 8), (B, 7, 9), "different numbers of channels; a Distiller brings"),
+        ("hint", (B, 1), (B, 9), "different numbers of channels; a Distiller brings"),
+        ("hint", (B, 7, 8), (B, 9, 8), "different numbers of tokens; allowed: layers with as many"),
+        ("hint", (B, 8, 4, 4), (B, 8), "both vectors (B, D), or both tokens (B, N, D), or both maps (B, C, H, W)"),
+        ("nfd", (B, 1, 4, 4), (B, 5, 4, 4), "different numbers of channels; a Distiller brings"),
+        ("nfd", (B, 7, 8), (B, 7, 8), "allowed: both maps (B, C, H, W)"),
+        ("at", (B, 8), (B, 8), "allowed: both maps (B, C, H, W)"),
+        ("at", (B, 8, 4, 4), (1, 8, 4, 4), "different numbers of images"),
+        ("rkd", (B, 8), (1, 8), "allowed: vectors, tokens or maps of the same images"),
+        ("sp", (B, 8), (B,), "allowed: vectors, tokens or maps of the same images"),
+    ],
+)
+def test_features_that_cannot_be_compared_are_named(name: str, student: tuple, teacher: tuple, says: str) -> None:
+    with pytest.raises(KdsearchError) as raised:
+        LOSSES[name]("a", "b")(features(a=torch.zeros(student)), features(b=torch.zeros(teacher)), torch.zeros(B))
+    assert str(raised.value).startswith(f"{name}: student 'a' {student}, teacher 'b' {teacher}: ")
+    assert says in str(raised.value)
+
+
+@pytest.mark.parametrize("function", [hint, attention_transfer])
+def test_the_larger_map_is_averaged_down_to_the_smaller(function: Callable) -> None:
+    large, small = maps("l", side=6), maps("s", side=3)
+    expected = function(adaptive_avg_pool2d(large, 3), small)
+    torch.testing.assert_close(function(large, small), expected)
+    torch.testing.assert_close(function(small, large), expected)
+
+
+def test_a_normalised_map_of_the_student_has_the_size_of_the_teachers() -> None:
+    ramp = torch.arange(8.0).double().expand(1, 1, 8, 8)  # halved bilinearly: 0.5, 2.5, ...
+    assert normalised_features(ramp, ramp[..., :4, ::2] + 0.5, eps=0).item() < 1e-12
+    assert normalised_features(maps("s", side=3), maps("t", side=5)).shape == (B,)
+
+
+# Soft targets
 
 
 def test_soft_targets_worked_out_by_hand() -> None:
@@ -91,3 +271,218 @@ def test_the_temperature_changes_the_gradient_in_shape_and_not_in_size() -> None
         soft_targets(student, logits("t") / 10, temperature).sum().backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
+
+
+# Decoupled and standardised
+
+
+def log(*shares: float) -> Tensor:
+    """Logits of which these are the probabilities."""
+    return torch.tensor(shares, dtype=torch.float64).log()
+
+
+def test_decoupled_worked_out_by_hand() -> None:
+    """Teacher (1/2, 1/3, 1/6), student even, label 0: TKD (1/2) log(9/8), NKD (2/3) log(4/3) + (1/3) log(2/3)."""
+    teacher, student, label = log(1 / 2, 1 / 3, 1 / 6)[None], torch.zeros(1, 3).double(), torch.tensor([0])
+    tkd, nkd = 0.5 * math.log(9 / 8), 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
+    assert decoupled(student, teacher, label, temperature=1.0).item() == pytest.approx(tkd + 8 * nkd)
+    assert decoupled(student, teacher, label, temperature=1.0).item() == pytest.approx(0.51196, abs=1e-5)
+    assert decoupled(4 * student, 4 * teacher, label).item() == pytest.approx(16 * (tkd + 8 * nkd))
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0])
+def test_soft_targets_are_the_target_part_and_the_rest_by_its_share(temperature: float) -> None:
+    student, teacher, label = logits("s"), logits("t"), torch.arange(16) % 5
+    tkd = decoupled(student, teacher, label, beta=0.0, temperature=temperature)
+    nkd = decoupled(student, teacher, label, alpha=0.0, beta=1.0, temperature=temperature)
+    share = (teacher / temperature).softmax(1).gather(1, label[:, None])[:, 0]
+    torch.testing.assert_close(tkd + (1 - share) * nkd, soft_targets(student, teacher, temperature))
+
+
+def test_the_rest_does_not_see_the_label() -> None:
+    student, teacher, label = logits("s").requires_grad_(), logits("t"), torch.arange(16) % 5
+    rest = decoupled(student, teacher, label, alpha=0.0)
+    rest.sum().backward()
+    assert (student.grad.gather(1, label[:, None]) == 0).all()
+    sure = teacher.scatter_add(1, label[:, None], torch.full((16, 1), 1e4).double())
+    torch.testing.assert_close(decoupled(student, sure, label, alpha=0.0), rest)
+
+
+def test_the_weight_of_decoupled_rises_over_a_twelfth_of_the_phase() -> None:
+    loss = LOSSES["dkd"]()
+    assert [round(loss.at(p), 6) for p in (0.0, 1 / 24, 1 / 12, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+
+
+def test_standardised_worked_out_by_hand() -> None:
+    """Two logits become 1 / sqrt 2 and its negative: at temperature 2 the log odds of the two are 1 / sqrt 2."""
+    student, teacher = torch.tensor([[0.0, 3.0]]).double(), torch.tensor([[5.0, 1.0]]).double()
+    odds = 1 / math.sqrt(2)
+    by_hand = 4 * odds * (2 / (1 + math.exp(-odds)) - 1)
+    assert standardised(student, teacher).item() == pytest.approx(by_hand) == pytest.approx(0.9603, abs=1e-4)
+
+
+def test_standardised_does_not_see_shift_and_scale_of_an_images_logits() -> None:
+    student, teacher = logits("s"), logits("t")
+    scale, shift = torch.rand(2, 16, 1, generator=generator("affine")).double() * 9 + 0.1
+    expected = standardised(student, teacher)
+    torch.testing.assert_close(standardised(scale * student - shift, shift * teacher + scale), expected)
+    assert (standardised(-student, teacher) - expected).abs().min() > 1e-3
+
+
+# Features
+
+
+def test_attention_transfer_worked_out_by_hand() -> None:
+    """Means of squares (5, 2) and (1, 0): half of `|(5, 2) / sqrt 29 - (1, 0)|^2 = 2 - 10 / sqrt 29`."""
+    student = torch.tensor([[[[3.0, 0.0]], [[1.0, 2.0]]]]).double()
+    result = attention_transfer(student, torch.tensor([[[[7.0, 0.0]]]]).double())
+    assert result.item() == pytest.approx(1 - 5 / math.sqrt(29)) == pytest.approx(0.07152, abs=1e-5)
+
+
+def test_attention_does_not_see_scale_and_order_of_channels() -> None:
+    student, teacher = maps("s"), maps("t", channels=4)
+    expected = attention_transfer(student, teacher)
+    torch.testing.assert_close(attention_transfer(-3 * student.flip(1), 0.2 * teacher.flip(1)), expected)
+    assert (attention_transfer(student + 1, teacher) - expected).abs().min() > 1e-4
+
+
+def test_hints_of_tokens_and_vectors_worked_out_by_hand() -> None:
+    tokens = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]])
+    assert hint(tokens, torch.zeros(2, 2, 2)).tolist() == [7.5, 1.0]
+    assert hint(tokens[:, 0], torch.zeros(2, 2)).tolist() == [2.5, 0.0]
+
+
+def test_normalised_features_worked_out_by_hand() -> None:
+    """(1, 2, 3) and (1, 3, 2) correlate by 1/2: 2 (1 - 1/2)."""
+    student, teacher = (torch.tensor(x).double().view(1, 1, 1, 3) for x in ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]))
+    assert normalised_features(student, teacher, eps=0).item() == pytest.approx(1.0)
+
+
+def test_normalised_features_are_two_times_one_minus_the_correlation() -> None:
+    student, teacher = maps("s"), maps("t")
+    pairs = zip(student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1), strict=True)
+    r = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).view(B, 3)
+    torch.testing.assert_close(normalised_features(student, teacher, eps=0), 2 * (1 - r).mean(1))
+
+
+def test_normalised_features_do_not_see_scale_and_shift_of_a_channel_but_its_sign() -> None:
+    f, scale, shift = maps("t"), torch.tensor([0.5, 2.0, 9.0]).view(3, 1, 1), torch.tensor([1.0, -4.0, 0.0])
+    assert normalised_features(scale * f + shift.view(3, 1, 1), f).max() < 1e-8
+    torch.testing.assert_close(normalised_features(-scale * f, f, eps=0), torch.full((B,), 4.0).double())
+    assert hint(scale * f, f).min() > 0.1
+
+
+def test_pixels_that_are_not_valid_change_nothing() -> None:
+    student, teacher, valid = maps("s"), maps("t"), torch.ones(B, 1, 3, 3, dtype=torch.bool)
+    valid[:, :, 0] = False
+    inside = normalised_features(student[:, :, 1:], teacher[:, :, 1:])
+    torch.testing.assert_close(normalised_features(student, teacher, valid), inside)
+    torch.testing.assert_close(normalised_features(student + ~valid * 50, teacher, valid), inside)
+    assert (normalised_features(student, teacher, ~valid & valid) == 0).all()
+
+
+# Relations between images
+
+
+def test_correlation_worked_out_by_hand() -> None:
+    """Each image correlates by 1/2 over the classes, the classes by 1, -1 and 1 over the images: 1/2 + 2/3."""
+    teacher = torch.stack([log(1 / 2, 1 / 3, 1 / 6), log(1 / 6, 1 / 2, 1 / 3)])
+    student = torch.stack([log(1 / 3, 1 / 2, 1 / 6), log(1 / 6, 1 / 3, 1 / 2)])
+    assert class_correlation(student, teacher, intra=0.0).tolist() == pytest.approx([1 / 2] * 2)
+    assert class_correlation(student, teacher, inter=0.0).tolist() == pytest.approx([2 / 3] * 2)
+    result = class_correlation(4 * student, 4 * teacher, temperature=4.0)
+    assert result.tolist() == pytest.approx([16 * 7 / 6] * 2)
+
+
+def test_correlation_is_torchs_over_classes_and_over_images() -> None:
+    student, teacher = logits("s"), logits("t")
+    p, q = student.softmax(1), teacher.softmax(1)
+    rows = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p, q, strict=True)])
+    columns = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p.T, q.T, strict=True)])
+    torch.testing.assert_close(class_correlation(student, teacher, intra=0.0), 1 - rows)
+    torch.testing.assert_close(class_correlation(student, teacher, inter=0.0).mean(), 1 - columns.mean())
+
+
+def test_correlation_does_not_see_scale_and_shift_of_probabilities() -> None:
+    """A mixture with even probabilities: the same for all images, or over the classes also one for each."""
+    teacher, share = logits("t"), torch.linspace(0.1, 0.9, 16).double()[:, None]
+    p = teacher.softmax(1)
+    assert class_correlation((0.3 * p + 0.7 / 5).log(), teacher).max() < 1e-9
+    own = (share * p + (1 - share) / 5).log()
+    assert class_correlation(own, teacher, intra=0.0).max() < 1e-9 < class_correlation(own, teacher).min()
+
+
+COLLINEAR = torch.tensor([[0.0], [1.0], [2.0]]).double()
+EQUILATERAL = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]]).double()
+
+
+def test_distances_worked_out_by_hand() -> None:
+    """1, 2, 1 become 3/4, 3/2, 3/4 beside 1, 1, 1: half squares 1/32 and 1/8, a third of their sum at each image."""
+    result = relational_distances(EQUILATERAL, COLLINEAR)
+    assert result.tolist() == pytest.approx([5 / 96, 2 / 96, 5 / 96])
+
+
+def test_angles_worked_out_by_hand() -> None:
+    """Cosines 1, -1, 1 beside 1/2: smooth L1 1/8, 1, 1/8, twice among the nine."""
+    result = relational_angles(EQUILATERAL, COLLINEAR)
+    assert result.tolist() == pytest.approx([1 / 36, 2 / 9, 1 / 36])
+    both = value("rkd", EQUILATERAL, COLLINEAR)
+    assert both.tolist() == pytest.approx([25 * 5 / 96 + 50 / 36, 25 * 2 / 96 + 100 / 9, 25 * 5 / 96 + 50 / 36])
+
+
+@pytest.mark.parametrize("function", FUNCTIONS["rkd"])
+def test_relations_do_not_see_turns_shifts_and_one_scale_but_several(function: Callable) -> None:
+    x = maps("t").flatten(1)
+    turn = torch.linalg.qr(torch.randn(27, 27, generator=generator("turn")).double()).Q
+    assert function(3 * x @ turn + 5, x).max() < 1e-20
+    assert function(x * torch.linspace(0.1, 3, 27).double(), x).min() > 1e-5
+
+
+@pytest.mark.parametrize("function", [*FUNCTIONS["rkd"], similarity_preserving])
+def test_relations_compare_any_numbers_of_channels_and_positions(function: Callable) -> None:
+    assert function(maps("s", channels=2, side=4), maps("t", channels=5)).shape == (B,)
+    tokens = maps("s").flatten(2).mT
+    assert (function(tokens, maps("t")) > 0).all()
+
+
+def test_distances_and_angles_see_the_mean_over_positions() -> None:
+    for function in FUNCTIONS["rkd"]:
+        expected = function(maps("s").mean((2, 3)), maps("t").mean((2, 3)))
+        torch.testing.assert_close(function(maps("s"), maps("t").flatten(2).mT), expected)
+
+
+def test_angles_in_parts_are_the_angles_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    student, teacher = said("rkd", "s"), said("rkd", "t")
+    at_once, slope = value("rkd", student, teacher), gradient("rkd", student, teacher)
+    calls = []
+    one = relational._angles_at
+    monkeypatch.setattr(relational, "_angles_at", lambda *given: calls.append(given[2:]) or one(*given))
+    monkeypatch.setattr(relational, "MOST_NUMBERS", 4 * B * B)
+    torch.testing.assert_close(value("rkd", student, teacher), at_once)
+    assert calls == [(0, 4), (4, 8)]
+    torch.testing.assert_close(gradient("rkd", student, teacher), slope)
+
+
+def test_too_few_images_have_no_relations() -> None:
+    s, t = maps("s"), maps("t")
+    assert relational_distances(s[:1], t[:1]).tolist() == [0.0]
+    assert relational_angles(s[:2], t[:2]).abs().max() < 1e-12
+    assert similarity_preserving(s[:1], t[:1]).tolist() == [0.0]
+    assert class_correlation(logits("s")[:1], logits("t")[:1], inter=0.0).tolist() == [0.0]
+    for name in RELATIONAL:
+        slope = gradient(name, said(name, "s")[:1], said(name, "t")[:1])
+        assert torch.isfinite(slope).all() and (name == "dist" or slope.abs().max() < 1e-12)
+
+
+def test_similarity_worked_out_by_hand() -> None:
+    """Rows (1, 1) / sqrt 2 beside (1, 0) and (0, 1): half of 2 - sqrt 2."""
+    result = similarity_preserving(torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double(), torch.eye(2).double())
+    assert result.tolist() == pytest.approx([1 - 1 / math.sqrt(2)] * 2)
+
+
+def test_similarity_does_not_see_turns_and_scale_but_shifts() -> None:
+    student, teacher = maps("s").flatten(1), maps("t").flatten(1)
+    turn = torch.linalg.qr(torch.randn(27, 27, generator=generator("turn")).double()).Q
+    expected = similarity_preserving(student, teacher)
+    torch.testing.assert_close(similarity_preserving(4 * student @ turn, teacher), expected)
+    assert (similarity_preserving(student + 3, teacher) - expected).abs().min() > 1e-5
