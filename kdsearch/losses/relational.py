@@ -12,7 +12,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.losses.loss import Loss, Pairs, between, check_temperature
 from kdsearch.values import Outputs
 
-SHORTEST = 1e-6  # images nearer than this count as this far apart
+SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient
 MOST_NUMBERS = 2**24  # that the angles hold at once
 
@@ -128,13 +128,17 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
     True
     """
     a, b = (f.flatten(1) for f in _same_images(student, teacher))
-    a, b = (normalize(f @ f.T, dim=1, eps=SHORTEST) for f in (a, b))
-    return (a - b).square().mean(1)
+    return (_rows(a @ a.T) - _rows(b @ b.T)).square().mean(1)
 
 
 def _deviations(p: Tensor, axis: int) -> Tensor:
     """From the mean along an axis, with norm 1."""
     return normalize(p - p.mean(axis, keepdim=True), dim=axis, eps=FLATTEST)
+
+
+def _rows(gram: Tensor) -> Tensor:
+    """Each with norm 1; one of zeros, of an image without features, stays and has no gradient."""
+    return normalize(gram * (gram.norm(dim=1, keepdim=True) > SHORTEST), dim=1, eps=SHORTEST)
 
 
 def _distances(x: Tensor) -> Tensor:
