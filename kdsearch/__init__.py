@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from kdsearch.analysis.sheet import policy_sheet as policy_sheet
     from kdsearch.data import ArrayData as ArrayData
     from kdsearch.data import digits as digits
-    from kdsearch.data import load_images as load_images
-    from kdsearch.data import photographs as photographs
     from kdsearch.data import shuffled as shuffled
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
@@ -28,6 +26,10 @@ if TYPE_CHECKING:
     from kdsearch.export import export_policy as export_policy
     from kdsearch.fixed import FixedTransform as FixedTransform
     from kdsearch.fixed import trivial_augment_wide as trivial_augment_wide
+    from kdsearch.folders import image_folder as image_folder
+    from kdsearch.folders import load_arrays as load_arrays
+    from kdsearch.images import load_images as load_images
+    from kdsearch.images import photographs as photographs
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -43,8 +45,10 @@ if TYPE_CHECKING:
     from kdsearch.losses import similarity_preserving as similarity_preserving
     from kdsearch.losses import soft_targets as soft_targets
     from kdsearch.losses import standardised as standardised
+    from kdsearch.models import Ensemble as Ensemble
     from kdsearch.models import Normalised as Normalised
     from kdsearch.models import small_convnet as small_convnet
+    from kdsearch.models import tapped as tapped
     from kdsearch.objectives import OBJECTIVES as OBJECTIVES
     from kdsearch.objectives import TST as TST
     from kdsearch.objectives import objective as objective
@@ -70,6 +74,8 @@ if TYPE_CHECKING:
     from kdsearch.values import Outputs as Outputs
     from kdsearch.views import VIEWS as VIEWS
     from kdsearch.views import Views as Views
+    from kdsearch.weights import load_weights as load_weights
+    from kdsearch.weights import torchvision_model as torchvision_model
 
 _WHERE = {
     "alternation": ["PolicySteps"],
@@ -78,7 +84,7 @@ _WHERE = {
     "analysis.frames": ["frames", "policy_frame"],
     "analysis.regions": ["regions"],
     "analysis.sheet": ["policy_sheet"],
-    "data": ["ArrayData", "digits", "load_images", "photographs", "shuffled"],
+    "data": ["ArrayData", "digits", "shuffled"],
     "disagreement": ["Probe"],
     "distill": ["Distiller", "Phase"],
     "estimators": ["policy_gradient"],
@@ -86,6 +92,8 @@ _WHERE = {
     "errors": ["KdsearchError"],
     "export": ["export_policy"],
     "fixed": ["FixedTransform", "trivial_augment_wide"],
+    "folders": ["image_folder", "load_arrays"],
+    "images": ["load_images", "photographs"],
     "job": ["Result", "search"],
     "losses": [
         "LOSSES",
@@ -102,7 +110,7 @@ _WHERE = {
         "soft_targets",
         "standardised",
     ],
-    "models": ["Normalised", "small_convnet"],
+    "models": ["Ensemble", "Normalised", "small_convnet", "tapped"],
     "objectives": ["OBJECTIVES", "TST", "objective"],
     "ops": ["OPERATIONS", "apply"],
     "policy": ["Policy", "random_resized_crop", "trivial"],
@@ -116,6 +124,7 @@ _WHERE = {
     "teachers": ["Recipe", "Teacher"],
     "values": ["Batch", "Draw", "Outputs"],
     "views": ["VIEWS", "Views"],
+    "weights": ["load_weights", "torchvision_model"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

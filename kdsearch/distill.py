@@ -192,13 +192,16 @@ class Distiller:
         size, rule = len(batch), phase.views
         with torch.no_grad():
             view, shown = self._second_view(batch.images, random, rule)
-            teacher = self.teacher(shown)
+            told = [layer for loss in phase.losses for _, layer in loss.pairs]
+            teacher = self.task.check(self.teacher(shown, told), "teacher")
             if rule.teacher == "clean":  # the base view alone, which labels both
                 teacher = Outputs.join([teacher, teacher])
         self.student.train()
         images = torch.cat([batch.images, view])
         parts = [images] if rule.student == "joint" else images.split(size)
-        student = Outputs.join([outputs(self.student, part, "student") for part in parts])
+        asked = [layer for loss in phase.losses for layer, _ in loss.pairs]
+        student = Outputs.join([outputs(self.student, part, "student", asked) for part in parts])
+        student = self.task.check(student, "student")
         target = torch.cat([batch.target, batch.target])
         labelled = rows(rule.labels, size)
         supervised = self.task.reduce(self.task.supervised(student.rows(labelled), target[labelled]))

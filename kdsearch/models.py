@@ -1,9 +1,18 @@
-"""Adapters to networks, and the embedded digits pair."""
+"""Adapters to networks: whatever they return becomes `Outputs`; features by module path; ensembles; the digits pair."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from kdsearch.errors import KdsearchError, unknown
+from kdsearch.values import Outputs
+
+RETURNED = "a tensor, a tuple whose first element is the logits, or a dict or an object with `logits` (or `out`)"
 
 
 class Normalised(nn.Module):
@@ -18,8 +27,52 @@ class Normalised(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         return self.network((images - self.mean) / self.std)
+
+
+class Ensemble(nn.Module):
+    """Several networks as one: its logits are the log of the weighted mean of their probabilities.
+
+    Its softmax is that mean, so that losses and temperatures take it as any other network's. The mean is taken in log
+    space, and logits of half precision in float32.
+
+    Args:
+        networks: They return anything that `outputs` reads, all for the same classes.
+        weights: One positive number each, equal unless given; what counts is their ratio.
+
+    Raises:
+        KdsearchError: no networks; weights that are not positive, or not as many; when run, different logits.
+
+    >>> one, other = nn.Flatten(), nn.Sequential(nn.Flatten(), nn.ReLU())  # the images as they are; zeros
+    >>> images = torch.tensor([0.2, 0.8]).log().view(1, 1, 1, 2)
+    >>> [round(p, 3) for p in Ensemble([one, other], [3, 1])(images).softmax(1)[0].tolist()]
+    [0.275, 0.725]
+    """
+
+    log_weights: Tensor
+
+    def __init__(self, networks: Sequence[nn.Module], weights: Sequence[float] | None = None) -> None:
+        super().__init__()
+        shares = [1.0] * len(networks) if weights is None else [float(weight) for weight in weights]
+        if not len(networks):
+            raise KdsearchError("ensemble: no networks; needed: at least one")
+        if len(shares) != len(networks):
+            raise KdsearchError(f"ensemble: {len(shares)} weights for {len(networks)} networks; needed: one each")
+        if not all(0 < share < math.inf for share in shares):
+            raise KdsearchError(f"ensemble: weights {', '.join(f'{s:g}' for s in shares)}; allowed: positive numbers")
+        self.networks = nn.ModuleList(networks)
+        log_weights = torch.tensor([math.log(share) - math.log(math.fsum(shares)) for share in shares])
+        self.register_buffer("log_weights", log_weights, persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        members = [outputs(one, images, f"ensemble's network {i}").wide().logits for i, one in enumerate(self.networks)]
+        shapes = list(dict.fromkeys(tuple(logits.shape) for logits in members))
+        if len(shapes) > 1:
+            found = " and ".join(str(shape) for shape in shapes)
+            raise KdsearchError(f"ensemble: logits of shapes {found}; needed: the same classes from all networks")
+        terms = [x.log_softmax(1) + share for x, share in zip(members, self.log_weights.unbind(), strict=True)]
+        return torch.stack(terms).logsumexp(0)
 
 
 def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Sequential:
@@ -36,3 +89,99 @@ def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Seq
         nn.Flatten(),
         nn.Linear(4 * width, classes),
     )
+
+
+def outputs(network: nn.Module, images: Tensor, who: str, layers: Sequence[str] = ()) -> Outputs:
+    """Run a network on images (B, C, H, W) and read what it returns.
+
+    A network may return its logits, a tuple or list that starts with them, or a dict or an object that has them as
+    `logits` (in a dict also as `out`, as torchvision's segmentation networks have). What else it returns under a name
+    is in `extras`, if it is a tensor with a row per image.
+
+    Args:
+        who: "teacher", "student": the subject of an error.
+        layers: Module paths whose outputs are wanted as `features`.
+
+    Raises:
+        KdsearchError: anything else returned; logits that are not floating, (B, K, *space); of a layer see `tapped`.
+    """
+    with tapped(network, layers, who) as features:
+        result = network(images)
+    named = _named(result)
+    key = next((key for key in ("logits", "out") if key in named), None)
+    if key is None:
+        raise KdsearchError(f"{who}: returned {_described(result, named)}; allowed: {RETURNED}")
+    logits = named.pop(key)
+    if not isinstance(logits, Tensor):
+        raise KdsearchError(f"{who}: its logits are {type(logits).__name__}, not a tensor; allowed: {RETURNED}")
+    if not logits.is_floating_point():
+        raise KdsearchError(f"{who}: returned {logits.dtype}; logits are floating, before any argmax")
+    if logits.ndim < 2 or len(logits) != len(images):
+        shape = f"({len(images)}, classes) or ({len(images)}, classes, *space)"
+        raise KdsearchError(f"{who}: returned {tuple(logits.shape)} for {len(images)} images; logits are {shape}")
+    extras = {k: v for k, v in named.items() if isinstance(v, Tensor) and v.ndim and len(v) == len(images)}
+    return Outputs(logits, features, extras)
+
+
+def _named(result: Any) -> dict[str, Any]:
+    """The parts of a network's result under their names; the logits are `logits` or `out`, or missing."""
+    if isinstance(result, Tensor):
+        return {"logits": result}
+    if isinstance(result, Mapping):
+        return {str(name): value for name, value in result.items()}
+    if isinstance(result, tuple | list):
+        parts = dict(zip(getattr(result, "_fields", ()), result, strict=False))  # named, in a named tuple
+        if "logits" not in parts and result:
+            first = next(iter(parts), None)
+            parts = {"logits": result[0], **{name: value for name, value in parts.items() if name != first}}
+        return parts
+    if not hasattr(result, "logits"):
+        return {}
+    names = [part.name for part in fields(result)] if is_dataclass(result) else list(getattr(result, "__dict__", ()))
+    return {"logits": result.logits, **{name: getattr(result, name) for name in names if not name.startswith("_")}}
+
+
+def _described(result: Any, named: Mapping[str, Any]) -> str:
+    kind = type(result).__name__
+    if isinstance(result, Mapping):
+        return f"{kind} with {', '.join(list(named)[:8]) or 'nothing in it'}"
+    return f"an empty {kind}" if isinstance(result, tuple | list) else kind
+
+
+@contextmanager
+def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> Iterator[dict[str, Tensor]]:
+    """While inside, keep what modules return: a dict from module path to the tensor of the module's last call.
+
+    The tensors are copies, which a ReLU in place cannot change, and carry the gradient. Paths are those of
+    `network.named_modules()`; of a `Normalised` network those of the network in it. Nothing stays on the modules.
+
+    Raises:
+        KdsearchError: no such module; a module that returns no tensor; at the end, a module that was not run.
+    """
+    if isinstance(layers, str):
+        raise KdsearchError(f"{who}: layers is the string '{layers}'; allowed: a list of module paths, ['{layers}']")
+    while isinstance(network, Normalised):
+        network = network.network
+    known = {path: module for path, module in network.named_modules(remove_duplicate=False) if path}
+    for path in layers:
+        if path not in known:
+            raise KdsearchError(f"{who}: {unknown('layer', path, known)}")
+    seen: dict[str, Tensor] = {}
+
+    def keep(path: str, result: Any) -> None:
+        if not isinstance(result, Tensor):
+            raise KdsearchError(f"{who}: layer '{path}' returns {type(result).__name__}; allowed: a tensor")
+        seen[path] = result.clone()
+
+    hooks = [
+        known[path].register_forward_hook(lambda module, given, result, path=path: keep(path, result))
+        for path in dict.fromkeys(layers)
+    ]
+    try:
+        yield seen
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for path in layers:
+        if path not in seen:
+            raise KdsearchError(f"{who}: layer '{path}' was not run on these images, so that it has no output")

@@ -25,7 +25,7 @@ from kdsearch.space import SearchSpace
 from kdsearch.study import Ready, Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, outputs, weights_hash
-from kdsearch.values import Batch
+from kdsearch.values import Batch, Outputs
 
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
@@ -51,7 +51,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     batch = check(study, device).to(device)
     student, task = study.student().to(device), Classification.of(study.classes)
-    _check_logits(outputs(student.eval(), batch.images[:2], "student").logits, task, "student")
+    _check_logits(outputs(student.eval(), batch.images[:2], "student"), task, "student")
     ready, dropped, accuracy = make_ready(study, batch.images, folder, device=device)
     return Checked(ready, dropped, accuracy, *_estimate(ready, batch), warnings=_warnings(ready.space))
 
@@ -102,7 +102,7 @@ def make_ready(
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
     teacher = Teacher(network.to(device))
     with torch.no_grad():
-        _check_logits(teacher(images[:2]).logits, task, "teacher")
+        _check_logits(teacher(images[:2]), task, "teacher")
     dropped = without_effect(images, space.limits)
     space = space.without(dropped)
     clean = teacher_loss(teacher, study.train, task, study.budget.batch, device)
@@ -256,7 +256,8 @@ def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:
     return found
 
 
-def _check_logits(logits: Tensor, task: Classification, who: str) -> None:
+def _check_logits(answers: Outputs, task: Classification, who: str) -> None:
+    logits = task.check(answers, who).logits
     if logits.shape[1] != len(task.class_names):
         raise KdsearchError(f"{who}: {logits.shape[1]} logits; the study has {len(task.class_names)} classes")
     if not torch.isfinite(logits).all():

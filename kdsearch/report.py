@@ -12,8 +12,8 @@ from kdsearch.analysis import plots
 from kdsearch.analysis.compare import paired_differences, sentence
 from kdsearch.analysis.frames import frames
 from kdsearch.analysis.sheet import policy_sheet
-from kdsearch.data import load_images
 from kdsearch.files import write_text
+from kdsearch.images import load_images
 from kdsearch.spec import PolicySpec
 
 

@@ -192,7 +192,7 @@ def _look(policy: Policy | FixedTransform, baseline: Baseline, views: int, seed:
 
 def _answers(teacher: Teacher, images: Tensor, target: Tensor, task: Classification) -> Answers:
     """On the host, in float64."""
-    given = teacher(images)
+    given = task.check(teacher(images), "teacher")
     outputs, target = Outputs(given.logits.cpu().double()), target.cpu()
     if not torch.isfinite(outputs.logits).all():
         raise KdsearchError("teacher: its logits are not finite on some images")

@@ -1,11 +1,8 @@
 """The wiring of one question, and one run of it."""
 
-import importlib.util
 import json
 import math
-import sys
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,6 +21,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.files import make_folder, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import warnings
+from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.maths import derive_seed
 from kdsearch.objectives import TST
@@ -256,21 +254,7 @@ def load_study(name: str) -> tuple[Study, Path]:
         KdsearchError: no such study; the file does not run; it defines no `study`.
     """
     path = find("studies", name).resolve()
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))
-    module_spec = importlib.util.spec_from_file_location("kdsearch_study", path)
-    assert module_spec and module_spec.loader
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules["kdsearch_study"] = module
-    try:
-        module_spec.loader.exec_module(module)
-    except KdsearchError:
-        raise
-    except Exception as error:
-        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        line = f", line {frames[-1].lineno}" if frames else ""
-        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {error}") from error
-    study = getattr(module, "study", None)
+    study = getattr(run_file(path), "study", None)
     if not isinstance(study, Study):
         raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {type(study).__name__}")
     return study, path

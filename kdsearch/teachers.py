@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from kdsearch.errors import KdsearchError
 from kdsearch.maths import derive_seed
+from kdsearch.models import outputs
 from kdsearch.values import Outputs
 
 
@@ -67,20 +68,11 @@ class Teacher:
     def __init__(self, network: nn.Module) -> None:
         self.network = network.eval().requires_grad_(False)
 
-    def __call__(self, images: Tensor) -> Outputs:
-        """Outputs on (B, C, H, W); the gradient reaches the pixels where they carry one."""
+    def __call__(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
+        """Outputs on (B, C, H, W), with the features of `layers`; the gradient reaches the pixels that carry one."""
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        return outputs(self.network, images, "teacher")
-
-
-def outputs(network: nn.Module, images: Tensor, who: str) -> Outputs:
-    """Run a network on images; its result has to be logits, (B, K)."""
-    result = network(images)
-    if not isinstance(result, Tensor) or result.ndim != 2:
-        got = tuple(result.shape) if isinstance(result, Tensor) else type(result).__name__
-        raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
-    return Outputs(result)
+        return outputs(self.network, images, "teacher", layers)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Any map-style data set becomes the same batches."""
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,7 @@ from PIL import Image
 
 from kdsearch.data import ArrayData, in_order, shuffled
 from kdsearch.errors import KdsearchError
+from kdsearch.loading import run_file
 
 PIXELS = (np.arange(5 * 6 * 4 * 3) % 256).astype(np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)
 AS = {
@@ -63,3 +67,89 @@ def test_shuffled_batches_are_full_whole_permutations_and_fixed_by_the_seed():
 def test_an_empty_data_set_is_named():
     with pytest.raises(KdsearchError, match="train: the data set is empty"):
         shuffled(ArrayData(torch.zeros(0, 1, 4, 4), torch.zeros(0)), 4, 1, 0)
+
+
+STUDY = """
+import os
+import random
+import sys
+import numpy
+import torch
+
+class Noisy:
+    def __init__(self, broken=None):
+        self.broken = broken
+    def __len__(self):
+        return 6
+    def __getitem__(self, index):
+        if index == self.broken:
+            raise ValueError("a torn picture")
+        noise = torch.tensor([torch.rand(()).item(), random.random(), numpy.random.rand()])
+        return torch.cat([noise, torch.tensor([float(os.getpid() % 1000)])]).view(1, 2, 2), index
+
+def first(item):
+    return item
+"""
+
+
+@pytest.fixture
+def study_module(tmp_path):
+    """A study file that was loaded by its path."""
+    (tmp_path / "mine.py").write_text(STUDY)
+    yield run_file(tmp_path / "mine.py")
+    sys.path.remove(str(tmp_path))
+    sys.modules.pop("kdsearch_study")
+
+
+def test_workers_know_the_classes_of_a_study_file_and_their_randomness_is_fixed(study_module):
+    runs = [list(shuffled(study_module.Noisy(), 3, 4, 7, workers=2)) for _ in range(2)]
+    first, again = (torch.cat([batch.images for batch in run]).flatten(1) for run in runs)
+    assert torch.equal(first[:, :3], again[:, :3])
+    assert len(first[:, 0].unique()) == len(first)
+    assert len(first[:, 3].unique()) == 2 and os.getpid() % 1000 not in first[:, 3]
+    here = torch.cat([batch.ids for batch in shuffled(study_module.Noisy(), 3, 4, 7)])
+    assert torch.equal(torch.cat([batch.ids for batch in runs[0]]), here)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_item_that_fails_is_named(study_module, workers):
+    with pytest.raises(KdsearchError) as caught:
+        list(in_order(study_module.Noisy(broken=4), 2, workers=workers))
+    line = 1 + STUDY.split("\n").index('            raise ValueError("a torn picture")')
+    assert str(caught.value) == f"item 4 of Noisy: ValueError: a torn picture (mine.py, line {line})"
+
+
+def test_what_cannot_reach_workers_is_named_with_a_cure():
+    class Local(Items):
+        pass
+
+    with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*workers=0"):
+        next(in_order(Local("PIL"), 2, workers=1))
+    with pytest.raises(KdsearchError, match="workers is -1; allowed: 0 or more"):
+        in_order(ARRAY, 2, workers=-1)
+
+
+def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
+    (tmp_path / "mine.py").write_text("raise SystemExit(3)")  # in the child alone: here it is loaded
+    with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*workers=0"):
+        next(in_order(study_module.Noisy(), 2, workers=1))
+
+
+def test_data_in_memory_uses_no_workers(monkeypatch):
+    monkeypatch.setattr("kdsearch.data.DataLoader", None)
+    assert len(list(in_order(ARRAY, 2, workers=2))) == 3
+
+
+def test_loading_takes_nothing_from_the_common_randomness():
+    before = torch.random.get_rng_state()
+    list(in_order(Items("PIL"), 2))
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_images_of_different_shapes_are_named():
+    class Growing(Items):
+        def __getitem__(self, index):
+            return torch.zeros(1, 4, 4 + index), 0
+
+    with pytest.raises(KdsearchError, match=r"item 1: an image of \(1, 4, 5\) after one of \(1, 4, 4\)"):
+        list(in_order(Growing("PIL"), 2))

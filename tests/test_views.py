@@ -214,3 +214,17 @@ def test_the_progress_of_a_run_goes_from_nothing_to_all_but_the_last_step(digits
     d = Watching(Teacher(network(1)), copy.deepcopy(network(2)), policy(), Classification.of(10))
     list(d.run(Phase((KD,), epochs=2, steps=2, batch=8), data, data))
     assert seen == [0.0, 0.25, 0.5, 0.75]
+
+
+def test_losses_on_features_see_both_networks_at_their_layers(batch: Batch) -> None:
+    def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
+        both = torch.cat([batch.images, second_view(batch)])
+        maps = (student[0](both) - teacher[0](both).detach()).square().mean((1, 2, 3))
+        return cross_entropy(student(both)[:12], batch.target) + 3 * (maps[:12].mean() + maps[12:].mean())
+
+    student = by_hand(loss)
+    ours, _ = stepped(batch, Phase((LOSSES["hint"]("0").times(3.0),)))
+    for name, value in ours.named_parameters():
+        torch.testing.assert_close(value, student.get_parameter(name), atol=1e-6, rtol=1e-5)
+    with pytest.raises(KdsearchError, match="student"):
+        stepped(batch, Phase((LOSSES["hint"]("conv7", "0"),)))

@@ -63,7 +63,7 @@ _KINDS = (
     Kind(
         "hint",
         features.hints,
-        "mean (P f_S - f_T)^2",
+        "mean (f_S - f_T)^2",
         "paper form",
         "Romero et al., FitNets: hints for thin deep nets, ICLR 2015",
         compares="features",
@@ -79,7 +79,7 @@ _KINDS = (
     Kind(
         "nfd",
         features.nfd,
-        "mean (n(P f_S) - n(f_T))^2 = 2 (1 - r), n: mean 0, variance 1",
+        "mean (n(f_S) - n(f_T))^2 = 2 (1 - r), n: mean 0, variance 1",
         "reconstruction",
         "Liu et al., Normalized feature distillation, 2022",
         compares="features",

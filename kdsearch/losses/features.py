@@ -1,7 +1,5 @@
 """Losses on features: functions of student's and teacher's features, one number per image."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
@@ -118,8 +116,8 @@ def _check(student: Tensor, teacher: Tensor, axes: tuple[int, ...], *, channels:
         raise KdsearchError("different numbers of images; allowed: the same images in both")
     if channels and s[CHANNELS[len(s)]] != t[CHANNELS[len(t)]]:
         raise KdsearchError(
-            "different numbers of channels; a Distiller brings the student's to the teacher's by a linear map that "
-            "learns; without one choose layers with as many channels, or at, rkd or sp, which compare any"
+            "different numbers of channels; allowed: layers with as many channels, or the losses at, rkd and sp, which "
+            "compare any"
         )
     if len(s) == 3 and s[1] != t[1]:
         raise KdsearchError("different numbers of tokens; allowed: layers with as many tokens")
@@ -137,7 +135,7 @@ def _pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hints(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return replace(between("hint", hint, student, teacher, pairs), projects=True)
+    return between("hint", hint, student, teacher, pairs)
 
 
 def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
@@ -145,4 +143,4 @@ def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs =
 
 
 def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return replace(between("nfd", normalised_features, student, teacher, pairs), projects=True)
+    return between("nfd", normalised_features, student, teacher, pairs)

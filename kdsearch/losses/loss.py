@@ -44,7 +44,6 @@ class Loss:
     per: Literal["image", "point"] = "image"
     relational: bool = False
     pairs: tuple[tuple[str, str], ...] = ()  # module paths in student and teacher whose outputs it compares
-    projects: bool = False  # are the student's channels brought to the teacher's by a linear map that learns?
     weight: float | Ramp = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:

@@ -25,6 +25,17 @@ class Classification:
             raise KdsearchError(f"classes: {len(names)}; a classification needs at least 2")
         return cls(tuple(names))
 
+    def check(self, outputs: Outputs, who: str) -> Outputs:
+        """The same outputs, if they are those of a classifier.
+
+        Raises:
+            KdsearchError: logits that are not (B, K).
+        """
+        if outputs.logits.ndim != 2:
+            got = tuple(outputs.logits.shape)
+            raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
+        return outputs
+
     def supervised(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Cross-entropy per image, (B,), in nats."""
         return cross_entropy(outputs.logits, target, reduction="none")

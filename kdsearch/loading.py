@@ -1,0 +1,67 @@
+"""A study file as the module `kdsearch_study`, here and in worker processes."""
+
+import importlib.util
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from kdsearch.errors import KdsearchError
+
+NAME = "kdsearch_study"
+
+
+def run_file(path: Path) -> ModuleType:
+    """Execute a study file from where it is, its folder on `sys.path`, as the module `kdsearch_study`.
+
+    Raises:
+        KdsearchError: the file does not run; with its line.
+    """
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))
+    spec = importlib.util.spec_from_file_location(NAME, path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[NAME] = module
+    try:
+        spec.loader.exec_module(module)
+    except KdsearchError:
+        raise
+    except Exception as error:
+        frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
+        line = f", line {frames[-1].lineno}" if frames else ""
+        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {error}") from error
+    return module
+
+
+class StudyFile:
+    """The study file of this process, as a value that a worker process unpickles first.
+
+    There the file's classes can be found from then on; it is executed when the first of them is, and not at all where
+    no class of the file is needed.
+    """
+
+    def __reduce__(self) -> tuple[object, ...]:
+        path = getattr(sys.modules.get(NAME), "__file__", None)
+        return (_register, (path,)) if path else (StudyFile, ())
+
+
+class _Finder:
+    """Finds the module `kdsearch_study` where it lies."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def find_spec(self, name: str, _path: Sequence[str] | None, _target: ModuleType | None = None) -> ModuleSpec | None:
+        return importlib.util.spec_from_file_location(NAME, self.path) if name == NAME else None
+
+
+def _register(path: str) -> StudyFile:
+    """Make `import kdsearch_study` find the file; a module of that name that is there already stays."""
+    folder = str(Path(path).parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    sys.meta_path.append(_Finder(path))
+    return StudyFile()
