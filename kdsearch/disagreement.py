@@ -12,10 +12,11 @@ from kdsearch.data import MapStyle, in_order
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import soft_targets
 from kdsearch.maths import generator, wilson
+from kdsearch.models import outputs
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, outputs, still
+from kdsearch.teachers import Teacher, still
 from kdsearch.values import Draw, Outputs
 
 Look = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them

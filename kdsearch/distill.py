@@ -19,10 +19,11 @@ from kdsearch.evaluation import evaluate, teacher_loss
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
 from kdsearch.maths import derive_seed, generator, noise_scale, spoiled
+from kdsearch.models import outputs
 from kdsearch.objectives import objective
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, outputs, still
+from kdsearch.teachers import Teacher, still
 from kdsearch.values import Batch, Outputs, View
 from kdsearch.views import VIEWS, Views, geometry_alone, rows
 

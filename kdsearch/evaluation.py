@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from kdsearch.data import MapStyle, in_order
+from kdsearch.models import outputs
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, outputs, still
+from kdsearch.teachers import Teacher, still
 
 
 @torch.no_grad()

@@ -18,13 +18,15 @@ from kdsearch.disagreement import Probe, one_operation
 from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.evaluation import evaluate, teacher_loss
+from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
+from kdsearch.models import outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
 from kdsearch.study import Ready, Study
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Recipe, Teacher, outputs, weights_hash
+from kdsearch.teachers import Recipe, Teacher, weights_hash
 from kdsearch.values import Batch, Outputs
 
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
@@ -224,6 +226,12 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
             found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
         elif not 0 <= weight < math.inf:
             found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
+    for loss in study.losses:
+        if not isinstance(loss, Loss):
+            cure = "call it, as LOSSES['kd']()" if isinstance(loss, Kind) else "an entry of LOSSES called, or a Loss"
+            found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
+    if not 0 <= study.label_weight < math.inf:
+        found.append(f"label_weight is {study.label_weight:g}; allowed: 0 or more")
     weights = [v for name, v in {**study.objective, **space.numbers}.items() if name in OBJECTIVES]
     if not any(weights):
         found.append(f"objective: no term has a weight; known: {', '.join(OBJECTIVES)}")

@@ -91,7 +91,7 @@ class Study:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        return (self.loss,) if isinstance(self.loss, Loss) else tuple(self.loss)
+        return tuple(self.loss) if isinstance(self.loss, Sequence) else (self.loss,)
 
 
 @dataclass(frozen=True)

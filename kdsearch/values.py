@@ -47,6 +47,8 @@ class Outputs:
     def join(parts: "Sequence[Outputs]") -> "Outputs":
         """Of several batches, one after another."""
         first = parts[0]
+        if len(parts) == 1:
+            return first
         features, extras = (
             {name: torch.cat([getattr(part, kind)[name] for part in parts]) for name in getattr(first, kind)}
             for kind in ("features", "extras")

@@ -17,6 +17,8 @@ from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.maths import generator
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
+from kdsearch.preflight import check
+from kdsearch.study import Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
 from kdsearch.values import Batch, Outputs
@@ -228,3 +230,16 @@ def test_losses_on_features_see_both_networks_at_their_layers(batch: Batch) -> N
         torch.testing.assert_close(value, student.get_parameter(name), atol=1e-6, rtol=1e-5)
     with pytest.raises(KdsearchError, match="student"):
         stepped(batch, Phase((LOSSES["hint"]("conv7", "0"),)))
+
+
+def test_losses_and_weights_of_a_study_that_make_no_sense_are_refused(tiny_study: Study) -> None:
+    with pytest.raises(KdsearchError, match=r"loss is Kind; allowed: call it, as LOSSES\['kd'\]\(\)"):
+        check(replace(tiny_study, loss=[KD, LOSSES["dkd"]]))  # type: ignore[list-item]
+    with pytest.raises(KdsearchError, match="loss is function; allowed: an entry of LOSSES called, or a Loss"):
+        check(replace(tiny_study, loss=divergence))  # type: ignore[arg-type]
+    with pytest.raises(KdsearchError, match="label_weight is nan; allowed: 0 or more"):
+        check(replace(tiny_study, label_weight=float("nan")))
+    for over in (0.0, -1.0, 1.5, float("nan")):
+        with pytest.raises(KdsearchError, match="more than 0, at most 1"):
+            Ramp(0.0, 1.0, over=over)
+    check(replace(tiny_study, loss=[KD, LOSSES["dkd"]().times(0.5)], views=VIEWS["tst"]))

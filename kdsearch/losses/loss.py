@@ -27,6 +27,10 @@ class Ramp:
     last: float
     over: float = 1.0
 
+    def __post_init__(self) -> None:
+        if not 0 < self.over <= 1:
+            raise KdsearchError(f"ramp: over {self.over:g}; allowed: more than 0, at most 1, a share of the phase")
+
     def __call__(self, progress: float) -> float:
         return self.first + (self.last - self.first) * min(1.0, progress / self.over)
 
@@ -70,7 +74,6 @@ class Kind:
     reference: str
     compares: Literal["logits", "features"] = "logits"  # features: made from module paths
     relational: bool = False  # does an image's share depend on the other images of its view?
-    differs: str = ""  # why it is not zero where student and teacher agree; empty where it is
 
     def __call__(self, *arguments: Any, **settings: Any) -> Loss:
         return self.make(*arguments, **settings)
