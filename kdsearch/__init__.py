@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from kdsearch.alternation import Phase as Phase
     from kdsearch.alternation import PolicySteps as PolicySteps
     from kdsearch.analysis.compare import paired_differences as paired_differences
     from kdsearch.analysis.diff import policy_diff as policy_diff
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
     from kdsearch.data import ArrayData as ArrayData
     from kdsearch.data import digits as digits
     from kdsearch.data import shuffled as shuffled
+    from kdsearch.data import spawned as spawned
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
-    from kdsearch.distill import Phase as Phase
     from kdsearch.errors import KdsearchError as KdsearchError
     from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
     from kdsearch.losses import Loss as Loss
+    from kdsearch.losses import Projections as Projections
     from kdsearch.losses import Ramp as Ramp
     from kdsearch.losses import attention_transfer as attention_transfer
     from kdsearch.losses import class_correlation as class_correlation
@@ -72,21 +74,22 @@ if TYPE_CHECKING:
     from kdsearch.values import Batch as Batch
     from kdsearch.values import Draw as Draw
     from kdsearch.values import Outputs as Outputs
+    from kdsearch.values import ViewBatch as ViewBatch
     from kdsearch.views import VIEWS as VIEWS
     from kdsearch.views import Views as Views
     from kdsearch.weights import load_weights as load_weights
     from kdsearch.weights import torchvision_model as torchvision_model
 
 _WHERE = {
-    "alternation": ["PolicySteps"],
+    "alternation": ["Phase", "PolicySteps"],
     "analysis.compare": ["paired_differences"],
     "analysis.diff": ["policy_diff"],
     "analysis.frames": ["frames", "policy_frame"],
     "analysis.regions": ["regions"],
     "analysis.sheet": ["policy_sheet"],
-    "data": ["ArrayData", "digits", "shuffled"],
+    "data": ["ArrayData", "digits", "shuffled", "spawned"],
     "disagreement": ["Probe"],
-    "distill": ["Distiller", "Phase"],
+    "distill": ["Distiller"],
     "estimators": ["policy_gradient"],
     "evaluation": ["evaluate"],
     "errors": ["KdsearchError"],
@@ -98,6 +101,7 @@ _WHERE = {
     "losses": [
         "LOSSES",
         "Loss",
+        "Projections",
         "Ramp",
         "attention_transfer",
         "class_correlation",
@@ -122,7 +126,7 @@ _WHERE = {
     "study": ["Budget", "Study"],
     "tasks": ["Classification"],
     "teachers": ["Recipe", "Teacher"],
-    "values": ["Batch", "Draw", "Outputs"],
+    "values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],
     "weights": ["load_weights", "torchvision_model"],
 }

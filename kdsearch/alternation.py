@@ -1,4 +1,4 @@
-"""When and how the policy learns beside the student."""
+"""What a stretch of training is made of: when and how the student learns, and the policy beside it."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.estimators import GATES
+from kdsearch.losses import Loss
 from kdsearch.objectives import OBJECTIVES, TST
+from kdsearch.views import VIEWS, Views
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,24 @@ class PolicySteps:
         """Policy steps of one phase."""
         return math.ceil(self.passes * images / batch)
 
+    def in_epoch(self, epoch: int, epochs: int, steps: int) -> int:
+        """Policy steps between the student steps of one epoch, counted from 1."""
+        return sum(self.due(step, epochs * steps) for step in range((epoch - 1) * steps + 1, epoch * steps + 1))
+
     def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
         """Policy steps of a whole run."""
-        alternating = sum(self.due(step, epochs * steps) for step in range(1, epochs * steps + 1))
+        alternating = sum(self.in_epoch(epoch, epochs, steps) for epoch in range(1, epochs + 1))
         return alternating + len(self.pauses(epochs)) * self.per_phase(images, batch)
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training: frozen data. The default study is one phase."""
+
+    losses: tuple[Loss, ...]  # of distillation, each with its weight
+    epochs: int = 10
+    steps: int = 30  # student steps per epoch
+    batch: int = 64
+    policy_steps: PolicySteps | None = None  # None: the policy stays as it is
+    label_weight: float = 1.0  # of the cross-entropy
+    views: Views = VIEWS["default"]

@@ -16,8 +16,10 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 
 from kdsearch.errors import KdsearchError
 from kdsearch.loading import StudyFile
-from kdsearch.maths import generator
+from kdsearch.maths import generator, own_generators, seed_generators
 from kdsearch.values import Batch
+
+Place = tuple[int, int]  # of an item: its position, and the seed of what is random in it
 
 
 class MapStyle(Sized, Protocol):
@@ -51,7 +53,11 @@ class _Refused:
 
 
 class _Items:
-    """A user's data set as (tensor image, label, position), in worker processes too."""
+    """A user's data set as (tensor image, label, position), in worker processes too.
+
+    What is random in an item comes from a seed of its own, so that it depends neither on who reads it nor on what was
+    read before.
+    """
 
     def __init__(self, study_file: StudyFile, items: MapStyle) -> None:
         self.study_file = study_file  # before the items: unpickled first, it makes their classes known
@@ -63,9 +69,12 @@ class _Items:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int, int] | _Refused:
+    def __getitem__(self, place: Place) -> tuple[Tensor, int, int] | _Refused:
+        index, seed = place
         try:
-            image, label = self.items[index]
+            with own_generators():
+                seed_generators(seed)
+                image, label = self.items[index]
             if not isinstance(image, Tensor):
                 is_array = isinstance(image, np.ndarray)
                 image = torch.from_numpy(image.copy()).movedim(-1, 0) if is_array else pil_to_tensor(image)
@@ -101,33 +110,95 @@ def _batch(images: Tensor, labels: Tensor, ids: Tensor) -> Batch:
     return Batch(images, labels.long(), ids)
 
 
-def _load(data: MapStyle, order: list[list[int]], workers: int, random: torch.Generator) -> Iterator[Batch]:
+class _Order:
+    """A batch sampler that is told its batches."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Place]] = []
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return iter(self.batches)
+
+
+class Spawned:
+    """A map-style data set that worker processes read: spawned when first needed, kept as long as this lives.
+
+    The batches are those that this process would read: what is random in an item depends on the item and the epoch
+    alone. Each stream of batches that is open at one time has workers of its own.
+
+    Args:
+        items: Any map-style data set that can be pickled; its class may be defined in a study file.
+        workers: Processes, 1 or more.
+    """
+
+    def __init__(self, items: MapStyle, workers: int) -> None:
+        if workers < 1:
+            raise KdsearchError(f"workers is {workers}; allowed: 0 or more")
+        self.items, self.workers = items, workers
+        self._idle: list[tuple[_Order, DataLoader[Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Any:
+        return self.items[index]
+
+    def read(self, batches: list[list[Place]]) -> Iterator[Any]:
+        """The batches of these places, or why one is none."""
+        order, loader = self._idle.pop() if self._idle else _loader(self.items, self.workers)
+        order.batches = batches
+        yield from _started(loader, type(self.items).__name__)
+        self._idle.append((order, loader))
+
+
+def spawned(data: MapStyle, workers: int) -> MapStyle:
+    """The data set as `workers` processes read it; with none, and where it is in memory, as it is.
+
+    Raises:
+        KdsearchError: fewer than 0 workers; when read, a data set that cannot be sent to them.
+    """
+    return data if workers == 0 or isinstance(data, ArrayData) else Spawned(data, workers)
+
+
+def _loader(items: MapStyle, workers: int) -> tuple[_Order, DataLoader[Any]]:
+    order = _Order()
+    loader: DataLoader[Any] = DataLoader(
+        _Items(StudyFile(), items),  # type: ignore[arg-type]
+        batch_sampler=order,
+        num_workers=workers,
+        collate_fn=_joined,
+        pin_memory=torch.cuda.is_available(),
+        multiprocessing_context="spawn" if workers else None,
+        persistent_workers=workers > 0,
+        generator=generator("workers"),
+    )
+    return order, loader
+
+
+def _load(data: MapStyle, order: list[list[int]], *seed: int | str) -> Iterator[Batch]:
     """The batches of given positions; arrays are indexed at once, other data sets through a DataLoader."""
     if isinstance(data, ArrayData):
         for index in order:
             ids = torch.tensor(index)
             yield _batch(data.images[ids], data.labels[ids], ids)
         return
-    loader: DataLoader[Any] = DataLoader(
-        _Items(StudyFile(), data),  # type: ignore[arg-type]
-        batch_sampler=order,
-        num_workers=workers,
-        collate_fn=_joined,
-        pin_memory=torch.cuda.is_available(),
-        multiprocessing_context="spawn" if workers else None,
-        generator=random,
-    )
-    for found in _started(loader, type(data).__name__):
+    random = generator("items", *seed)
+    seeds = [torch.randint(2**32, (len(index),), generator=random).tolist() for index in order]
+    places = [list(zip(*pair, strict=True)) for pair in zip(order, seeds, strict=True)]
+    if isinstance(data, Spawned):
+        batches = data.read(places)
+    else:
+        own, loader = _loader(data, 0)
+        own.batches = places
+        batches = iter(loader)
+    for found in batches:
         if isinstance(found, _Refused):
             raise KdsearchError(found.reason)
         yield Batch(*found)
 
 
 def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
-    """What a loader gives; where its workers do not start or end too early, one error."""
-    if not loader.num_workers:
-        yield from loader
-        return
+    """What a loader with workers gives; where they do not start or end too early, one error."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # it is said below
@@ -146,25 +217,19 @@ def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
         yield batch
 
 
-def in_order(data: MapStyle, size: int, *, workers: int = 0) -> Iterator[Batch]:
-    """Every item once, in the order of the data set; `workers` as for `shuffled`."""
-    _check_workers(workers)
+def in_order(data: MapStyle, size: int) -> Iterator[Batch]:
+    """Every item once, in the order of the data set, the same each time also where items are random."""
     positions = list(range(len(data)))
     order = [positions[i : i + size] for i in range(0, len(positions), size)]
-    return _load(data, order, workers, generator("workers"))
+    return _load(data, order)
 
 
-def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str, workers: int = 0) -> Iterator[Batch]:
+def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str) -> Iterator[Batch]:
     """`steps` full batches: whole permutations of the data set, one after another, fixed by `seed`.
-
-    Args:
-        workers: Processes that read items, spawned for this call and seeded by `seed`; with 0 they are read in this
-            process. Arrays in memory need none.
 
     Raises:
         KdsearchError: no items; and while reading, an item that is none, named, or workers that do not start.
     """
-    _check_workers(workers)
     if len(data) < 1:
         raise KdsearchError("train: the data set is empty")
     random = generator("batches", *seed)
@@ -175,12 +240,7 @@ def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str, workers: i
             stream += torch.randperm(len(data), generator=random).tolist()
         order.append(stream[:size])
         stream = stream[size:]
-    return _load(data, order, workers, generator("workers", *seed))
-
-
-def _check_workers(workers: int) -> None:
-    if workers < 0:
-        raise KdsearchError(f"workers is {workers}; allowed: 0 or more")
+    return _load(data, order, *seed)
 
 
 def digits() -> tuple[ArrayData, ArrayData, ArrayData]:

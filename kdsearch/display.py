@@ -11,14 +11,16 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch.distill import EpochRecord
+from kdsearch.metrics import ACCURACY, Scale
+from kdsearch.records import EpochRecord
 from kdsearch.study import Outcome
 
 
 class Display:
     """Shows the progress of a search. Off a terminal, plain lines only."""
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, metric: str = ACCURACY, *, quiet: bool = False) -> None:
+        self.scale = Scale(metric)
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
         self._best: str | None = None
@@ -50,8 +52,9 @@ class Display:
         """A run has finished an epoch."""
         if record.epoch == 1:
             self._curve = []
-        self._curve.append(record.accuracy)
-        self._now = f"{run}  epoch {record.epoch}/{epochs}  accuracy {percent(record.accuracy, record.accuracy_se)}"
+        self._curve.append(record.value)
+        value = self.scale.text(record.value, record.value_se)
+        self._now = f"{run}  epoch {record.epoch}/{epochs}  {self.scale.name} {value}"
         if self._live:
             self._live.update(self._panel())
             return
@@ -65,7 +68,7 @@ class Display:
 
     def ended(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
         """A run has finished; `best` names the best trial so far, and is missing for a reference."""
-        value = percent(outcome.value, outcome.value_se)
+        value = self.scale.text(outcome.value, outcome.value_se)
         line = f"{run}: {value}"
         if best:
             self._best = best
@@ -94,14 +97,6 @@ class Display:
         table.add_row("worst region", self._worst or "-")
         table.add_row("time left", f"about {duration(self._left())}")
         return Group(table)
-
-
-def percent(value: float, error: float | None = None) -> str:
-    """
-    >>> percent(0.951, 0.0096)
-    '95.1 ± 1.0 %'
-    """
-    return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
 
 
 def duration(seconds: float) -> str:

@@ -2,87 +2,40 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.alternation import PolicySteps
-from kdsearch.data import MapStyle, shuffled
+from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.data import MapStyle, in_order, shuffled
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
-from kdsearch.evaluation import evaluate, teacher_loss
+from kdsearch.evaluation import measure, teacher_loss
 from kdsearch.fixed import FixedTransform
-from kdsearch.losses import Loss
-from kdsearch.maths import derive_seed, generator, noise_scale, spoiled
+from kdsearch.losses import Loss, Projections
+from kdsearch.maths import derive_seed, generator, spoiled
+from kdsearch.metrics import Metric
 from kdsearch.models import outputs
 from kdsearch.objectives import objective
 from kdsearch.policy import Policy
+from kdsearch.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, still
-from kdsearch.values import Batch, Outputs, View
-from kdsearch.views import VIEWS, Views, geometry_alone, rows
+from kdsearch.values import Batch, Outputs, View, ViewBatch
+from kdsearch.views import Views, geometry_alone, rows
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
+State = Mapping[str, Any]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""
     return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """A stretch of training: frozen data. The default study is one phase."""
-
-    losses: tuple[Loss, ...]  # of distillation, each with its weight
-    epochs: int = 10
-    steps: int = 30  # student steps per epoch
-    batch: int = 64
-    policy_steps: PolicySteps | None = None  # None: the policy stays as it is
-    label_weight: float = 1.0  # of the cross-entropy
-    views: Views = VIEWS["default"]
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch measured; NaN where nothing was measured."""
-
-    epoch: int  # from 1
-    progress: float  # share of the phase's student steps done
-    supervised_loss: float  # nats, mean over the views that get it
-    distillation_loss: float  # weighted sum of the losses, each as it defines itself, mean over the views that get it
-    accuracy: float  # of the student on search-validation
-    accuracy_se: float  # binomial standard error
-    learning_rate: float
-    policy_steps: int
-    policy_objective: float  # nats, without prior and floor
-    policy_prior: float  # nats, the strength times the distance from the prior
-    teacher_accuracy: float  # on the second views
-    teacher_clean_accuracy: float  # on the base views
-    floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps; NaN: no floor
-    dual: float  # weight of the floor
-    emptied: float  # share of second views with under a tenth of the base view's deviation
-    saturated: float  # share of second views with nearly all values at 0 or 1, where the base view has not
-    gates_at_bound: int  # probabilities that freezing writes as 0 or 1
-    ranges_at_limit: int  # ranges whose upper end is at the limit
-    gradient_norm: float  # of the mean gradient of the policy over the epoch, its prior included
-    noise_scale: float  # images: about the batch from which on a policy step is more signal than noise
-    seconds: float
-
-
-class PolicyStep(NamedTuple):
-    """What one policy step measured."""
-
-    objective: float  # mean, nats, without prior and floor
-    prior: float  # nats, weighted
-    violation: float  # of the floor, nats
-    gradient: Tensor  # by all numbers of the policy that learn
 
 
 class Distiller:
@@ -94,6 +47,7 @@ class Distiller:
         seed: Fixes batches, draws and dropout, epoch by epoch.
         clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
             the first run where it is needed and not given.
+        metric: What is measured on search-validation beside the accuracy, from logits and labels.
     """
 
     def __init__(
@@ -107,21 +61,53 @@ class Distiller:
         device: torch.device | str = "cpu",
         seed: int = 0,
         clean_loss: float | None = None,
+        metric: Metric | None = None,
     ) -> None:
         self.teacher, self.student, self.policy, self.task = teacher, student.to(device), policy, task
-        self.device, self.seed, self.clean_loss = device, seed, clean_loss
+        self.device, self.seed, self.clean_loss, self.metric = device, seed, clean_loss, metric
         self.optimizer = optimizer(self.student.parameters())
+        self.projections: Projections | None = None
         self.dual = 0.0
+        self._parts: dict[str, Any] = {}  # what a run changes, for its state
+        self._epoch = 0
         teacher.network.to(device)
 
-    def run(self, phase: Phase, train: MapStyle, search_validation: MapStyle) -> Iterator[EpochRecord]:
+    def fit(self, phase: Phase, images: Tensor) -> None:
+        """Make the projections that the losses of a phase need, in the student's optimiser; `run` does it by itself.
+
+        Args:
+            images: A few of the training images, (B, C, H, W), on any device.
+        """
+        asked = [pair for loss in phase.losses for pair in loss.pairs]
+        if self.projections is not None or not asked:
+            return
+        images = images.to(self.device)
+        with torch.no_grad(), still(self.student):
+            student = outputs(self.student, images, "student", [layer for layer, _ in asked])
+            teacher = self.teacher(images, [layer for _, layer in asked])
+        self.projections = Projections(phase.losses, student, teacher, self.seed).to(self.device)
+        if self.projections.pairs:
+            self.optimizer.add_param_group({"params": list(self.projections.parameters())})
+
+    def run(
+        self, phase: Phase, train: MapStyle, search_validation: MapStyle, *, state: State | None = None
+    ) -> Iterator[EpochRecord]:
         """Train the student for one phase, yielding a record after each epoch.
 
+        Args:
+            state: What `state()` gave after an epoch of the same phase: the run goes on from there, as if it had never
+                ended, bit for bit on the CPU with as many threads.
+
         Raises:
-            Diverged: a loss of the epoch is not finite.
+            Diverged: a loss of the epoch, or the metric, is not finite.
         """
         total = phase.epochs * phase.steps
+        if any(loss.pairs for loss in phase.losses):
+            self.fit(phase, next(in_order(train, 2)).images)
         schedule = LambdaLR(self.optimizer, lambda step: _learning_rate(step, total))
+        self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
+        if self.projections is not None:
+            self._parts["projections"] = self.projections
         policy = self.policy
         every = phase.policy_steps if isinstance(policy, Policy) else None
         pauses = every.pauses(phase.epochs) if every else []
@@ -129,14 +115,17 @@ class Distiller:
             optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:
                 self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
-        step = 0
-        for epoch in range(1, phase.epochs + 1):
-            start, learned = time.perf_counter(), list[PolicyStep]()
-            sums = torch.zeros(6, device=self.device)
+        self._epoch = self._restore(state) if state else 0
+        for epoch in range(self._epoch + 1, phase.epochs + 1):
+            start, learned, step = time.perf_counter(), list[PolicyStep](), (epoch - 1) * phase.steps
+            sums = torch.zeros(6 + len(phase.losses), device=self.device)
             torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
             random, policy_random = (generator(self.seed, epoch, use) for use in ("draws", "policy draws"))
             pause = every is not None and epoch - 1 in pauses
-            steps = every.per_phase(len(train), phase.batch) if every and pause else phase.steps
+            steps = 0
+            if every:
+                inside = every.in_epoch(epoch, phase.epochs, phase.steps)
+                steps = every.per_phase(len(train), phase.batch) if pause else inside
             fresh = shuffled(train, phase.batch, steps, self.seed, epoch, "policy")
             if every and pause:
                 optimizer, decay = self._adam(every, steps)
@@ -152,33 +141,43 @@ class Distiller:
                 schedule.step()
             if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective + self.dual) for s in learned):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
-            accuracy, error = evaluate(self.student, search_validation, self.task, phase.batch, self.device)
+            measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
+            if not math.isfinite(measured.value):
+                raise Diverged(f"epoch {epoch}: the metric is {measured.value}")
             means = (sums / phase.steps).tolist()
-            gates, ranges = policy.at_bounds() if isinstance(policy, Policy) else ([], [])
-            norm, noise = noise_scale([s.gradient for s in learned], phase.batch)
+            self._epoch = epoch
             yield EpochRecord(
                 epoch=epoch,
                 progress=step / total,
                 supervised_loss=means[0],
                 distillation_loss=means[1],
-                accuracy=accuracy,
-                accuracy_se=error,
+                losses={loss.name: mean for loss, mean in zip(phase.losses, means[6:], strict=True)},
+                **measured._asdict(),
                 learning_rate=float(schedule.get_last_lr()[0]),
-                policy_steps=len(learned),
-                policy_objective=_mean([s.objective for s in learned]),
-                policy_prior=_mean([s.prior for s in learned]),
                 teacher_accuracy=means[2],
                 teacher_clean_accuracy=means[3],
-                floor_violation=_mean([s.violation for s in learned]),
                 dual=self.dual,
                 emptied=means[4],
                 saturated=means[5],
-                gates_at_bound=len(gates),
-                ranges_at_limit=len(ranges),
-                gradient_norm=norm,
-                noise_scale=noise,
+                **of_policy(policy, learned, phase.batch),  # type: ignore[arg-type]
                 seconds=time.perf_counter() - start,
             )
+
+    def state(self) -> dict[str, Any]:
+        """All that a run has changed, as plain values and tensors for `torch.save`; read between its records.
+
+        Weights of student, policy and projections, the optimisers with their schedules, the dual variable, the number
+        of the epoch. What is random in an epoch derives from the seed and its number.
+        """
+        parts = {name: part.state_dict() for name, part in self._parts.items()}
+        return {"epoch": self._epoch, "dual": self.dual, "clean_loss": self.clean_loss, **parts}
+
+    def _restore(self, state: State) -> int:
+        """Put a state back, and give the number of its epoch."""
+        for name, part in self._parts.items():
+            part.load_state_dict(state[name])
+        self.dual, self.clean_loss = state["dual"], state["clean_loss"]
+        return int(state["epoch"])
 
     def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
         """Cross-entropy and distillation of the base view and the second view, by the rule of the phase.
@@ -187,56 +186,66 @@ class Distiller:
             progress: The share of the phase that is done, for weights that change.
 
         Returns:
-            (6,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on the base
-            view as it sees them, the shares of emptied and of saturated second views.
+            (6 + losses,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on
+            the base view as it sees them, the shares of emptied and of saturated second views, each loss by itself.
         """
         size, rule = len(batch), phase.views
         with torch.no_grad():
-            view, shown = self._second_view(batch.images, random, rule)
+            views = self._views(batch, random, rule)
             told = [layer for loss in phase.losses for _, layer in loss.pairs]
+            shown = views.shown[:size] if rule.teacher == "clean" else views.shown  # the base view labels both
             teacher = self.task.check(self.teacher(shown, told), "teacher")
-            if rule.teacher == "clean":  # the base view alone, which labels both
+            if rule.teacher == "clean":
                 teacher = Outputs.join([teacher, teacher])
         self.student.train()
-        images = torch.cat([batch.images, view])
-        parts = [images] if rule.student == "joint" else images.split(size)
+        parts = [views.images] if rule.student == "joint" else views.images.split(size)
         asked = [layer for loss in phase.losses for layer, _ in loss.pairs]
         student = Outputs.join([outputs(self.student, part, "student", asked) for part in parts])
         student = self.task.check(student, "student")
-        target = torch.cat([batch.target, batch.target])
         labelled = rows(rule.labels, size)
-        supervised = self.task.reduce(self.task.supervised(student.rows(labelled), target[labelled]))
+        supervised = self.task.reduce(self.task.supervised(student.rows(labelled), views.target[labelled]))
+        if self.projections is not None:
+            student = self.projections(student)
+        each = [self._distilled(loss, rule, student, teacher, views) for loss in phase.losses]
         distillation = torch.zeros((), device=self.device)
-        for loss in phase.losses:
-            distillation = distillation + loss.at(progress) * self._distilled(loss, rule, student, teacher, target)
+        for loss, value in zip(phase.losses, each, strict=True):
+            distillation = distillation + loss.at(progress) * value
         self.optimizer.zero_grad(set_to_none=True)
         total = rule.factor(rule.labels) * phase.label_weight * supervised
         (total + rule.factor(rule.distillation) * distillation).backward()
         self.optimizer.step()
-        right = self.task.correct(teacher, target).float().view(2, -1).mean(1)
+        right = self.task.correct(teacher, views.target).float().view(2, -1).mean(1)
         losses = torch.stack([supervised.detach(), distillation.detach()])
-        return torch.cat([losses, right.flip(0), spoiled(batch.images, view)])
+        spoilt = spoiled(batch.images, views.images[size:])
+        return torch.cat([losses, right.flip(0), spoilt, *(value.detach()[None] for value in each)])
 
-    def _second_view(self, images: Tensor, random: torch.Generator, rule: Views) -> tuple[Tensor, Tensor]:
-        """The second view (B, C, H, W), and the images that the teacher sees: of both views, or of the base view."""
-        policy, view = self.policy, images
+    def _views(self, batch: Batch, random: torch.Generator, rule: Views) -> ViewBatch:
+        """The base view and the second view of a batch, as each network sees them."""
+        policy, images, size, draw = self.policy, batch.images, len(batch), None
+        view = View(images, torch.eye(3, dtype=torch.float64).expand(size, 3, 3))
+        base = view.matrix
         if policy is not None:
-            draw = policy.draw(len(images), random)
-            view = policy.augment(draw, images).images
+            draw = policy.draw(size, random)
+            view = policy.augment(draw, images)
+        both = torch.cat([images, view.images])
+        shown = both
         if rule.teacher == "clean":
-            return view, images
-        if rule.teacher == "weak" and policy is not None:
-            return view, torch.cat([images, policy.augment(geometry_alone(draw), images).images])
-        return view, torch.cat([images, view])
+            shown = torch.cat([images, images])
+        elif rule.teacher == "weak" and policy is not None and draw is not None:
+            shown = torch.cat([images, policy.augment(geometry_alone(draw), images).images])
+        target = torch.cat([batch.target, self.task.follow(batch.target, view.matrix)])
+        which = torch.arange(2, device=batch.ids.device).repeat_interleave(size)
+        matrix = torch.cat([base, view.matrix])
+        return ViewBatch(both, shown, target, torch.cat([batch.ids, batch.ids]), which, matrix, draw)
 
-    def _distilled(self, loss: Loss, rule: Views, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def _distilled(self, loss: Loss, rule: Views, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         """The mean of a loss over the images of its views; a relational one sees one view at a time."""
-        here = rows(rule.distillation, len(target) // 2)
-        parts = [here]
+        size = len(views) // 2
+        parts = [rows(rule.distillation, size)]
         if loss.relational and rule.distillation == "both":
-            parts = [rows(which, len(target) // 2) for which in ("base", "second")]
+            parts = [rows(which, size) for which in ("base", "second")]
         return self.task.reduce(
-            torch.cat([loss(student.rows(part), teacher.rows(part), target[part]) for part in parts])
+            torch.cat([loss(student.rows(part), teacher.rows(part), views.rows(part)) for part in parts])
         )
 
     def policy_step(
@@ -275,11 +284,9 @@ class Distiller:
         """The optimiser of the policy for a stretch of steps, and its falling learning rate."""
         assert isinstance(self.policy, Policy)
         optimizer = Adam(self.policy.parameters(), lr=steps.learning_rate)
-        return optimizer, LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
-
-
-def _mean(values: list[float]) -> float:
-    return math.fsum(values) / len(values) if values else math.nan
+        decay = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
+        self._parts |= {"policy": self.policy, "policy_optimizer": optimizer, "policy_schedule": decay}
+        return optimizer, decay
 
 
 def _learning_rate(step: int, total: int) -> float:

@@ -3,28 +3,52 @@
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from kdsearch.data import MapStyle, in_order
+from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, still
 
 
-@torch.no_grad()
 def evaluate(
     network: nn.Module, data: MapStyle, task: Classification, batch: int, device: torch.device | str
 ) -> tuple[float, float]:
     """Accuracy on a data set and its binomial standard error; the network's mode and buffers stay as they were."""
+    return measure(network, data, task, batch, device)[:2]
+
+
+@torch.no_grad()
+def measure(
+    network: nn.Module,
+    data: MapStyle,
+    task: Classification,
+    batch: int,
+    device: torch.device | str,
+    metric: Metric | None = None,
+) -> Measured:
+    """Accuracy on a data set and a user's metric beside it, with standard errors; the network stays as it was.
+
+    Raises:
+        KdsearchError: the metric fails, or gives no number.
+    """
     right, count = 0, 0
+    kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
         for part in in_order(data, max(batch, 256)):
             part = part.to(device)
             answers = task.check(outputs(network, part.images, "student"), "student")
             right += int(task.correct(answers, part.target).sum())
             count += len(part)
+            if metric:
+                kept.append((answers.wide().logits.cpu(), part.target.cpu()))
     rate = right / count
-    return rate, math.sqrt(rate * (1 - rate) / count)
+    error = math.sqrt(rate * (1 - rate) / count)
+    if metric is None:
+        return Measured(rate, error, rate, error)
+    logits, labels = (torch.cat(part) for part in zip(*kept, strict=True))
+    return Measured(rate, error, *metric_value(metric, logits, labels))
 
 
 @torch.no_grad()

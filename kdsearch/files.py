@@ -27,7 +27,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """JSON of plain values; NaN becomes null."""
-    write_text(path, json.dumps(_plain(data), indent=1) + "\n")
+    write_text(path, json.dumps(plain(data), indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -51,11 +51,12 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """The same values as JSON has them: what is not finite is None, tuples are lists, keys are text."""
     if isinstance(value, float) and not (float("-inf") < value < float("inf")):
         return None
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return value

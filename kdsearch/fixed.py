@@ -1,9 +1,7 @@
 """Any fixed transform in the place of a policy: nothing in it learns, but it draws, replays and trains students too."""
 
-import random
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,6 +12,7 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from kdsearch.errors import KdsearchError, unknown
+from kdsearch.maths import own_generators, seed_generators
 from kdsearch.ops import check_draw, check_images
 from kdsearch.values import Draw, View
 
@@ -73,11 +72,9 @@ class FixedTransform(nn.Module):
         device, dtype = images.device, images.dtype if images.is_floating_point() else torch.get_default_dtype()
         host = images.cpu() if images.dtype == torch.uint8 else images.float().cpu()
         changed = []
-        with _own_generators():
+        with own_generators():
             for image, seed in zip(host, draw.seeds.tolist(), strict=True):
-                torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
-                np.random.seed(seed)  # noqa: NPY002  the global generator is what such transforms draw from
-                random.seed(seed)
+                seed_generators(seed)
                 if self.reseed:
                     self.reseed(seed)
                 changed.append(self._call(image))
@@ -116,18 +113,6 @@ def _kind(image: Any) -> str:
     if isinstance(image, Tensor | np.ndarray):
         return f"{image.dtype} {tuple(image.shape)}"
     return type(image).__name__
-
-
-@contextmanager
-def _own_generators() -> Iterator[None]:
-    """The global generators of torch (CPU), NumPy and Python, put back at the end."""
-    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
-    try:
-        with torch.random.fork_rng(devices=[]):
-            yield
-    finally:
-        np.random.set_state(numpy_state)  # noqa: NPY002
-        random.setstate(python_state)
 
 
 class _Wide(v2.TrivialAugmentWide):

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from kdsearch.distill import EpochRecord
 from kdsearch.policy import Policy
+from kdsearch.records import EpochRecord
 
 MOST_SPOILED = 0.05  # of the augmented images
 LEAST_RIGHT = 0.10  # how far the teacher may fall on them

@@ -13,14 +13,15 @@ from filelock import FileLock, Timeout
 
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
-from kdsearch.display import Display, duration, percent, settings_line
-from kdsearch.distill import EpochRecord
+from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.files import make_folder, read_json, write_json
 from kdsearch.hpo import TrialEvent, TrialRow, check_names, check_storage, database, open_search, rows_of, run_trials
 from kdsearch.maths import derive_seed
+from kdsearch.metrics import metric_name
 from kdsearch.policy import Policy
 from kdsearch.preflight import Checked, facts, fixed_by, preflight
+from kdsearch.records import EpochRecord
 from kdsearch.report import write_report
 from kdsearch.space import Settings
 from kdsearch.spec import PolicySpec
@@ -34,7 +35,7 @@ class Result:
 
     folder: Path
     best: PolicySpec | None  # None: no trial finished
-    value: float | None  # accuracy on search-validation, of the best of several noisy trials
+    value: float | None  # of the metric on search-validation, of the best of several noisy trials
     student_path: Path | None
     sentence: str  # did it help?
 
@@ -77,7 +78,8 @@ def search(
     url = storage or database(folder.absolute())
     check_storage(url)
     check_names(sampler, pruner)
-    with Display(quiet=quiet) as display:
+    study = study.with_workers()
+    with Display(metric_name(study.metric), quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
         checked = preflight(study, folder, device=device)
@@ -129,7 +131,7 @@ class _Search:
             shutil.copyfile(source, self.folder / "study.py")
         say = self.display.say
         say(
-            f"study {self.study.name}: teacher right on {percent(self.checked.teacher_accuracy)} of search-validation; "
+            f"study {self.study.name}: teacher right on {self.checked.teacher_accuracy:.1%} of search-validation; "
             f"{len(ready.space.limits)} operations from the space {ready.space.name}"
         )
         for name, why in self.checked.dropped.items():
@@ -208,9 +210,9 @@ class _Search:
                         seed=seed,
                         on_record=partial(self._show, f"confirm {name}"),
                     )
-                    rows.append({"run": name, "seed": seed, "accuracy": outcome.value, "seconds": outcome.seconds})
+                    rows.append({"run": name, "seed": seed, "value": outcome.value, "seconds": outcome.seconds})
                 except Diverged:
-                    rows.append({"run": name, "seed": seed, "accuracy": None, "seconds": None})
+                    rows.append({"run": name, "seed": seed, "value": None, "seconds": None})
                 write_json(path, {"winner": best.number, "rows": rows})
                 self.display.expect(self._seconds_left())
 
@@ -263,7 +265,7 @@ class _Search:
         best = self._best()
         assert best is not None
         result = read_json(self._trial_folder(best.number) / "result.json")
-        named = f"{percent(result['value'], result['value_se'])} (trial {best.number})"
+        named = f"{self.display.scale.text(result['value'], result['value_se'])} (trial {best.number})"
         self.display.ended(f"trial {event.number}", outcome, best=named)
 
     def _show(self, run: str, record: EpochRecord) -> None:

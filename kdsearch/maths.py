@@ -2,8 +2,11 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,6 +24,25 @@ def derive_seed(*parts: int | str) -> int:
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator whose stream is fixed by `parts`."""
     return torch.Generator().manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def own_generators() -> Iterator[None]:
+    """The global generators of torch (CPU), NumPy and Python, put back at the end."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
+
+
+def seed_generators(seed: int) -> None:
+    """Seed these three, with at most 32 bits: what user's transforms and data sets draw from."""
+    torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too
+    np.random.seed(seed)  # noqa: NPY002
+    random.seed(seed)
 
 
 def normal_field(seeds: Tensor, count: int) -> Tensor:

@@ -17,9 +17,10 @@ from kdsearch.data import in_order
 from kdsearch.disagreement import Probe, one_operation
 from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError, problems, unknown
-from kdsearch.evaluation import evaluate, teacher_loss
+from kdsearch.evaluation import evaluate, measure, teacher_loss
 from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
+from kdsearch.metrics import metric_name
 from kdsearch.models import outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
@@ -125,7 +126,7 @@ def facts(checked: Checked) -> dict[str, Any]:
     versions = {name: importlib.metadata.version(name) for name in ("kdsearch", "torch", "kornia", "optuna")}
     return {
         "study": study.name,
-        "metric": "accuracy on search-validation",
+        "metric": metric_name(study.metric),
         "direction": "maximize",
         "space": ready.space.name,
         "operations": list(ready.space.limits),
@@ -155,6 +156,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "teacher weights": weights_hash(ready.teacher.network),
         "student": student,
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
+        "metric": metric_name(study.metric),
         "label weight": study.label_weight,
         "views": asdict(study.views),
         "epochs": study.budget.epochs,
@@ -195,7 +197,7 @@ def _estimate(ready: Ready, batch: Batch) -> tuple[float, float]:
     policy_step = _seconds(lambda: distiller.policy_step(batch, steps, optimizer, random))
     images = len(study.search_validation)
     start = time.perf_counter()
-    evaluate(distiller.student, study.search_validation, ready.task, budget.batch, ready.device)
+    measure(distiller.student, study.search_validation, ready.task, budget.batch, ready.device, study.metric)
     evaluation = time.perf_counter() - start
     start = time.perf_counter()
     evaluate(ready.teacher.network, study.search_validation, ready.task, budget.batch, ready.device)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
-from kdsearch.data import ArrayData, MapStyle
+from kdsearch.data import ArrayData, MapStyle, spawned
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
@@ -79,9 +79,10 @@ def rank(
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
         whole = study.train if split == "train" else study.search_validation
-        fewer = replace(study, train=_some(study.train, most, study.seed))  # the teacher's clean loss is measured on it
+        train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
+        fewer = replace(study, train=train).with_workers()
         ready, dropped, _ = make_ready(fewer, first.images.to(device), folder, device=device)
-        data = fewer.train if split == "train" else _some(whole, most, study.seed)
+        data = fewer.train if split == "train" else spawned(_some(whole, most, study.seed), study.workers)
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")
         scored = _by_default(ready)

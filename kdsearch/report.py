@@ -14,6 +14,7 @@ from kdsearch.analysis.frames import frames
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.files import write_text
 from kdsearch.images import load_images
+from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.spec import PolicySpec
 
 
@@ -67,8 +68,10 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
     shown: dict[str, pd.DataFrame] = {}
     if not tables["evaluations"].empty:
         rows = paired_differences(tables["evaluations"], "learned")
-        points = 100 * rows[["difference", "low", "high"]]
-        shown["differences"] = rows[["against", "n"]].join(points.add_suffix(", points"))
+        scale = Scale(tables["studies"]["metric"].iloc[0])
+        points = scale.factor * rows[["difference", "low", "high"]]
+        unit = "points" if scale.name == ACCURACY else scale.name
+        shown["differences"] = rows[["against", "n"]].join(points.add_suffix(f", {unit}"))
     trials = tables["trials"]
     params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
     columns = ["run", "state", "value", "value_se", "seconds", "origin", "fail_reason", "warnings"]

@@ -1,7 +1,6 @@
 """The wiring of one question, and one run of it."""
 
 import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -14,16 +13,17 @@ from torch import nn
 
 from kdsearch.alternation import PolicySteps
 from kdsearch.catalogue import find
-from kdsearch.data import MapStyle, in_order
+from kdsearch.data import MapStyle, in_order, spawned
 from kdsearch.disagreement import DisagreementReport, Probe
 from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, adamw
 from kdsearch.errors import KdsearchError
-from kdsearch.files import make_folder, write_json, write_text
+from kdsearch.files import make_folder, plain, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import warnings
 from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.maths import derive_seed
+from kdsearch.metrics import Metric
 from kdsearch.objectives import TST
 from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
@@ -66,6 +66,9 @@ class Study:
         label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
         views: Which views get cross-entropy, which distillation, and what each network sees; some are in `VIEWS`.
         optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
+        metric: What trials are compared by, in place of the accuracy: a function of logits (N, K) and labels (N,) of
+            search-validation; larger is better.
+        workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
         objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
             are the space's.
         floor: How many nats the teacher's cross-entropy may rise on augmented images, unless the space names it; None
@@ -85,6 +88,8 @@ class Study:
     label_weight: float = 1.0
     views: Views = VIEWS["default"]
     optimizer: OptimizerFactory = adamw
+    metric: Metric | None = None
+    workers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3
     seed: int = 0
@@ -92,6 +97,11 @@ class Study:
     @property
     def losses(self) -> tuple[Loss, ...]:
         return tuple(self.loss) if isinstance(self.loss, Sequence) else (self.loss,)
+
+    def with_workers(self) -> "Study":
+        """The same study, its images read by its worker processes."""
+        train, validation = (spawned(data, self.workers) for data in (self.train, self.search_validation))
+        return replace(self, train=train, search_validation=validation)
 
 
 @dataclass(frozen=True)
@@ -145,8 +155,8 @@ class Ready:
 class Outcome:
     """What a run came to."""
 
-    value: float  # accuracy of the student on search-validation after the last epoch
-    value_se: float  # binomial standard error
+    value: float  # of the study's metric, for the student on search-validation after the last epoch
+    value_se: float  # standard error
     seconds: float
     warnings: tuple[str, ...] = ()  # of a policy that has learned
     disagreement: DisagreementReport | None = None
@@ -189,6 +199,7 @@ def run_trial(
         device=ready.device,
         seed=seed,
         clean_loss=ready.clean_loss,
+        metric=study.metric,
     )
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     lines: list[str] = []
@@ -201,11 +212,11 @@ def run_trial(
             schedule.append(policy.snapshot(record.progress))
         records.append(record)
         if folder:
-            lines.append(json.dumps({k: v if math.isfinite(v) else None for k, v in asdict(record).items()}))
+            lines.append(json.dumps(plain(asdict(record))))
             write_text(folder / "epochs.jsonl", "\n".join(lines) + "\n")
         on_record(record)
     found = warnings(records, policy) if policy_steps and isinstance(policy, Policy) else ()
-    outcome = Outcome(record.accuracy, record.accuracy_se, time.perf_counter() - start, found, student=student)
+    outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
     if folder:
         outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
     return outcome

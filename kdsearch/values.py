@@ -93,6 +93,30 @@ class Draw:
         return replace(self, **parts)
 
 
+@dataclass(frozen=True)
+class ViewBatch:
+    """The views of a batch, one view after another: what a loss may look at beside the outputs of both networks.
+
+    N is the number of views times that of the images. Where the teacher sees other pixels than the student, its own
+    images are `shown`; `matrix` tells where the student's came from.
+    """
+
+    images: Tensor  # (N, C, H, W), what the student sees
+    shown: Tensor  # (N, C, H, W), what the teacher sees
+    target: Tensor  # (N,) class labels, as the task lets them follow the draw
+    ids: Tensor  # (N,) int64, the position in the data set
+    view: Tensor  # (N,) int64: 0 the base view, 1 the second
+    matrix: Tensor  # (N, 3, 3) float64 on the host, forward map in pixels relative to the image centre
+    draw: Draw | None = None  # of the second view; None where it is the first
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def rows(self, index: slice) -> Self:
+        """Some of the rows; the draw is that of the whole second view."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "draw"})
+
+
 class View(NamedTuple):
     """Images after a draw, and where their pixels went."""
 

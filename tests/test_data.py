@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from kdsearch.data import ArrayData, in_order, shuffled
+from kdsearch.data import ArrayData, in_order, shuffled, spawned
 from kdsearch.errors import KdsearchError
 from kdsearch.loading import run_file
 
@@ -101,20 +101,45 @@ def study_module(tmp_path):
     sys.modules.pop("kdsearch_study")
 
 
-def test_workers_know_the_classes_of_a_study_file_and_their_randomness_is_fixed(study_module):
-    runs = [list(shuffled(study_module.Noisy(), 3, 4, 7, workers=2)) for _ in range(2)]
-    first, again = (torch.cat([batch.images for batch in run]).flatten(1) for run in runs)
-    assert torch.equal(first[:, :3], again[:, :3])
-    assert len(first[:, 0].unique()) == len(first)
-    assert len(first[:, 3].unique()) == 2 and os.getpid() % 1000 not in first[:, 3]
-    here = torch.cat([batch.ids for batch in shuffled(study_module.Noisy(), 3, 4, 7)])
-    assert torch.equal(torch.cat([batch.ids for batch in runs[0]]), here)
+def read(batches):
+    """Ids and pixels, a row an image; the last pixel of Noisy is the process."""
+    return torch.cat([torch.cat([batch.ids[:, None], batch.images.flatten(1)], 1) for batch in batches])
+
+
+def test_workers_know_the_classes_of_a_study_file_and_read_what_this_process_would(study_module):
+    data = spawned(study_module.Noisy(), 2)
+    here = read(shuffled(study_module.Noisy(), 3, 4, 7))
+    there = read(shuffled(data, 3, 4, 7))
+    assert torch.equal(there[:, :4], here[:, :4])
+    assert len(here[:, 1].unique()) == len(here)  # each item another noise each time
+    assert not torch.equal(read(shuffled(data, 3, 4, 8))[:, 1], here[:, 1])
+    processes = there[:, 4].unique().tolist()
+    assert len(processes) == 2 and os.getpid() % 1000 not in processes
+    assert here[:, 4].unique().tolist() == [os.getpid() % 1000]
+    assert read(shuffled(data, 3, 4, 7))[:, 4].unique().tolist() == processes  # they stay
+
+
+def test_streams_that_are_open_together_or_left_early_do_not_meet(study_module):
+    data = spawned(study_module.Noisy(), 1)
+    one, other = shuffled(data, 2, 6, "one"), shuffled(data, 2, 6, "other")
+    mixed = [(next(one), next(other)) for _ in range(2)]
+    expected = [list(shuffled(study_module.Noisy(), 2, 6, name))[:2] for name in ("one", "other")]
+    for found, wanted in zip(zip(*mixed, strict=True), expected, strict=True):
+        assert torch.equal(read(found)[:, :4], read(wanted)[:, :4])
+    del one
+    again = read(in_order(data, 4))
+    assert torch.equal(again[:, :4], read(in_order(study_module.Noisy(), 4))[:, :4])
+
+
+def test_random_items_are_the_same_each_time_in_order(study_module):
+    first, again = (read(in_order(study_module.Noisy(), 2)) for _ in range(2))
+    assert torch.equal(first, again) and len(first[:, 1].unique()) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_that_fails_is_named(study_module, workers):
     with pytest.raises(KdsearchError) as caught:
-        list(in_order(study_module.Noisy(broken=4), 2, workers=workers))
+        list(in_order(spawned(study_module.Noisy(broken=4), workers), 2))
     line = 1 + STUDY.split("\n").index('            raise ValueError("a torn picture")')
     assert str(caught.value) == f"item 4 of Noisy: ValueError: a torn picture (mine.py, line {line})"
 
@@ -124,20 +149,20 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
         pass
 
     with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*workers=0"):
-        next(in_order(Local("PIL"), 2, workers=1))
+        next(in_order(spawned(Local("PIL"), 1), 2))
     with pytest.raises(KdsearchError, match="workers is -1; allowed: 0 or more"):
-        in_order(ARRAY, 2, workers=-1)
+        spawned(Items("PIL"), -1)
 
 
 def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit(3)")  # in the child alone: here it is loaded
     with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*workers=0"):
-        next(in_order(study_module.Noisy(), 2, workers=1))
+        next(in_order(spawned(study_module.Noisy(), 1), 2))
 
 
 def test_data_in_memory_uses_no_workers(monkeypatch):
     monkeypatch.setattr("kdsearch.data.DataLoader", None)
-    assert len(list(in_order(ARRAY, 2, workers=2))) == 3
+    assert len(list(in_order(spawned(ARRAY, 2), 2))) == 3
 
 
 def test_loading_takes_nothing_from_the_common_randomness():

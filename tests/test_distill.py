@@ -428,7 +428,10 @@ def test_a_record_says_what_the_epoch_measured(data: ArrayData) -> None:
     assert last.learning_rate == pytest.approx(0.0, abs=1e-12)
     assert records[0].learning_rate > 0
     assert last.dual == d.dual
-    assert all(math.isfinite(v) for r in records for v in vars(r).values())
+    assert (last.value, last.value_se) == (last.accuracy, last.accuracy_se)
+    assert last.losses == {KD.name: last.distillation_loss}
+    numbers = [v for r in records for v in vars(r).values() if not isinstance(v, dict)]
+    assert all(math.isfinite(v) for v in numbers) and len(numbers) == 2 * 23
     _, still = finished(0, data, Policy(["invert"], 1))
     assert all(math.isfinite(r.policy_objective) for r in still)
     plain = list(distiller(None).run(PHASE, data, data))

@@ -21,7 +21,7 @@ from kdsearch.preflight import check
 from kdsearch.study import Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
-from kdsearch.values import Batch, Outputs
+from kdsearch.values import Batch, Outputs, ViewBatch
 from kdsearch.views import VIEWS, Views, geometry_alone
 
 KD = LOSSES["kd"]()
@@ -167,12 +167,13 @@ def test_weak_views_of_a_fixed_transform_are_refused(batch: Batch) -> None:
 
 
 def test_weights_of_several_losses_add_up_and_ramps_follow_the_phase(batch: Batch) -> None:
-    def right(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        return cross_entropy(student.logits, target, reduction="none")
+    def right(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+        return cross_entropy(student.logits, views.target, reduction="none")
 
     own = Loss("own", right, weight=Ramp(1.0, 3.0, over=0.5))
     for progress, weight in ((0.0, 1.0), (0.25, 2.0), (0.5, 3.0), (1.0, 3.0)):
-        ours, _ = stepped(batch, Phase((KD.times(2.0), own)), progress=progress)
+        ours, measured = stepped(batch, Phase((KD.times(2.0), own)), progress=progress)
+        assert measured[1].item() == pytest.approx((2 * measured[6] + weight * measured[7]).item(), rel=1e-5)
 
         def loss(student: nn.Module, teacher: nn.Module, weight: float = weight) -> Tensor:
             both, y = torch.cat([batch.images, second_view(batch)]), torch.cat([batch.target, batch.target])
@@ -185,12 +186,34 @@ def test_weights_of_several_losses_add_up_and_ramps_follow_the_phase(batch: Batc
 def test_a_relational_loss_compares_the_images_of_one_view(batch: Batch) -> None:
     sizes = []
 
-    def centred(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        sizes.append((len(student.logits), len(teacher.logits), target.tolist()))
+    def centred(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+        sizes.append((len(student.logits), len(teacher.logits), views.target.tolist()))
         return (student.logits - student.logits.mean(0)).square().sum(1)
 
     stepped(batch, Phase((Loss("centred", centred, relational=True),)))
     assert sizes == [(12, 12, batch.target.tolist())] * 2
+
+
+@pytest.mark.parametrize("sees", ["same", "weak", "clean"])
+def test_a_loss_is_told_the_views_as_both_networks_see_them(sees: str, batch: Batch) -> None:
+    told: list[ViewBatch] = []
+
+    def watch(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+        told.append(views)
+        return student.logits.square().sum(1)
+
+    batch = replace(batch, ids=torch.arange(12) + 100)
+    stepped(batch, Phase((Loss("watch", watch),), views=Views(teacher=sees)))  # type: ignore[arg-type]
+    views, draw = told[0], policy().draw(12, generator("views"))
+    second = apply(draw, batch.images)
+    weak = apply(geometry_alone(draw), batch.images).images
+    assert torch.equal(views.images, torch.cat([batch.images, second.images]))
+    assert torch.equal(views.shown[12:], {"same": second.images, "weak": weak, "clean": batch.images}[sees])
+    assert torch.equal(views.shown[:12], batch.images)
+    assert views.ids.tolist() == [*range(100, 112)] * 2 and views.view.tolist() == [0] * 12 + [1] * 12
+    assert torch.equal(views.target, batch.target.repeat(2)) and torch.equal(views.draw.chosen, draw.chosen)
+    assert torch.equal(views.matrix, torch.cat([torch.eye(3).double().expand(12, 3, 3), second.matrix]))
+    assert len(views) == 24 and views.rows(slice(12, 24)).view.unique().tolist() == [1]
 
 
 def test_rules_with_unknown_names_are_refused_together() -> None:
@@ -230,6 +253,58 @@ def test_losses_on_features_see_both_networks_at_their_layers(batch: Batch) -> N
         torch.testing.assert_close(value, student.get_parameter(name), atol=1e-6, rtol=1e-5)
     with pytest.raises(KdsearchError, match="student"):
         stepped(batch, Phase((LOSSES["hint"]("conv7", "0"),)))
+
+
+def wide(seed: int) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, 9, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(36, 10))
+
+
+def test_features_of_other_channels_are_compared_through_a_projection_that_learns_beside_the_student(
+    batch: Batch, digits_images: Tensor
+) -> None:
+    phase = Phase((LOSSES["hint"]("0").times(3.0),), epochs=1, steps=1, batch=12)
+    made, ends, names = [], [], list(network(2).state_dict())
+
+    def optimizer(parameters: Any) -> torch.optim.Optimizer:
+        made.append(torch.optim.SGD(parameters, lr=0.1))
+        return made[-1]
+
+    for seed in (0, 0, 1):
+        d = Distiller(Teacher(wide(1)), network(2), policy(), Classification.of(10), optimizer=optimizer, seed=seed)
+        with pytest.raises(
+            KdsearchError, match="different numbers of channels; allowed: as many in both, a projection"
+        ):
+            d.student_step(batch, phase, generator("views"))
+        d.fit(phase, batch.images[:2])
+        start = copy.deepcopy(d.projections)
+        d.student_step(batch, phase, generator("views"))
+        assert list(d.student.state_dict()) == names
+        ends.append(d.projections.maps[0].weight.detach())
+    assert torch.equal(ends[0], ends[1]) and not torch.equal(ends[1], ends[2])
+
+    def by_hand(student: nn.Module, teacher: nn.Module, convolution: nn.Module) -> Tensor:
+        both = torch.cat([batch.images, second_view(batch)])
+        hints = (convolution(student[0](both)) - teacher[0](both)).square().flatten(1).mean(1).view(2, 12)
+        return cross_entropy(student(both)[:12], batch.target) + 2 * 3.0 * hints.mean()
+
+    student, convolution = network(2).train(), start.maps[0]
+    descent = torch.optim.SGD([*student.parameters(), *convolution.parameters()], lr=0.1)
+    by_hand(student, wide(1).eval(), convolution).backward()
+    descent.step()
+    torch.testing.assert_close(convolution.weight, ends[2], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(student[0].weight, d.student[0].weight, atol=1e-6, rtol=1e-5)
+
+
+def test_a_run_fits_its_projections_and_their_rate_follows_the_schedule(digits_images: Tensor) -> None:
+    data = ArrayData(digits_images[:48], torch.arange(48) % 10)
+    d = Distiller(Teacher(wide(1)), network(2), policy(), Classification.of(10))
+    records = list(d.run(Phase((LOSSES["hint"]("0"), KD), epochs=2, steps=20, batch=12), data, data))
+    assert [sorted(r.losses) for r in records] == [["hint, 0 to 0", KD.name]] * 2
+    assert records[1].losses["hint, 0 to 0"] < 0.8 * records[0].losses["hint, 0 to 0"]
+    student, projection = d.optimizer.param_groups
+    assert student["lr"] == projection["lr"] and len(projection["params"]) == 2
 
 
 def test_losses_and_weights_of_a_study_that_make_no_sense_are_refused(tiny_study: Study) -> None:

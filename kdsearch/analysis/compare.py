@@ -6,6 +6,8 @@ from collections.abc import Mapping
 import pandas as pd
 from scipy import stats
 
+from kdsearch.metrics import ACCURACY, Scale
+
 WORDS = {
     "identity": "an identity second view",
     "trivial": "TrivialAugment's rule",
@@ -17,13 +19,13 @@ def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
     """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
 
     Args:
-        evaluations: With columns `run`, `seed`, `accuracy`.
+        evaluations: With columns `run`, `seed`, `value`.
 
     Returns:
-        One row per other run: `against`, `n`, `difference`, `low`, `high` (accuracy, 0 to 1); the bounds are missing
-        with a single seed.
+        One row per other run: `against`, `n`, `difference`, `low`, `high`, in the unit of the values; the bounds are
+        missing with a single seed.
     """
-    wide = evaluations.pivot_table(index="seed", columns="run", values="accuracy", sort=False)
+    wide = evaluations.pivot_table(index="seed", columns="run", values="value", sort=False)
     rows = []
     for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
         d = (wide[run] - wide[other]).dropna()
@@ -41,41 +43,45 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     if pd.isna(study["best_trial"]):
         ended = f"{study['pruned']} pruned, {study['failed']} failed"
         return f"No trial finished ({ended}), so there is no policy to speak of; see the column fail_reason of trials."
-    name, best = f"trial {study['best_trial']}", study["best_value"]
+    name, best, scale = f"trial {study['best_trial']}", study["best_value"], Scale(study["metric"])
     if evaluations.empty:
         references = tables["trials"].query("origin == 'reference' and state == 'COMPLETE'")
-        values = ", ".join(f"{row.run} {100 * row.value:.1f} %" for row in references.itertuples())
+        values = ", ".join(f"{row.run} {scale.text(row.value)}" for row in references.itertuples())
         return (
-            f"{name} reached {100 * best:.1f} % on search-validation ({values}); the best of several noisy trials "
+            f"{name} reached {_named(scale, best)} on search-validation ({values}); the best of several noisy trials "
             "is too good, and this is not confirmed on fresh seeds."
         )
     seeds = evaluations["seed"].nunique()
-    mean = evaluations.query("run == 'learned'")["accuracy"].mean()
+    mean = evaluations.query("run == 'learned'")["value"].mean()
     differences = paired_differences(evaluations, "learned").set_index("against")
     against = [reference for reference in WORDS if reference in differences.index]
-    parts = [_part(WORDS[reference], differences.loc[reference]) for reference in against]
+    parts = [_part(scale, WORDS[reference], differences.loc[reference]) for reference in against]
     shown = [reference for reference in against if differences.loc[reference, "low"] > 0]
     rest = [WORDS[reference] for reference in against if reference not in shown]
     verdict = "It helped" if not rest else f"No help is shown over {' or '.join(rest)}"
     return (
         f"On {seeds} fresh {'seed' if seeds == 1 else 'seeds'} the searched policy ({name}) brings the student to "
-        f"{100 * mean:.1f} % on search-validation; it {', '.join(parts)}. {verdict}."
-        f"{_frozen(evaluations)}"
+        f"{_named(scale, mean)} on search-validation; it {', '.join(parts)}. {verdict}."
+        f"{_frozen(scale, evaluations)}"
     )
 
 
-def _frozen(evaluations: pd.DataFrame) -> str:
+def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
     """What the exported policy does for a fresh student, against the unlearned start."""
     differences = paired_differences(evaluations, "frozen").set_index("against")
     if "start" not in differences.index:
         return ""
-    mean = evaluations.query("run == 'frozen'")["accuracy"].mean()
-    part = _part(WORDS["start"], differences.loc["start"])
-    return f" The exported policy, held fixed with fresh students, brings them to {100 * mean:.1f} %; it {part}."
+    mean = evaluations.query("run == 'frozen'")["value"].mean()
+    part = _part(scale, WORDS["start"], differences.loc["start"])
+    return f" The exported policy, held fixed with fresh students, brings them to {scale.text(mean)}; it {part}."
 
 
-def _part(words: str, row: pd.Series) -> str:
-    d = 100 * row["difference"]
-    how = f"{'beats' if d > 0 else 'misses'} {words} by {abs(d):.1f} points" if abs(d) >= 0.05 else f"equals {words}"
-    interval = f"95 % interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f}"
+def _named(scale: Scale, value: float) -> str:
+    return scale.text(value) if scale.name == ACCURACY else f"a {scale.name} of {scale.text(value)}"
+
+
+def _part(scale: Scale, words: str, row: pd.Series) -> str:
+    d = row["difference"]
+    how = f"equals {words}" if scale.equal(d) else f"{'beats' if d > 0 else 'misses'} {words} by {scale.by(abs(d))}"
+    interval = f"95 % interval {scale.difference(row['low'])} to {scale.difference(row['high'])}"
     return f"{how} ({'one seed, no interval' if pd.isna(row['low']) else interval})"

@@ -35,12 +35,14 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "params": {**KEY, "name": TEXT, "value": NUMBER, "low": NUMBER, "high": NUMBER, "log": FLAG},
     "epochs": {
         **KEY, "epoch": WHOLE, "progress": NUMBER, "supervised_loss": NUMBER, "distillation_loss": NUMBER,
-        "accuracy": NUMBER, "accuracy_se": NUMBER, "learning_rate": NUMBER, "policy_steps": WHOLE,
+        "accuracy": NUMBER, "accuracy_se": NUMBER, "value": NUMBER, "value_se": NUMBER, "learning_rate": NUMBER,
+        "policy_steps": WHOLE,
         "policy_objective": NUMBER, "policy_prior": NUMBER, "teacher_accuracy": NUMBER,
         "teacher_clean_accuracy": NUMBER,
         "floor_violation": NUMBER, "dual": NUMBER, "emptied": NUMBER, "saturated": NUMBER, "gates_at_bound": WHOLE,
         "ranges_at_limit": WHOLE, "gradient_norm": NUMBER, "noise_scale": NUMBER, "seconds": NUMBER,
     },
+    "losses": {**KEY, "epoch": WHOLE, "loss": TEXT, "value": NUMBER},
     "policies": {
         **KEY, "progress": NUMBER, "is_final": FLAG, "operation": TEXT, "unit": TEXT, "limit": NUMBER, "range": TEXT,
         "probability": NUMBER, "rate": NUMBER, "low": NUMBER, "high": NUMBER,
@@ -51,7 +53,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "student_only": WHOLE, "neither": WHOLE, "teacher_only_rate": NUMBER, "teacher_only_low": NUMBER,
         "teacher_only_high": NUMBER, "kl": NUMBER,
     },
-    "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "accuracy": NUMBER, "seconds": NUMBER},
+    "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "seconds": NUMBER},
 }  # fmt: skip
 
 MEASURED = (
@@ -143,7 +145,13 @@ def _read(folder: Path) -> dict[str, Rows]:
         result = read_json(path / "result.json") if (path / "result.json").is_file() else {}
         rows["trials"].append({**key, **_trial(trial, result, best)})
         rows["params"] += [{**key, **row} for row in (_params(trial) if trial else [])]
-        rows["epochs"] += [{**key, **row} for row in _epochs(path / "epochs.jsonl")]
+        epochs = _epochs(path / "epochs.jsonl")
+        rows["epochs"] += [{**key, **row} for row in epochs]
+        rows["losses"] += [
+            {**key, "epoch": row["epoch"], "loss": name, "value": value}
+            for row in epochs
+            for name, value in row["losses"].items()
+        ]
         rows["policies"] += [{**key, **row} for row in _policy_file(path / "policy.json")]
         rows["regions"] += [{**key, **row} for row in _regions(path / "regions.json")]
     if (folder / "confirmation.json").is_file():

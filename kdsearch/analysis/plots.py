@@ -14,6 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from kdsearch.errors import KdsearchError
 from kdsearch.files import write_bytes
+from kdsearch.metrics import Scale
 from kdsearch.ops import OPERATIONS
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
@@ -24,17 +25,20 @@ Frames = Mapping[str, pd.DataFrame]
 
 def did_it_help(tables: Frames) -> Figure:
     """The confirmation: each fresh seed a dot, lines join the runs of one seed, a bar at the mean."""
-    wide = tables["evaluations"].pivot_table(index="seed", columns="run", values="accuracy", sort=False)
+    wide = tables["evaluations"].pivot_table(index="seed", columns="run", values="value", sort=False)
     order = [run for run in ("identity", "trivial", "start", "frozen", "learned") if run in wide.columns]
-    wide = 100 * wide[order]
+    scale = _scale(tables)
+    wide = wide[order]
     figure, axes = _figure(7, 3)
-    axes.plot(range(len(order)), wide.T.to_numpy(), "o-", color=GRAY, alpha=0.5, lw=0.8, ms=4)
+    axes.plot(range(len(order)), scale.factor * wide.T.to_numpy(), "o-", color=GRAY, alpha=0.5, lw=0.8, ms=4)
     for i, run in enumerate(order):
-        axes.hlines(wide[run].mean(), i - 0.25, i + 0.25, color=ALONE if run == "learned" else "black", lw=2.5)
-        axes.annotate(f"{wide[run].mean():.1f}", (i + 0.28, wide[run].mean()), va="center", fontsize=9)
+        mean = wide[run].mean()
+        y, text = scale.factor * mean, scale.text(mean).removesuffix(" %")
+        axes.hlines(y, i - 0.25, i + 0.25, color=ALONE if run == "learned" else "black", lw=2.5)
+        axes.annotate(text, (i + 0.28, y), va="center", fontsize=9)
     axes.set_xticks(range(len(order)), order)
     axes.set_xlim(-0.5, len(order) - 0.3)
-    axes.set_ylabel("accuracy on search-validation, %")
+    axes.set_ylabel(scale.label.replace(scale.name, f"{scale.name} on search-validation"))
     return figure
 
 
@@ -43,36 +47,37 @@ def trials(tables: Frames) -> Figure:
     rows = tables["trials"].query("origin != 'reference'")
     figure, axes = _figure(7, 3)
     complete, pruned = rows.query("state == 'COMPLETE'"), rows.query("state == 'PRUNED'")
-    axes.errorbar(
-        complete["trial"], 100 * complete["value"], 100 * complete["value_se"], fmt="o", color="black", label="complete"
-    )
-    axes.plot(pruned["trial"], 100 * pruned["last_value"], "x", color=GRAY, label="pruned, last value")
+    scale = _scale(tables)
+    values, errors = scale.factor * complete["value"], scale.factor * complete["value_se"]
+    axes.errorbar(complete["trial"], values, errors, fmt="o", color="black", label="complete")
+    axes.plot(pruned["trial"], scale.factor * pruned["last_value"], "x", color=GRAY, label="pruned, last value")
     best = rows[rows["is_best"].fillna(False)]
-    axes.plot(best["trial"], 100 * best["value"], "o", color=ALONE, ms=9, label="best")
+    axes.plot(best["trial"], scale.factor * best["value"], "o", color=ALONE, ms=9, label="best")
     references = tables["trials"].query("origin == 'reference' and state == 'COMPLETE'")
     for row, color in zip(references.itertuples(), ("#bbbbbb", "#ccbb44", "#228833"), strict=False):
-        axes.axhline(100 * row.value, color=color, lw=1.5, label=row.run, zorder=0)
+        axes.axhline(scale.factor * row.value, color=color, lw=1.5, label=row.run, zorder=0)
     axes.set_xlabel("trial")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(scale.label)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
 
 
 def curves(tables: Frames) -> Figure:
-    """Accuracy over epochs: references in colour, trials in gray, the best in purple."""
+    """The metric over epochs: references in colour, trials in gray, the best in purple."""
     figure, axes = _figure(7, 3)
+    scale = _scale(tables)
     best = set(tables["trials"].loc[tables["trials"]["is_best"].fillna(False), "run"])
     colors = dict(zip(("identity", "trivial", "start"), ("#bbbbbb", "#ccbb44", "#228833"), strict=True))
     for run, rows in tables["epochs"].groupby("run", sort=False):
         color = ALONE if run in best else colors.get(str(run), "black")
         strong = run in best or run in colors
         axes.plot(
-            rows["epoch"], 100 * rows["accuracy"], color=color, lw=2 if strong else 0.8, alpha=1 if strong else 0.3,
-            label=run if strong else None, zorder=2 if strong else 1,
+            rows["epoch"], scale.factor * rows["value"], color=color, lw=2 if strong else 0.8,
+            alpha=1 if strong else 0.3, label=run if strong else None, zorder=2 if strong else 1,
         )  # fmt: skip
     axes.set_xlabel("epoch")
-    axes.set_ylabel("accuracy, %")
+    axes.set_ylabel(scale.label)
     axes.legend(fontsize=8, frameon=False)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure
@@ -228,6 +233,10 @@ def check_picture(path: Path) -> None:
     kinds = sorted(Figure().canvas.get_supported_filetypes())
     if path.suffix[1:].lower() not in kinds:
         raise KdsearchError(f"{path}: a picture's name ends in .{', .'.join(kinds)}; got {path.suffix!r}")
+
+
+def _scale(tables: Frames) -> Scale:
+    return Scale(tables["studies"]["metric"].iloc[0])
 
 
 def span(operation: str, low: float, high: float, unit: str) -> str:

@@ -10,10 +10,10 @@ import optuna
 import torch
 from optuna.trial import TrialState
 
-from kdsearch.distill import EpochRecord
 from kdsearch.errors import Diverged, KdsearchError, unknown
 from kdsearch.hpo.storage import NAME, open_storage
 from kdsearch.maths import derive_seed
+from kdsearch.records import EpochRecord
 from kdsearch.space import WHOLE, SearchSpace, Settings
 
 STARTUP = 3  # random trials before the sampler models anything, and before anything is pruned
@@ -134,7 +134,7 @@ def _objective(
         trial.set_user_attr(key, fact)
 
     def report(record: EpochRecord) -> None:
-        trial.report(record.accuracy, record.epoch)
+        trial.report(record.value, record.epoch)
         if trial.should_prune():
             raise Pruned
 

@@ -6,6 +6,7 @@ from kdsearch.losses import features, logits, relational
 from kdsearch.losses.features import attention_transfer, hint, normalised_features
 from kdsearch.losses.logits import decoupled, soft_targets, standardised
 from kdsearch.losses.loss import Kind, Loss, Ramp
+from kdsearch.losses.projection import Projections
 from kdsearch.losses.relational import (
     class_correlation,
     relational_angles,
@@ -17,6 +18,7 @@ __all__ = [
     "LOSSES",
     "Kind",
     "Loss",
+    "Projections",
     "Ramp",
     "attention_transfer",
     "class_correlation",

@@ -1,11 +1,15 @@
 """Losses on features: functions of student's and teacher's features, one number per image."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
 from kdsearch.errors import KdsearchError
 from kdsearch.losses.loss import Loss, Pairs, between
+from kdsearch.ops import inside
+from kdsearch.values import ViewBatch
 
 SHAPES = {2: "vectors (B, D)", 3: "tokens (B, N, D)", 4: "maps (B, C, H, W)"}
 CHANNELS = {2: 1, 3: 2, 4: 1}  # the axis of the channels
@@ -116,8 +120,8 @@ def _check(student: Tensor, teacher: Tensor, axes: tuple[int, ...], *, channels:
         raise KdsearchError("different numbers of images; allowed: the same images in both")
     if channels and s[CHANNELS[len(s)]] != t[CHANNELS[len(t)]]:
         raise KdsearchError(
-            "different numbers of channels; allowed: layers with as many channels, or the losses at, rkd and sp, which "
-            "compare any"
+            "different numbers of channels; allowed: as many in both, a projection fitted before the "
+            "training, or the losses at, rkd and sp, which compare any"
         )
     if len(s) == 3 and s[1] != t[1]:
         raise KdsearchError("different numbers of tokens; allowed: layers with as many tokens")
@@ -135,12 +139,22 @@ def _pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def hints(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return between("hint", hint, student, teacher, pairs)
+    return between("hint", lambda s, t, views: hint(s, t), student, teacher, pairs, projects=True)
 
 
 def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return between("at", attention_transfer, student, teacher, pairs)
+    return between("at", lambda s, t, views: attention_transfer(s, t), student, teacher, pairs)
 
 
-def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return between("nfd", normalised_features, student, teacher, pairs)
+def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = (), valid: bool = False) -> Loss:
+    """With `valid` the positions are left out of which the policy's geometry filled more than half of the pixels."""
+
+    def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
+        counts = None
+        if valid:
+            here = inside(views.matrix, views.images)
+            counts = adaptive_avg_pool2d(here.to(teacher.dtype), (teacher.shape[2], teacher.shape[3])) >= 0.5
+        return normalised_features(student, teacher, counts)
+
+    made = between("nfd", compare, student, teacher, pairs, projects=True)
+    return replace(made, name=f"{made.name}, valid positions") if valid else made

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from kdsearch.losses.loss import Loss, Ramp, check_temperature
-from kdsearch.values import Outputs
+from kdsearch.values import Outputs, ViewBatch
 
 SPREAD = 1e-3  # logits that deviate less count as deviating by this much: bounds the gradient where all are equal
 
@@ -108,7 +108,7 @@ def _standard(logits: Tensor) -> Tensor:
 def kd(temperature: float = 4.0) -> Loss:
     check_temperature("kd", temperature)
 
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         return soft_targets(student.logits, teacher.logits, temperature)
 
     return Loss(f"kd, temperature {temperature:g}", loss)
@@ -118,8 +118,8 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> Loss
     """Its weight rises from 0 to 1 over the first twelfth of the phase, as in the paper's 20 of 240 epochs."""
     check_temperature("dkd", temperature)
 
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        return decoupled(student.logits, teacher.logits, target, alpha=alpha, beta=beta, temperature=temperature)
+    def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+        return decoupled(student.logits, teacher.logits, views.target, alpha=alpha, beta=beta, temperature=temperature)
 
     name = f"dkd, alpha {alpha:g}, beta {beta:g}, temperature {temperature:g}"
     return Loss(name, loss, weight=Ramp(0.0, 1.0, over=1 / 12))
@@ -128,7 +128,7 @@ def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> Loss
 def standard(temperature: float = 2.0) -> Loss:
     check_temperature("standardised", temperature)
 
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         return standardised(student.logits, teacher.logits, temperature)
 
     return Loss(f"standardised, temperature {temperature:g}", loss)

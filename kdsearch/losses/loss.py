@@ -7,10 +7,10 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdsearch.errors import KdsearchError, problems, unknown
-from kdsearch.values import Outputs
+from kdsearch.values import Outputs, ViewBatch
 
-Function = Callable[[Outputs, Outputs, Tensor], Tensor]  # student, teacher, target (B,) -> (B,) or (B, *space)
-Compare = Callable[[Tensor, Tensor], Tensor]  # features of student and teacher, (B, ...) each -> (B,)
+Function = Callable[[Outputs, Outputs, ViewBatch], Tensor]  # student, teacher, views -> (B,) or (B, *space)
+Compare = Callable[[Tensor, Tensor, ViewBatch], Tensor]  # features of student and teacher, (B, ...) each -> (B,)
 Pairs = Sequence[tuple[str, str]]  # module paths in student and teacher
 Status = Literal["faithful", "paper form", "reconstruction"]
 
@@ -37,7 +37,9 @@ class Ramp:
 
 @dataclass(frozen=True)
 class Loss:
-    """A distillation loss: the outputs of student and teacher, and the target, to one number per image or per point.
+    """A distillation loss: the outputs of student and teacher to one number per image or per point.
+
+    It may look at the views themselves: their target, ids, pixels and where the policy moved them.
 
     Reduced by the task after weighting, never inside. One that is relational compares the images of a view with each
     other: it returns each image's share, whose mean is the loss.
@@ -48,11 +50,12 @@ class Loss:
     per: Literal["image", "point"] = "image"
     relational: bool = False
     pairs: tuple[tuple[str, str], ...] = ()  # module paths in student and teacher whose outputs it compares
+    projects: bool = False  # needs as many channels in both: a learned projection brings the student's to the teacher's
     weight: float | Ramp = 1.0
 
-    def __call__(self, student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def __call__(self, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         """(B,) or (B, *space), in float32 or more; no gradient reaches the teacher."""
-        return self.function(student.wide(), teacher.wide().detach(), target)
+        return self.function(student.wide(), teacher.wide().detach(), views)
 
     def times(self, weight: float | Ramp) -> "Loss":
         """The same loss with another weight."""
@@ -79,12 +82,15 @@ class Kind:
         return self.make(*arguments, **settings)
 
 
-def between(name: str, compare: Compare, student: str | None, teacher: str | None, pairs: Pairs) -> Loss:
+def between(
+    name: str, compare: Compare, student: str | None, teacher: str | None, pairs: Pairs, *, projects: bool = False
+) -> Loss:
     """A loss on features: the sum of `compare` over one pair of module paths, or several.
 
     Args:
         student: Module path in the student, of one pair.
         teacher: Module path in the teacher; the student's by default.
+        projects: Compare what a projection made of the student's features, where there is one for the pair.
 
     Raises:
         KdsearchError: no pair; when called, features that are missing or cannot be compared.
@@ -96,15 +102,25 @@ def between(name: str, compare: Compare, student: str | None, teacher: str | Non
             f'LOSSES["{name}"]("layer2", "layer3"), or pairs=[("layer2", "layer3"), ...]'
         )
 
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         missing = [("student", s) for s, _ in given if s not in student.features]
         missing += [("teacher", t) for _, t in given if t not in teacher.features]
         if missing:
             known = {"student": student.features, "teacher": teacher.features}
             raise problems(name, [unknown(f"features of the {who}", path, known[who]) for who, path in missing])
-        return _sum(name, compare, [(s, student.features[s], t, teacher.features[t]) for s, t in given])
+        own = {s: student.features[s] for s, _ in given}
+        if projects:
+            own |= {p: student.features[p] for p in (projected(s, t) for s, t in given) if p in student.features}
+        parts = [(s, own.get(projected(s, t), own[s]), t, teacher.features[t]) for s, t in given]
+        return _sum(name, compare, parts, views)
 
-    return Loss(f"{name}, {'; '.join(f'{s} to {t}' for s, t in given)}", loss, pairs=tuple(given))
+    named = "; ".join(projected(s, t) for s, t in given)
+    return Loss(f"{name}, {named}", loss, pairs=tuple(given), projects=projects)
+
+
+def projected(student: str, teacher: str) -> str:
+    """The name under which a student's features stand that were projected for a layer of the teacher."""
+    return f"{student} to {teacher}"
 
 
 def check_temperature(name: str, temperature: float) -> None:
@@ -117,12 +133,12 @@ def check_temperature(name: str, temperature: float) -> None:
         raise KdsearchError(f"{name}: temperature {temperature:g}; allowed: above 0")
 
 
-def _sum(name: str, compare: Compare, given: list[tuple[str, Tensor, str, Tensor]]) -> Tensor:
+def _sum(name: str, compare: Compare, given: list[tuple[str, Tensor, str, Tensor]], views: ViewBatch) -> Tensor:
     """Of one comparison over pairs of features; an error names the paths and shapes of its pair."""
     parts = []
     for student_path, student, teacher_path, teacher in given:
         try:
-            parts.append(compare(student, teacher))
+            parts.append(compare(student, teacher, views))
         except KdsearchError as error:
             raise KdsearchError(
                 f"{name}: student '{student_path}' {tuple(student.shape)}, "

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 
 from kdsearch.errors import KdsearchError
 from kdsearch.losses.loss import Loss, Pairs, between, check_temperature
-from kdsearch.values import Outputs
+from kdsearch.values import Outputs, ViewBatch
 
 SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient
@@ -177,7 +177,7 @@ def _same_images(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 def dist(temperature: float = 1.0, inter: float = 1.0, intra: float = 1.0) -> Loss:
     check_temperature("dist", temperature)
 
-    def loss(student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+    def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         return class_correlation(student.logits, teacher.logits, temperature=temperature, inter=inter, intra=intra)
 
     name = f"dist, inter {inter:g}, intra {intra:g}, temperature {temperature:g}"
@@ -194,7 +194,7 @@ def rkd(
 ) -> Loss:
     """Weights as for classification; the authors' metric learning has 1 and 2."""
 
-    def compare(student: Tensor, teacher: Tensor) -> Tensor:
+    def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
         return distance * relational_distances(student, teacher) + angle * relational_angles(student, teacher)
 
     made = between("rkd", compare, student, teacher, pairs)
@@ -202,4 +202,6 @@ def rkd(
 
 
 def sp(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return replace(between("sp", similarity_preserving, student, teacher, pairs), relational=True)
+    return replace(
+        between("sp", lambda s, t, views: similarity_preserving(s, t), student, teacher, pairs), relational=True
+    )

@@ -11,10 +11,10 @@ from kdsearch.ops.colour import COLOUR, SHIFT, linear
 from kdsearch.ops.geometric import GEOMETRIC
 from kdsearch.ops.operation import Operation
 from kdsearch.ops.photometric import PHOTOMETRIC
-from kdsearch.ops.warp import warp
+from kdsearch.ops.warp import inside, warp
 from kdsearch.values import FILLS, Draw, View
 
-__all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply"]
+__all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply", "inside"]
 
 OPERATIONS: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
 LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them

@@ -24,6 +24,14 @@ def warp(images: Tensor, matrix: Tensor, fill: str = "zero") -> Tensor:
     return _sample(images, grid, "reflection" if fill == "reflect" else "zeros").clamp_(0, 1)
 
 
+def inside(matrix: Tensor, images: Tensor) -> Tensor:
+    """Which pixels came from inside the image, when images (b, C, H, W) were moved by matrices (b, 3, 3): (b, 1, H, W).
+
+    The others are what `fill` stands for. On the device of the images; a half pixel at the edge counts as inside.
+    """
+    return (_grid(matrix, images).abs() <= 1).all(3)[:, None]
+
+
 def _grid(matrix: Tensor, images: Tensor) -> Tensor:
     """Where each pixel comes from, in grid_sample's units: (b, H, W, 2).
 

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.losses import (
     LOSSES,
     Loss,
+    Projections,
     attention_transfer,
     class_correlation,
     decoupled,
@@ -25,7 +27,7 @@ from kdsearch.losses import (
     standardised,
 )
 from kdsearch.maths import generator
-from kdsearch.values import Outputs
+from kdsearch.values import Outputs, ViewBatch
 
 FUNCTIONS: dict[str, list[Callable]] = {
     "kd": [soft_targets],
@@ -61,12 +63,19 @@ def made(name: str) -> Loss:
     return LOSSES[name]("layer") if name in FEATURES else LOSSES[name]()
 
 
+def views(target: Tensor) -> ViewBatch:
+    """Views that did not move, with these labels."""
+    size = len(target)
+    images, none = torch.rand(size, 1, 8, 8, generator=generator("views")), torch.zeros(size).long()
+    return ViewBatch(images, images, target, torch.arange(size), none, torch.eye(3).double().expand(size, 3, 3))
+
+
 def value(name: str, student: Tensor, teacher: Tensor, target: Tensor | None = None) -> Tensor:
     def outputs(x: Tensor) -> Outputs:
         return Outputs(x.new_zeros(len(x), 5), {"layer": x}) if name in FEATURES else Outputs(x)
 
     target = torch.arange(len(student)) % student.shape[1] if target is None else target
-    return made(name)(outputs(student), outputs(teacher), target)
+    return made(name)(outputs(student), outputs(teacher), views(target))
 
 
 def gradient(name: str, student: Tensor, teacher: Tensor) -> Tensor:
@@ -189,7 +198,7 @@ def test_several_pairs_are_summed(name: str) -> None:
     both = LOSSES[name](pairs=[("a", "c"), ("b", "b")])
     assert both.pairs == (("a", "c"), ("b", "b")) == one.pairs + other.pairs
     assert both.name.startswith(f"{name}, a to c; b to b")
-    parts = [loss(student, teacher, torch.zeros(B)) for loss in (one, other, both)]
+    parts = [loss(student, teacher, views(torch.zeros(B))) for loss in (one, other, both)]
     torch.testing.assert_close(parts[0] + parts[1], parts[2])
 
 
@@ -198,18 +207,18 @@ def test_a_loss_on_features_needs_a_pair_and_finds_it(name: str) -> None:
     with pytest.raises(KdsearchError, match=rf"^{name}: no pair of layers; allowed: module paths"):
         LOSSES[name]()
     with pytest.raises(KdsearchError, match=r"(?s)features of the student 'layr'; did you mean 'layer'\?.*teacher 'x'"):
-        LOSSES[name]("layr", "x")(features(layer=maps()), features(layer=maps()), torch.zeros(B))
+        LOSSES[name]("layr", "x")(features(layer=maps()), features(layer=maps()), views(torch.zeros(B)))
 
 
 @pytest.mark.parametrize(
     ("name", "student", "teacher", "says"),
     [
-        ("hint", (B, 3, 4, 4), (B, 5, 4, 4), "different numbers of channels; allowed: layers with as many"),
-        ("hint", (B, 7, 8), (B, 7, 9), "different numbers of channels; allowed: layers with as many"),
-        ("hint", (B, 1), (B, 9), "different numbers of channels; allowed: layers with as many"),
+        ("hint", (B, 3, 4, 4), (B, 5, 4, 4), "different numbers of channels; allowed: as many in both, a projection"),
+        ("hint", (B, 7, 8), (B, 7, 9), "different numbers of channels; allowed: as many in both, a projection"),
+        ("hint", (B, 1), (B, 9), "different numbers of channels; allowed: as many in both, a projection"),
         ("hint", (B, 7, 8), (B, 9, 8), "different numbers of tokens; allowed: layers with as many"),
         ("hint", (B, 8, 4, 4), (B, 8), "both vectors (B, D), or both tokens (B, N, D), or both maps (B, C, H, W)"),
-        ("nfd", (B, 1, 4, 4), (B, 5, 4, 4), "different numbers of channels; allowed: layers with as many"),
+        ("nfd", (B, 1, 4, 4), (B, 5, 4, 4), "different numbers of channels; allowed: as many in both, a projection"),
         ("nfd", (B, 7, 8), (B, 7, 8), "allowed: both maps (B, C, H, W)"),
         ("at", (B, 8), (B, 8), "allowed: both maps (B, C, H, W)"),
         ("at", (B, 8, 4, 4), (1, 8, 4, 4), "different numbers of images"),
@@ -219,7 +228,8 @@ def test_a_loss_on_features_needs_a_pair_and_finds_it(name: str) -> None:
 )
 def test_features_that_cannot_be_compared_are_named(name: str, student: tuple, teacher: tuple, says: str) -> None:
     with pytest.raises(KdsearchError) as raised:
-        LOSSES[name]("a", "b")(features(a=torch.zeros(student)), features(b=torch.zeros(teacher)), torch.zeros(B))
+        own, others = features(a=torch.zeros(student)), features(b=torch.zeros(teacher))
+        LOSSES[name]("a", "b")(own, others, views(torch.zeros(B)))
     assert str(raised.value).startswith(f"{name}: student 'a' {student}, teacher 'b' {teacher}: ")
     assert says in str(raised.value)
 
@@ -237,6 +247,47 @@ def test_a_normalised_map_of_the_student_has_the_size_of_the_teachers() -> None:
     expected = normalised_features(adaptive_avg_pool2d(large, 3), small)
     torch.testing.assert_close(normalised_features(large, small), expected)
     assert normalised_features(maps("s", side=3), maps("t", side=5)).shape == (B,)
+
+
+@pytest.mark.parametrize("name", ["hint", "nfd"])
+def test_a_loss_that_projects_compares_the_projected_features_of_its_pair_alone(name: str) -> None:
+    loss = LOSSES[name](pairs=[("a", "c"), ("b", "d")])
+    teacher = features(c=maps("c", channels=5), d=maps("d"))
+    student = features(a=maps("a"), b=maps("b"), **{"a to c": maps("p", channels=5)})
+    function = FUNCTIONS[name][0]
+    expected = function(maps("p", channels=5), maps("c", channels=5)) + function(maps("b"), maps("d"))
+    torch.testing.assert_close(loss(student, teacher, views(torch.zeros(B))), expected)
+    assert [name for name in LOSSES if made(name).projects] == ["hint", "nfd"]
+
+
+def test_a_projection_is_made_for_each_pair_of_layers_with_other_channels_and_fixed_by_the_seed() -> None:
+    student = features(a=maps("a").float(), b=torch.randn(B, 7, 4), c=torch.randn(B, 6))
+    teacher = features(a=maps("t", channels=5).float(), b=torch.randn(B, 7, 9), c=torch.randn(B, 6))
+    pairs = [("a", "a"), ("b", "b"), ("c", "c")]
+    losses = [LOSSES["hint"](pairs=pairs), LOSSES["nfd"]("a"), LOSSES["at"]("a"), LOSSES["kd"]()]
+    one, again, other = (Projections(losses, student, teacher, seed) for seed in (1, 1, 2))
+    assert one.pairs == [("a", "a"), ("b", "b")]  # the same for hint and nfd; none where the channels agree
+    shapes = {name: tuple(x.shape) for name, x in one(student).features.items() if " to " in name}
+    assert shapes == {"a to a": (B, 5, 3, 3), "b to b": (B, 7, 9)}
+    assert all(torch.equal(x, y) for x, y in zip(one.parameters(), again.parameters(), strict=True))
+    assert not torch.equal(next(one.parameters()), next(other.parameters()))
+    assert (losses[0](one(student), teacher, views(torch.zeros(B))) > 0).all()
+
+
+def test_normalised_maps_leave_out_what_the_geometry_filled() -> None:
+    """Moved by half its side: of 4 columns of features the first two were filled, whatever stands there."""
+    student, teacher, other = maps("s", side=4), maps("t", side=4), maps("t", side=4)
+    other[..., :2] = maps("filled", side=4)[..., :2]
+    matrix = torch.eye(3).double().repeat(B, 1, 1)
+    matrix[:, 0, 2] = 4.0
+    moved = replace(views(torch.zeros(B)), matrix=matrix)
+    whole, valid = LOSSES["nfd"]("x"), LOSSES["nfd"]("x", valid=True)
+    value = [loss(features(x=student), features(x=t), moved) for loss in (valid, whole) for t in (teacher, other)]
+    torch.testing.assert_close(value[0], value[1])
+    assert (value[2] - value[3]).abs().min() > 1e-3
+    torch.testing.assert_close(value[0], normalised_features(student[..., 2:], teacher[..., 2:]))
+    still = views(torch.zeros(B))
+    torch.testing.assert_close(valid(features(x=student), features(x=teacher), still), value[2])
 
 
 # Soft targets

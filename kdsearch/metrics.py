@@ -1,0 +1,100 @@
+"""What trials are compared by: the accuracy or a user's metric, its standard error, and how it is written."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from kdsearch.errors import KdsearchError
+
+Metric = Callable[[Tensor, Tensor], float]  # logits (N, K) and labels (N,), on the host; larger is better
+GROUPS = 20  # of images, for the standard error of a metric
+ACCURACY = "accuracy"
+
+
+class Measured(NamedTuple):
+    """How well a network does on a data set as it is."""
+
+    accuracy: float
+    accuracy_se: float  # binomial standard error
+    value: float  # of the metric; the accuracy where there is no other
+    value_se: float
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How values of a metric are written: the accuracy in percent, any other as it is.
+
+    >>> Scale("accuracy").text(0.951, 0.0096), Scale("kappa").text(0.951, 0.0096), Scale("kappa").difference(-0.012)
+    ('95.1 ± 1.0 %', '0.951 ± 0.010', '-0.012')
+    """
+
+    name: str
+
+    @property
+    def factor(self) -> float:
+        return 100.0 if self.name == ACCURACY else 1.0
+
+    @property
+    def label(self) -> str:
+        """Of an axis."""
+        return "accuracy, %" if self.name == ACCURACY else self.name
+
+    def text(self, value: float, error: float | None = None) -> str:
+        """A value, with its standard error if it is known."""
+        if self.name == ACCURACY:
+            return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
+        return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+
+    def difference(self, value: float) -> str:
+        """With its sign; of accuracies in points."""
+        return f"{100 * value:+.1f}" if self.name == ACCURACY else f"{value:+.3f}"
+
+    def by(self, value: float) -> str:
+        """The size of a difference, in words."""
+        return f"{100 * value:.1f} points" if self.name == ACCURACY else f"{value:.3f}"
+
+    def equal(self, difference: float) -> bool:
+        """Would it be written as nothing?"""
+        return abs(difference) * self.factor < (0.05 if self.name == ACCURACY else 0.0005)
+
+
+def metric_name(metric: Metric | None) -> str:
+    """What a metric is called in tables: "accuracy" where there is none, or the name of the function."""
+    if metric is None:
+        return ACCURACY
+    inner = metric.func if isinstance(metric, partial) else metric
+    return str(getattr(inner, "__name__", type(inner).__name__))
+
+
+def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """A metric of all images, and its standard error from leaving out one of 20 groups of images at a time.
+
+    Raises:
+        KdsearchError: the metric fails, or gives no number.
+
+    Reference:
+        Tukey, Bias and confidence in not-quite large samples, 1958 (the jackknife)
+
+    >>> logits, labels = torch.eye(2).repeat(50, 1), torch.tensor([0, 1] * 40 + [0, 0] * 10)
+    >>> metric_value(lambda x, y: (x.argmax(1) == y).double().mean(), logits, labels)[0]
+    0.9
+    """
+
+    def of(logits: Tensor, labels: Tensor) -> float:
+        try:
+            return float(metric(logits, labels))
+        except Exception as error:
+            raise KdsearchError(
+                f"metric {metric_name(metric)}: {type(error).__name__}: {error}; it is called with logits "
+                f"{tuple(logits.shape)} and labels {tuple(labels.shape)} and gives one number, larger is better"
+            ) from error
+
+    groups = min(GROUPS, len(labels))
+    group = torch.arange(len(labels)) % groups
+    left = torch.tensor([of(logits[group != i], labels[group != i]) for i in range(groups)], dtype=torch.float64)
+    error = ((groups - 1) / groups * (left - left.mean()).square().sum()).sqrt().item()
+    return of(logits, labels), error

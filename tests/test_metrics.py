@@ -1,0 +1,94 @@
+"""A user's metric in the place of the accuracy."""
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import pytest
+import torch
+from sklearn.metrics import balanced_accuracy_score
+from torch import Tensor
+
+import kdsearch as kd
+from kdsearch.errors import KdsearchError
+from kdsearch.evaluation import measure
+from kdsearch.maths import generator
+from kdsearch.metrics import Scale, metric_name, metric_value
+from kdsearch.study import Study
+
+
+def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:
+    return balanced_accuracy_score(labels, logits.argmax(1))
+
+
+def right(logits: Tensor, labels: Tensor) -> Tensor:
+    return (logits.argmax(1) == labels).double().mean()
+
+
+def test_the_error_of_a_mean_is_near_its_binomial_one() -> None:
+    """Of one set a jackknife of 20 groups is right within a sixth; the mean over many sets is nearer."""
+    errors = []
+    for seed in range(40):
+        labels = (torch.rand(400, generator=generator("labels", seed)) < 0.9).long()
+        value, error = metric_value(right, torch.tensor([[0.0, 1.0]]).expand(400, 2), labels)
+        assert value == labels.double().mean().item()
+        errors.append(error / math.sqrt(value * (1 - value) / 400))
+    assert sum(errors) / len(errors) == pytest.approx(1, abs=0.1)
+
+
+def test_a_metric_is_measured_beside_the_accuracy(tiny_study: Study, teacher) -> None:
+    data, task = tiny_study.search_validation, kd.Classification.of(10)
+    result = measure(teacher(), data, task, 32, "cpu", balanced_accuracy)
+    assert result[:2] == kd.evaluate(teacher(), data, task, 32, "cpu")
+    logits = kd.Teacher(teacher())(data.images).logits
+    assert result.value == pytest.approx(balanced_accuracy(logits, data.labels))
+    assert result.value != result.accuracy and 0 < result.value_se < 0.1
+
+
+@pytest.mark.parametrize("metric", [lambda x, y: "much", lambda x: 0.0, lambda x, y: x])
+def test_a_metric_that_gives_no_number_is_named_before_anything_is_trained(metric, tiny_study, tmp_path) -> None:
+    with pytest.raises(KdsearchError, match=r"^metric <lambda>: .*called with logits \(95, 10\) and labels \(95,\)"):
+        kd.search(replace(tiny_study, metric=metric), out=tmp_path / "runs", quiet=True)
+
+
+def test_a_metric_has_the_name_of_its_function() -> None:
+    assert metric_name(None) == "accuracy"
+    assert metric_name(partial(balanced_accuracy)) == metric_name(balanced_accuracy) == "balanced_accuracy"
+
+
+def test_only_the_accuracy_is_written_in_percent() -> None:
+    assert [Scale(name).by(0.0123) for name in ("accuracy", "kappa")] == ["1.2 points", "0.012"]
+    assert [Scale(name).equal(0.0004) for name in ("accuracy", "kappa")] == [True, True]
+    assert not any(Scale(name).equal(-0.0006) for name in ("accuracy", "kappa"))
+
+
+def test_a_metric_that_is_not_a_number_ends_the_trial(tiny_study, tmp_path) -> None:
+    calls = []
+
+    def never(logits: Tensor, labels: Tensor) -> float:
+        calls.append(len(logits))
+        return math.nan
+
+    budget = replace(tiny_study.budget, trials=1, epochs=1, confirmation=0)
+    result = kd.search(replace(tiny_study, metric=never, budget=budget), out=tmp_path / "runs", quiet=True)
+    trials = kd.frames(result.folder)["trials"]
+    assert result.best is None
+    assert set(trials["fail_reason"]) == {"nan: epoch 1: the metric is nan"}
+
+
+def test_trials_are_compared_and_told_by_the_metric(tiny_study, tmp_path, capsys) -> None:
+    def misses(logits: Tensor, labels: Tensor) -> float:
+        return -float((logits.argmax(1) != labels).sum())
+
+    budget = replace(tiny_study.budget, trials=2, epochs=1, confirmation=1)
+    result = kd.search(replace(tiny_study, metric=misses, budget=budget), out=tmp_path / "runs")
+    tables = kd.frames(result.folder)
+    epochs, trials = tables["epochs"], tables["trials"]
+    assert (epochs["value"] == -(100 * (1 - epochs["accuracy"])).round()).all()
+    assert result.value == trials.query("origin != 'reference'")["value"].max() < 0
+    assert tables["studies"]["metric"].tolist() == ["misses"] and (tables["evaluations"]["value"] < 0).all()
+    assert "brings the student to a misses of -" in result.sentence and "%" not in result.sentence.split("95 %")[0]
+    assert "  misses -" in capsys.readouterr().out
+    assert "Misses on search-validation" in (result.folder / "report.html").read_text()
+    with pytest.raises(KdsearchError, match='metric: stored "misses", now "accuracy"'):
+        kd.search(replace(tiny_study, budget=budget), out=tmp_path / "runs", quiet=True)
