@@ -16,7 +16,7 @@ from rich.table import Table
 from torchvision.transforms import InterpolationMode, v2
 
 import kdsearch as kd
-from kdsearch.study import run_trial
+from kdsearch.run import run_trial
 
 
 class OneView(kd.Distiller):

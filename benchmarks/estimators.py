@@ -40,7 +40,7 @@ from kdsearch.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.maths import generator
 from kdsearch.objectives import TST, objective
 from kdsearch.policy import LOW_START
-from kdsearch.study import run_trial
+from kdsearch.run import run_trial
 from kdsearch.values import Draw
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90

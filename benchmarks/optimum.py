@@ -22,7 +22,8 @@ from kdsearch.data import in_order
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
 from kdsearch.maths import generator
-from kdsearch.study import Ready, run_trial
+from kdsearch.run import run_trial
+from kdsearch.study import Ready
 
 OPERATION, OTHERS, STEPS, WITHIN = "rotate", 7, 400, 0.05
 

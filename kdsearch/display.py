@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.records import EpochRecord
-from kdsearch.study import Outcome
+from kdsearch.run import Outcome
 
 
 class Display:

@@ -13,19 +13,29 @@ from filelock import FileLock, Timeout
 
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
+from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.files import make_folder, read_json, write_json
-from kdsearch.hpo import TrialEvent, TrialRow, check_names, check_storage, database, open_search, rows_of, run_trials
+from kdsearch.hpo import (
+    Trial,
+    TrialEvent,
+    TrialRow,
+    check_names,
+    check_storage,
+    database,
+    open_search,
+    rows_of,
+    run_trials,
+)
 from kdsearch.maths import derive_seed
 from kdsearch.metrics import metric_name
-from kdsearch.policy import Policy
 from kdsearch.preflight import Checked, facts, fixed_by, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.report import write_report
-from kdsearch.space import Settings
+from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.spec import PolicySpec
-from kdsearch.study import REFERENCES, Outcome, Study, load_study, run_trial
+from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.teachers import Recipe
 
 
@@ -162,6 +172,7 @@ class _Search:
                     policy=policy,
                     seed=seed,
                     provenance=self._provenance(name, seed),
+                    checkpoint=folder / CHECKPOINT,
                     on_record=partial(self._show, name),
                 )
             except Diverged as error:
@@ -188,33 +199,11 @@ class _Search:
         best = self._best()
         if best is None or not self.budget.confirmation:
             return
-        path = self.folder / "confirmation.json"
-        kept = read_json(path) if path.exists() else {}
-        rows: list[dict[str, Any]] = kept.get("rows", []) if kept.get("winner") == best.number else []
-        settings = self.ready.space.settings(best.params)
+        settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        seeds = [derive_seed(self.study.seed, "confirmation", i) % 2**31 for i in range(self.budget.confirmation)]
-        self.display.say(f"confirming trial {best.number} ({settings_line(best.params)}) on {len(seeds)} fresh seeds")
-        for seed in seeds:
-            for name in ("learned", "frozen", *REFERENCES):
-                if any(row["run"] == name and row["seed"] == seed for row in rows):
-                    continue
-                policy_steps = self.ready.policy_steps(settings) if name == "learned" else None
-                policy = Policy.from_spec(spec) if name == "frozen" else self.ready.reference(name, settings)
-                try:
-                    outcome = run_trial(
-                        self.ready,
-                        None,
-                        policy=policy,
-                        policy_steps=policy_steps,
-                        seed=seed,
-                        on_record=partial(self._show, f"confirm {name}"),
-                    )
-                    rows.append({"run": name, "seed": seed, "value": outcome.value, "seconds": outcome.seconds})
-                except Diverged:
-                    rows.append({"run": name, "seed": seed, "value": None, "seconds": None})
-                write_json(path, {"winner": best.number, "rows": rows})
-                self.display.expect(self._seconds_left())
+        self.display.say(f"confirming trial {best.number} ({settings_line(best.params)}) on {seeds} fresh seeds")
+        for _ in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
+            self.display.expect(self._seconds_left())
 
     def finish(self) -> Result:
         """Frames, report and the last words, from the folder alone."""
@@ -236,24 +225,37 @@ class _Search:
             say(f"finished; --trials {self._done() * 2} goes on")
         return Result(self.folder, PolicySpec.load(folder / "policy.json"), best.value, student, said)
 
-    def _trial(self, number: int, settings: Settings, seed: int, report: Any) -> float:
+    def _trial(self, trial: Trial, report: Any) -> float:
+        name, settings, folder = f"trial {trial.number}", trial.settings, self._trial_folder(trial.number)
+
         def on_record(record: EpochRecord) -> None:
-            self._show(f"trial {number}", record)
+            self._show(name, record)
             report(record)
 
         self.display.expect(self._seconds_left())
+        self._take_over(trial, folder)
         outcome = run_trial(
             self.ready,
-            self._trial_folder(number),
+            folder,
             policy=self.ready.policy(settings),
             policy_steps=self.ready.policy_steps(settings),
-            seed=seed,
-            provenance={**self._provenance(f"trial {number}", seed), **settings.numbers()},
+            seed=trial.seed,
+            provenance={**self._provenance(name, trial.seed), **settings.numbers()},
+            checkpoint=folder / CHECKPOINT,
             on_record=on_record,
         )
         self.measured[True].append(outcome.seconds)
-        self.outcomes[number] = replace(outcome, student=None)
+        self.outcomes[trial.number] = replace(outcome, student=None)
         return outcome.value
+
+    def _take_over(self, trial: Trial, folder: Path) -> None:
+        """Fetch the checkpoint of the interrupted trial that this one goes on with."""
+        if not trial.retries:
+            return
+        self.display.say(f"trial {trial.number} goes on with trial {trial.retries[0]}, which was interrupted")
+        left = (self._trial_folder(number) / CHECKPOINT for number in trial.retries)
+        if found := next((path for path in left if path.exists()), None):
+            found.replace(make_folder(folder) / CHECKPOINT)
 
     def _ended(self, event: TrialEvent) -> None:
         outcome = self.outcomes.get(event.number)
@@ -286,9 +288,8 @@ class _Search:
 
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
-        path = self.folder / "confirmation.json"
-        confirmed = len(read_json(path)["rows"]) if path.exists() else 0
-        seeds = self.budget.confirmation
+        best, seeds = self._best(), self.budget.confirmation
+        confirmed = len(kept(self.folder, best.number)) if best else 0
         references = sum(not (self.folder / "references" / name / "result.json").exists() for name in REFERENCES)
         learned = max(0, self.budget.trials - self._done()) + seeds
         plain = references + max(0, (1 + len(REFERENCES)) * seeds - confirmed)

@@ -1,40 +1,28 @@
-"""The wiring of one question, and one run of it."""
+"""The wiring of one question."""
 
-import json
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
-import torch
-from safetensors.torch import save_file
 from torch import nn
 
 from kdsearch.alternation import PolicySteps
 from kdsearch.catalogue import find
-from kdsearch.data import MapStyle, in_order, spawned
-from kdsearch.disagreement import DisagreementReport, Probe
-from kdsearch.distill import Distiller, EpochRecord, OptimizerFactory, Phase, adamw
+from kdsearch.data import MapStyle, spawned
+from kdsearch.disagreement import Probe
+from kdsearch.distill import OptimizerFactory, Phase, adamw
 from kdsearch.errors import KdsearchError
-from kdsearch.files import make_folder, plain, write_json, write_text
-from kdsearch.fixed import FixedTransform
-from kdsearch.guards import warnings
 from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
-from kdsearch.maths import derive_seed
 from kdsearch.metrics import Metric
 from kdsearch.objectives import TST
 from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
-from kdsearch.spec import Snapshot
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher
 from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")
-SHOWN = 4  # images kept for the pictures of a policy
-MOMENTS = 16  # of a policy's schedule, at most
 
 
 @dataclass(frozen=True)
@@ -149,111 +137,6 @@ class Ready:
         return Phase(
             study.losses, budget.epochs, budget.steps, budget.batch, policy_steps, study.label_weight, study.views
         )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a run came to."""
-
-    value: float  # of the study's metric, for the student on search-validation after the last epoch
-    value_se: float  # standard error
-    seconds: float
-    warnings: tuple[str, ...] = ()  # of a policy that has learned
-    disagreement: DisagreementReport | None = None
-    student: nn.Module | None = field(default=None, compare=False, repr=False)
-
-
-def run_trial(
-    ready: Ready,
-    folder: Path | None,
-    *,
-    policy: Policy | FixedTransform | None,
-    policy_steps: PolicySteps | None = None,
-    seed: int = 0,
-    provenance: Mapping[str, str | int | float | None] | None = None,
-    on_record: Callable[[EpochRecord], None] = lambda record: None,
-) -> Outcome:
-    """Train one fresh student with one policy.
-
-    Args:
-        folder: Where records, policy, student and a few images go; None keeps nothing and looks for no disagreement.
-        policy: Of the second view; None for a second view identical to the first. A fixed transform leaves no
-            policy.json and no pictures.
-        policy_steps: How the policy learns meanwhile; None holds it as it is.
-        seed: Of the student's start, the batches and the draws.
-        on_record: Told each epoch; an exception from it ends the run.
-
-    Raises:
-        Diverged: a loss is not finite.
-    """
-    start = time.perf_counter()
-    study = ready.study
-    torch.manual_seed(derive_seed(seed, "student"))
-    student = study.student()
-    distiller = Distiller(
-        ready.teacher,
-        student,
-        policy,
-        ready.task,
-        optimizer=study.optimizer,
-        device=ready.device,
-        seed=seed,
-        clean_loss=ready.clean_loss,
-        metric=study.metric,
-    )
-    schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
-    lines: list[str] = []
-    records: list[EpochRecord] = []
-    if folder:
-        make_folder(folder)
-        (folder / "result.json").unlink(missing_ok=True)
-    for record in distiller.run(ready.phase(policy_steps), study.train, study.search_validation):
-        if isinstance(policy, Policy):
-            schedule.append(policy.snapshot(record.progress))
-        records.append(record)
-        if folder:
-            lines.append(json.dumps(plain(asdict(record))))
-            write_text(folder / "epochs.jsonl", "\n".join(lines) + "\n")
-        on_record(record)
-    found = warnings(records, policy) if policy_steps and isinstance(policy, Policy) else ()
-    outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
-    if folder:
-        outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
-    return outcome
-
-
-def _keep(
-    ready: Ready,
-    folder: Path,
-    outcome: Outcome,
-    policy: Policy | FixedTransform | None,
-    schedule: list[Snapshot],
-    provenance: Mapping[str, str | int | float | None],
-) -> Outcome:
-    """Write what a finished run leaves; `result.json` last, which makes it finished."""
-    assert outcome.student is not None
-    start = time.perf_counter()
-    save_file({k: v.contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors")
-    report = ready.probe.report(outcome.student, policy)
-    write_json(folder / "regions.json", [asdict(region) for region in report.regions])
-    if isinstance(policy, Policy):
-        spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
-        write_text(folder / "policy.json", spec.to_json())
-        images = next(in_order(ready.study.train, SHOWN)).images  # what the pictures of the policy show
-        shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
-        np.savez_compressed(folder / "samples.npz", original=shown.numpy())
-    seconds = outcome.seconds + time.perf_counter() - start
-    outcome = replace(outcome, seconds=seconds, disagreement=report)
-    kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings")}
-    write_json(folder / "result.json", kept)
-    return outcome
-
-
-def _thin(schedule: list[Snapshot]) -> list[Snapshot]:
-    """At most 16 moments, evenly spaced, the last one kept."""
-    if len(schedule) <= MOMENTS:
-        return schedule
-    return [schedule[round(i * (len(schedule) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
 
 
 def load_study(name: str) -> tuple[Study, Path]:

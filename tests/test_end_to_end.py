@@ -15,7 +15,7 @@ import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, frame
 from kdsearch.errors import KdsearchError
 from kdsearch.preflight import preflight
-from kdsearch.study import run_trial
+from kdsearch.run import run_trial
 
 
 def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):

@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "trials": {
         **KEY, "state": TEXT, "value": NUMBER, "value_se": NUMBER, "is_best": FLAG, "last_epoch": WHOLE,
         "last_value": NUMBER, "origin": TEXT, "fail_reason": TEXT, "warnings": TEXT,
-        "seed": WHOLE, "seconds": NUMBER,
+        "seed": WHOLE, "retry_of": WHOLE, "seconds": NUMBER,
         "started_at": TIME, "ended_at": TIME,
     },
     "params": {**KEY, "name": TEXT, "value": NUMBER, "low": NUMBER, "high": NUMBER, "log": FLAG},
@@ -191,6 +191,7 @@ def _trial(trial: TrialRow | None, result: Mapping[str, Any], best: TrialRow | N
         "fail_reason": trial.fail_reason,
         "warnings": "; ".join(result.get("warnings", [])) or None,
         "seed": trial.seed,
+        "retry_of": trial.retry_of,
         "started_at": _utc(trial.started_at),
         "ended_at": _utc(trial.ended_at),
     }

@@ -54,6 +54,7 @@ class TrialRow:
     origin: str
     fail_reason: str | None
     seed: int | None
+    retry_of: int | None  # number of the interrupted trial that it goes on with
     started_at: datetime | None
     ended_at: datetime | None
 
@@ -88,6 +89,7 @@ def _row(trial: optuna.trial.FrozenTrial) -> TrialRow:
         origin=trial.user_attrs.get("origin", "sampled"),
         fail_reason=trial.user_attrs.get("fail_reason"),
         seed=trial.user_attrs.get("seed"),
+        retry_of=trial.user_attrs.get("retry_of"),
         started_at=trial.datetime_start,
         ended_at=trial.datetime_complete,
     )

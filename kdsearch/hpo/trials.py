@@ -18,6 +18,7 @@ from kdsearch.space import WHOLE, SearchSpace, Settings
 
 STARTUP = 3  # random trials before the sampler models anything, and before anything is pruned
 FAILURES = 3  # in a row end the search
+INTERRUPTED = "interrupted"  # the fail_reason of a trial that is retried
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -44,7 +45,17 @@ class TrialEvent:
     reason: str | None = None
 
 
-Run = Callable[[int, Settings, int, Callable[[EpochRecord], None]], float]  # number, settings, seed, report -> value
+@dataclass(frozen=True)
+class Trial:
+    """What a trial is to be run with."""
+
+    number: int
+    settings: Settings
+    seed: int
+    retries: tuple[int, ...]  # numbers of the interrupted trials that it goes on with, the last one first
+
+
+Run = Callable[[Trial, Callable[[EpochRecord], None]], float]  # trial, report -> value
 
 
 def check_names(sampler: str, pruner: str) -> None:
@@ -57,7 +68,7 @@ def check_names(sampler: str, pruner: str) -> None:
 def open_search(
     url: str, facts: Mapping[str, Any], fixed: Mapping[str, Any], *, sampler: str, pruner: str, epochs: int
 ) -> optuna.Study:
-    """Open a search or begin one; trials left running by a process that died are marked as interrupted.
+    """Open a search or begin one; trials that a process left when it died or was interrupted wait to be retried.
 
     Args:
         facts: Stored with a new search, and updated: what `studies` says of it.
@@ -79,8 +90,9 @@ def open_search(
     for key, value in {**facts, "sampler": sampler, "pruner": pruner, "fixed": fixed}.items():
         study.set_user_attr(key, json.dumps(value))
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        storage.set_trial_user_attr(trial._trial_id, "fail_reason", "interrupted")
+        storage.set_trial_user_attr(trial._trial_id, "fail_reason", INTERRUPTED)
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
+    _retry_interrupted(study)
     study.pruner = PRUNERS[pruner](epochs)
     return study
 
@@ -97,24 +109,24 @@ def run_trials(
 ) -> None:
     """Run trials until `target` of them are complete or pruned; the first one at the space's defaults.
 
-    The sampler is made anew for each trial from (seed, number), so that a resumed search suggests what an
-    uninterrupted one would.
+    The sampler is made anew for each trial from the seed and the number of trials before it, retries not counted, so
+    that a resumed search suggests what an uninterrupted one would.
 
     Raises:
         Exception: of a trial, while none has succeeded yet, or for the third time in a row.
     """
     failures = 0
     while len(study.get_trials(deepcopy=False, states=DONE)) < target:
-        number = len(study.get_trials(deepcopy=False))
-        study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", number) % 2**32)
-        origin = "default" if number == 0 else "sampled"
+        index = sum("retry_of" not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
+        study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", index) % 2**32)
+        origin = "default" if index == 0 else "sampled"
         if origin == "default":
             study.enqueue_trial({name: _start(space, name) for name in space.ranges}, skip_if_exists=True)
         ended: list[TrialEvent] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             try:
-                study.optimize(lambda trial: _objective(trial, space, run, seed, origin, ended), n_trials=1)  # noqa: B023
+                study.optimize(lambda trial: _objective(trial, space, run, seed, (index, origin), ended), n_trials=1)  # noqa: B023
             except Exception:
                 failures += 1
                 if failures >= FAILURES or not study.get_trials(deepcopy=False, states=DONE):
@@ -126,11 +138,12 @@ def run_trials(
 
 
 def _objective(
-    trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, origin: str, ended: list[TrialEvent]
+    trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, place: tuple[int, str], ended: list[TrialEvent]
 ) -> float:
-    own_seed = derive_seed(seed, "trial", trial.number) % 2**31
+    index, origin = (trial.user_attrs.get(key, new) for key, new in zip(("index", "origin"), place, strict=True))
+    own_seed = derive_seed(seed, "trial", index) % 2**31
     settings = _suggest(trial, space)
-    for key, fact in {"origin": origin, "seed": own_seed, "settings": settings.numbers()}.items():
+    for key, fact in {"index": index, "origin": origin, "seed": own_seed, "settings": settings.numbers()}.items():
         trial.set_user_attr(key, fact)
 
     def report(record: EpochRecord) -> None:
@@ -142,7 +155,7 @@ def _objective(
     value: float | None = None
     reason: str | None = None
     try:
-        value = run(trial.number, settings, own_seed, report)
+        value = run(Trial(trial.number, settings, own_seed, _retries(trial.study, trial.number)), report)
         trial.set_constraint("finite", 0.0)
         state = "COMPLETE"
         return value
@@ -156,7 +169,7 @@ def _objective(
         state, reason = "PRUNED", f"nan: {error}"
         raise optuna.TrialPruned from None
     except KeyboardInterrupt:
-        reason = "interrupted"
+        reason = INTERRUPTED
         raise
     except torch.OutOfMemoryError:
         reason = "out of memory"
@@ -168,6 +181,29 @@ def _objective(
         if reason:
             trial.set_user_attr("fail_reason", reason)
         ended.append(TrialEvent(trial.number, state, value, reason))
+
+
+def _retry_interrupted(study: optuna.Study) -> None:
+    """Let each interrupted trial that has no retry wait for one, with its numbers and its place in the order."""
+    trials = study.get_trials(deepcopy=False)
+    retried = {trial.user_attrs.get("retry_of") for trial in trials}
+    for trial in trials:
+        if trial.user_attrs.get("fail_reason") != INTERRUPTED or trial.number in retried:
+            continue
+        facts: dict[str, Any] = {key: trial.user_attrs[key] for key in ("index", "origin") if key in trial.user_attrs}
+        known = trial.params if facts else {}  # without them it ended before all its numbers were chosen
+        study.enqueue_trial(known, user_attrs={**facts, "retry_of": trial.number})
+
+
+def _retries(study: optuna.Study, number: int) -> tuple[int, ...]:
+    """The interrupted trials that a trial goes on with, the last one first."""
+    before = {trial.number: trial.user_attrs.get("retry_of") for trial in study.get_trials(deepcopy=False)}
+    found: list[int] = []
+    earlier = before.get(number)
+    while earlier is not None:
+        found.append(earlier)
+        earlier = before.get(earlier)
+    return tuple(found)
 
 
 def _suggest(trial: optuna.Trial, space: SearchSpace) -> Settings:

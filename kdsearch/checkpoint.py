@@ -1,0 +1,61 @@
+"""Where a run stands after an epoch, in one file that is written whole or not at all."""
+
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kdsearch.errors import KdsearchError
+from kdsearch.files import write_bytes
+from kdsearch.records import EpochRecord
+from kdsearch.spec import Snapshot
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an interrupted run needs to go on as if it had never ended."""
+
+    run: str  # which run it is: with another seed, start or setting it is of no use
+    state: Mapping[str, Any]  # `Distiller.state()`
+    records: tuple[EpochRecord, ...]
+    schedule: tuple[Snapshot, ...]  # of the policy, so far
+    seconds: float  # spent
+
+    def save(self, path: Path) -> None:
+        """Write it in one step: a process killed meanwhile leaves the one before."""
+        content = io.BytesIO()
+        torch.save(
+            {
+                "run": self.run,
+                "state": dict(self.state),
+                "records": [asdict(record) for record in self.records],
+                "schedule": [moment.model_dump() for moment in self.schedule],
+                "seconds": self.seconds,
+            },
+            content,
+        )
+        write_bytes(path, content.getvalue())
+
+    @staticmethod
+    def load(path: Path, run: str) -> "Checkpoint | None":
+        """What a file keeps of this run; None where there is none, or that of another run.
+
+        Raises:
+            KdsearchError: a file that is torn or holds more than weights and numbers.
+        """
+        if not path.exists():
+            return None
+        try:
+            kept = torch.load(path, map_location="cpu", weights_only=True)
+            if kept["run"] != run:
+                return None
+            records = tuple(EpochRecord(**record) for record in kept["records"])
+            schedule = tuple(Snapshot.model_validate(moment) for moment in kept["schedule"])
+            return Checkpoint(run, kept["state"], records, schedule, kept["seconds"])
+        except Exception as error:  # whatever a reader makes of a torn file
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            cure = "delete the file, and the run begins anew"
+            raise KdsearchError(f"{path}: cannot be read as a checkpoint: {reason}; {cure}") from None

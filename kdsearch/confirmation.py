@@ -1,0 +1,68 @@
+"""The winner and the references on fresh seeds, paired: what the best of several noisy trials cannot say by itself."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from kdsearch.errors import Diverged
+from kdsearch.files import read_json, write_json
+from kdsearch.maths import derive_seed
+from kdsearch.policy import Policy
+from kdsearch.records import EpochRecord
+from kdsearch.run import CHECKPOINT, run_trial
+from kdsearch.space import Settings
+from kdsearch.spec import PolicySpec
+from kdsearch.study import REFERENCES, Ready
+
+RUNS = ("learned", "frozen", *REFERENCES)  # of each seed
+
+
+def confirm(
+    ready: Ready,
+    folder: Path,
+    winner: int,
+    settings: Settings,
+    spec: PolicySpec,
+    show: Callable[[str, EpochRecord], None],
+) -> Iterator[None]:
+    """Run what is not there yet, after each run writing `confirmation.json` and yielding.
+
+    Args:
+        winner: Number of the trial; rows of another one are written over.
+        settings: Of the winner: `learned` learns again with them, beside a fresh student.
+        spec: The winner's policy, held still for `frozen`.
+        show: Told each epoch, with the name of the run.
+    """
+    rows = kept(folder, winner)
+    budget = ready.study.budget
+    for seed in [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]:
+        for name in RUNS:
+            if any(row["run"] == name and row["seed"] == seed for row in rows):
+                continue
+            policy_steps = ready.policy_steps(settings) if name == "learned" else None
+            policy = Policy.from_spec(spec) if name == "frozen" else ready.reference(name, settings)
+            row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
+            try:
+                outcome = run_trial(
+                    ready,
+                    None,
+                    policy=policy,
+                    policy_steps=policy_steps,
+                    seed=seed,
+                    checkpoint=folder / CHECKPOINT,
+                    on_record=partial(show, f"confirm {name}"),
+                )
+                row |= {"value": outcome.value, "seconds": outcome.seconds}
+            except Diverged:
+                pass
+            rows.append(row)
+            write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
+            yield
+
+
+def kept(folder: Path, winner: int | None) -> list[dict[str, Any]]:
+    """The rows of a folder that are of this winner."""
+    path = folder / "confirmation.json"
+    found = read_json(path) if path.exists() else {}
+    return found["rows"] if found.get("winner") == winner else []

@@ -1,0 +1,169 @@
+"""One run of a study: a fresh student, one policy, and what they leave in a folder."""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.checkpoint import Checkpoint
+from kdsearch.data import in_order
+from kdsearch.disagreement import DisagreementReport
+from kdsearch.distill import Distiller
+from kdsearch.files import make_folder, plain, write_json, write_text
+from kdsearch.fixed import FixedTransform
+from kdsearch.guards import warnings
+from kdsearch.maths import derive_seed
+from kdsearch.policy import Policy
+from kdsearch.records import EpochRecord
+from kdsearch.spec import Snapshot
+from kdsearch.study import Ready
+from kdsearch.teachers import weights_hash
+
+CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
+SHOWN = 4  # images kept for the pictures of a policy
+MOMENTS = 16  # of a policy's schedule, at most
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a run came to."""
+
+    value: float  # of the study's metric, for the student on search-validation after the last epoch
+    value_se: float  # standard error
+    seconds: float
+    warnings: tuple[str, ...] = ()  # of a policy that has learned
+    disagreement: DisagreementReport | None = None
+    student: nn.Module | None = field(default=None, compare=False, repr=False)
+
+
+def run_trial(
+    ready: Ready,
+    folder: Path | None,
+    *,
+    policy: Policy | FixedTransform | None,
+    policy_steps: PolicySteps | None = None,
+    seed: int = 0,
+    provenance: Mapping[str, str | int | float | None] | None = None,
+    checkpoint: Path | None = None,
+    on_record: Callable[[EpochRecord], None] = lambda record: None,
+) -> Outcome:
+    """Train one fresh student with one policy.
+
+    Args:
+        folder: Where records, policy, student and a few images go; None keeps nothing and looks for no disagreement.
+        policy: Of the second view; None for a second view identical to the first. A fixed transform leaves no
+            policy.json and no pictures.
+        policy_steps: How the policy learns meanwhile; None holds it as it is.
+        seed: Of the student's start, the batches and the draws.
+        checkpoint: A file that keeps where the run stands after each epoch; where there is one of this run, it goes on
+            from there, bit for bit on the CPU. Gone when the run ends by itself, or by an error.
+        on_record: Told each epoch, those before a checkpoint first; an exception from it ends the run.
+
+    Raises:
+        Diverged: a loss is not finite.
+    """
+    start = time.perf_counter()
+    study = ready.study
+    torch.manual_seed(derive_seed(seed, "student"))
+    student = study.student()
+    distiller = Distiller(
+        ready.teacher,
+        student,
+        policy,
+        ready.task,
+        optimizer=study.optimizer,
+        device=ready.device,
+        seed=seed,
+        clean_loss=ready.clean_loss,
+        metric=study.metric,
+    )
+    phase = ready.phase(policy_steps)
+    schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
+    records: list[EpochRecord] = []
+    run = _named(ready, phase, student, policy, seed)
+    kept = Checkpoint.load(checkpoint, run) if checkpoint else None
+    if kept:
+        records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds
+    if folder:
+        make_folder(folder)
+        (folder / "result.json").unlink(missing_ok=True)
+        _write_epochs(folder, records)
+    try:
+        for record in records:
+            on_record(record)
+        state = kept.state if kept else None
+        for record in distiller.run(phase, study.train, study.search_validation, state=state):
+            if isinstance(policy, Policy):
+                schedule.append(policy.snapshot(record.progress))
+            records.append(record)
+            if folder:
+                _write_epochs(folder, records)
+            if checkpoint:
+                spent = time.perf_counter() - start
+                Checkpoint(run, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
+            on_record(record)
+        found = warnings(records, policy) if policy_steps and isinstance(policy, Policy) else ()
+        outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
+        if folder:
+            outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
+    except Exception:  # it would end in the same way again; an interruption would not
+        if checkpoint:
+            checkpoint.unlink(missing_ok=True)
+        raise
+    if checkpoint:
+        checkpoint.unlink(missing_ok=True)
+    return outcome
+
+
+def _named(ready: Ready, phase: Phase, student: nn.Module, policy: object, seed: int) -> str:
+    """What tells a run from every other: all that fixes it, before it begins."""
+    losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
+    start = [weights_hash(network) for network in (student, policy) if isinstance(network, nn.Module)]
+    rest = (phase.epochs, phase.steps, phase.batch, phase.policy_steps, phase.label_weight, phase.views)
+    return repr((seed, ready.clean_loss, ready.device, losses, start, rest))
+
+
+def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
+    lines = [json.dumps(plain(asdict(record))) + "\n" for record in records]
+    write_text(folder / "epochs.jsonl", "".join(lines))
+
+
+def _keep(
+    ready: Ready,
+    folder: Path,
+    outcome: Outcome,
+    policy: Policy | FixedTransform | None,
+    schedule: list[Snapshot],
+    provenance: Mapping[str, str | int | float | None],
+) -> Outcome:
+    """Write what a finished run leaves; `result.json` last, which makes it finished."""
+    assert outcome.student is not None
+    start = time.perf_counter()
+    save_file({k: v.contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors")
+    report = ready.probe.report(outcome.student, policy)
+    write_json(folder / "regions.json", [asdict(region) for region in report.regions])
+    if isinstance(policy, Policy):
+        spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
+        write_text(folder / "policy.json", spec.to_json())
+        images = next(in_order(ready.study.train, SHOWN)).images  # what the pictures of the policy show
+        shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
+        np.savez_compressed(folder / "samples.npz", original=shown.numpy())
+    seconds = outcome.seconds + time.perf_counter() - start
+    outcome = replace(outcome, seconds=seconds, disagreement=report)
+    kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings")}
+    write_json(folder / "result.json", kept)
+    return outcome
+
+
+def _thin(schedule: list[Snapshot]) -> list[Snapshot]:
+    """At most 16 moments, evenly spaced, the last one kept."""
+    if len(schedule) <= MOMENTS:
+        return schedule
+    return [schedule[round(i * (len(schedule) - 1) / (MOMENTS - 1))] for i in range(MOMENTS)]
