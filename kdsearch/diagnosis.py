@@ -103,7 +103,9 @@ def likely_reasons(
     now = attempt(as_it_is, images)
     changes = list(_normalisations(teacher, images))
     normalised = [attempt(change, images) for change in changes]
-    best = max(normalised, key=lambda one: (one.rate, -cross_entropy(one.logits, labels).item()))
+    error = 1 / math.sqrt(4 * len(labels))  # of a rate, at most
+    good = (one for one in normalised if one.rate >= max(one.rate for one in normalised) - error)
+    best = min(good, key=lambda one: cross_entropy(one.logits, labels).item())
     tried = [best, _matched(now, labels, task)]
     if images.shape[1] == 3:
         tried.append(attempt(_swapped(as_it_is), images.flip(1)))
