@@ -14,7 +14,7 @@ from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.data import MapStyle, in_order, shuffled
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
-from kdsearch.evaluation import measure, teacher_loss
+from kdsearch.evaluation import known, measure
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss, Projections
 from kdsearch.maths import derive_seed, generator, spoiled
@@ -114,7 +114,7 @@ class Distiller:
         if every:
             optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:
-                self.clean_loss = teacher_loss(self.teacher, train, self.task, phase.batch, self.device)
+                self.clean_loss = known(self.teacher, train, self.task, phase.batch, self.device).loss
         self._epoch = self._restore(state) if state else 0
         for epoch in range(self._epoch + 1, phase.epochs + 1):
             start, learned, step = time.perf_counter(), list[PolicyStep](), (epoch - 1) * phase.steps

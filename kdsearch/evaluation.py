@@ -1,6 +1,7 @@
 """How well a network does on a data set as it is."""
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,14 +52,27 @@ def measure(
     return Measured(rate, error, *metric_value(metric, logits, labels))
 
 
+class Known(NamedTuple):
+    """What a teacher knows of a data set as it is."""
+
+    accuracy: float
+    accuracy_se: float  # binomial standard error
+    loss: float  # mean cross-entropy, nats
+    loss_se: float  # standard error
+
+
 @torch.no_grad()
-def teacher_loss(
-    teacher: Teacher, data: MapStyle, task: Classification, batch: int, device: torch.device | str
-) -> float:
-    """Mean cross-entropy of the teacher on a data set as it is, in nats."""
-    total, count = 0.0, 0
+def known(teacher: Teacher, data: MapStyle, task: Classification, batch: int, device: torch.device | str) -> Known:
+    """Accuracy and cross-entropy of the teacher on a data set as it is."""
+    right, total, squares, count = 0, 0.0, 0.0, 0
     for part in in_order(data, max(batch, 256)):
         part = part.to(device)
-        total += float(task.supervised(teacher(part.images), part.target).sum())
+        answers = task.check(teacher(part.images), "teacher")
+        losses = task.supervised(answers, part.target)
+        right += int(task.correct(answers, part.target).sum())
+        total += float(losses.sum())
+        squares += float(losses.double().square().sum())
         count += len(part)
-    return total / count
+    rate, mean = right / count, total / count
+    spread = max(0.0, squares / count - mean**2)
+    return Known(rate, math.sqrt(rate * (1 - rate) / count), mean, math.sqrt(spread / count))

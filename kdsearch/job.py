@@ -16,6 +16,7 @@ from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.facts import facts, fixed_by
 from kdsearch.files import make_folder, read_json, write_json
 from kdsearch.hpo import (
     Trial,
@@ -30,7 +31,7 @@ from kdsearch.hpo import (
 )
 from kdsearch.maths import derive_seed
 from kdsearch.metrics import metric_name
-from kdsearch.preflight import Checked, facts, fixed_by, preflight
+from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.report import write_report
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
@@ -141,7 +142,7 @@ class _Search:
             shutil.copyfile(source, self.folder / "study.py")
         say = self.display.say
         say(
-            f"study {self.study.name}: teacher right on {self.checked.teacher_accuracy:.1%} of search-validation; "
+            f"study {self.study.name}: teacher right on {self.checked.validation.accuracy:.1%} of search-validation; "
             f"{len(ready.space.limits)} operations from the space {ready.space.name}"
         )
         for name, why in self.checked.dropped.items():

@@ -1,37 +1,35 @@
-"""Looks at a study before anything is trained: every problem in one message, effects measured, time estimated."""
+"""Looks at a study before anything is trained: every problem in one message, effects measured, costs foreseen."""
 
-import importlib.metadata
 import math
-import platform
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from kdsearch.costs import memory_problem, seconds_of
 from kdsearch.data import in_order
+from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation
-from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError, problems, unknown
-from kdsearch.evaluation import evaluate, measure, teacher_loss
+from kdsearch.evaluation import Known, known
 from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
-from kdsearch.metrics import metric_name
 from kdsearch.models import outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
-from kdsearch.study import Ready, Study
+from kdsearch.study import Ready, Saw, Study
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Recipe, Teacher, weights_hash
+from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.values import Batch, Outputs
 
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
+DOUBTFUL = 0.5  # accuracy of a teacher, under which it is asked why
+MEMORY = 0.995  # accuracy on images that may have been learned by heart
 
 
 @dataclass(frozen=True)
@@ -40,7 +38,9 @@ class Checked:
 
     ready: Ready
     dropped: Mapping[str, str]  # operations without effect, and why
-    teacher_accuracy: float  # on search-validation
+    train: Known  # by the teacher
+    validation: Known  # by the teacher
+    remembers: bool | None  # has the teacher learned search-validation? None: who knows
     seconds_per_run: float  # of a run with policy steps at the space's defaults, disagreement included
     seconds_per_reference: float
     warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
@@ -54,9 +54,18 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     batch = check(study, device).to(device)
     student, task = study.student().to(device), Classification.of(study.classes)
-    _check_logits(outputs(student.eval(), batch.images[:2], "student"), task, "student")
-    ready, dropped, accuracy = make_ready(study, batch.images, folder, device=device)
-    return Checked(ready, dropped, accuracy, *_estimate(ready, batch), warnings=_warnings(ready.space))
+    _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
+    ready, dropped, (train, validation) = make_ready(study, batch.images, folder, device=device)
+    if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
+        raise problems(f"study {study.name}: losses", found)
+    if problem := memory_problem(ready, batch):
+        raise KdsearchError(f"study {study.name}: {problem}")
+    remembers, doubt = _memory(study.teacher_saw, train, validation)
+    told = [*_warnings(study, ready.space), *doubt]
+    if validation.accuracy < DOUBTFUL:
+        told += [f"the teacher is right on {validation.accuracy:.1%} of search-validation; {reason}"
+                 for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
+    return Checked(ready, dropped, train, validation, remembers, *seconds_of(ready, batch), warnings=tuple(told))
 
 
 def check(study: Study, device: str = "cpu") -> Batch:
@@ -86,7 +95,7 @@ def check(study: Study, device: str = "cpu") -> Batch:
 
 def make_ready(
     study: Study, images: Tensor, folder: Path, *, device: str = "cpu"
-) -> tuple[Ready, Mapping[str, str], float]:
+) -> tuple[Ready, Mapping[str, str], tuple[Known, Known]]:
     """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
 
     Args:
@@ -94,7 +103,7 @@ def make_ready(
         folder: Where the weights of a `Recipe` are kept.
 
     Returns:
-        The study, why operations were dropped, and the accuracy of the teacher on search-validation.
+        The study, why operations were dropped, and what the teacher knows of train and of search-validation.
 
     Raises:
         KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images.
@@ -108,62 +117,18 @@ def make_ready(
         _check_logits(teacher(images[:2]), task, "teacher")
     dropped = without_effect(images, space.limits)
     space = space.without(dropped)
-    clean = teacher_loss(teacher, study.train, task, study.budget.batch, device)
-    accuracy, error = evaluate(teacher.network, study.search_validation, task, study.budget.batch, device)
+    splits = (study.train, study.search_validation)
+    train, validation = (known(teacher, data, task, study.budget.batch, device) for data in splits)
     chance = 1 / len(task.class_names)
-    if accuracy < chance + 3 * error + 0.02:
-        raise KdsearchError(
-            f"study {study.name}: the teacher is right on {accuracy:.1%} of search-validation, chance is {chance:.1%}; "
-            "likely reasons: other class order, missing normalisation (kdsearch.Normalised), or weights not loaded"
+    if validation.accuracy < chance + 3 * validation.accuracy_se + 0.02:
+        reasons = likely_reasons(teacher, study.search_validation, task, device)
+        raise problems(
+            f"study {study.name}: the teacher is right on {validation.accuracy:.1%} of search-validation, chance is "
+            f"{chance:.1%}",
+            list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
         )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
-    return Ready(study, task, teacher, space, clean, probe, device), dropped, accuracy
-
-
-def facts(checked: Checked) -> dict[str, Any]:
-    """What the frame `studies` says of a search."""
-    study, ready = checked.ready.study, checked.ready
-    versions = {name: importlib.metadata.version(name) for name in ("kdsearch", "torch", "kornia", "optuna")}
-    return {
-        "study": study.name,
-        "metric": metric_name(study.metric),
-        "direction": "maximize",
-        "space": ready.space.name,
-        "operations": list(ready.space.limits),
-        "dropped": list(checked.dropped),
-        "classes": list(ready.task.class_names),
-        "teacher_accuracy": checked.teacher_accuracy,
-        "teacher_clean_loss": ready.clean_loss,
-        "seed": study.seed,
-        **{f"budget_{name}": value for name, value in asdict(study.budget).items()},
-        "device": ready.device,
-        "python": platform.python_version(),
-        **versions,
-        "opened_at": datetime.now(UTC).isoformat(),
-    }
-
-
-def fixed_by(ready: Ready) -> dict[str, Any]:
-    """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
-    study = ready.study
-    student = {name: list(value.shape) for name, value in study.student().state_dict().items()}
-    return {
-        "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
-        **ready.space.fingerprint(),
-        "train images": len(study.train),
-        "search-validation images": len(study.search_validation),
-        "classes": list(ready.task.class_names),
-        "teacher weights": weights_hash(ready.teacher.network),
-        "student": student,
-        "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
-        "metric": metric_name(study.metric),
-        "label weight": study.label_weight,
-        "views": asdict(study.views),
-        "epochs": study.budget.epochs,
-        "steps": study.budget.steps,
-        "batch": study.budget.batch,
-        "seed": study.seed,
-    }
+    return Ready(study, task, teacher, space, train.loss, probe, device), dropped, (train, validation)
 
 
 def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[str, str]:
@@ -180,44 +145,6 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[s
     return found
 
 
-def _estimate(ready: Ready, batch: Batch) -> tuple[float, float]:
-    """Seconds of a run with policy steps, and of one without, from a few steps of each kind."""
-    study, budget = ready.study, ready.study.budget
-    settings = ready.space.settings()
-    policy, steps = ready.policy(settings), ready.policy_steps(settings)
-    distiller = Distiller(
-        ready.teacher, study.student(), policy, ready.task, device=ready.device, clean_loss=ready.clean_loss
-    )
-    repeat = -(-budget.batch // len(batch))
-    batch = Batch(*(torch.cat([v] * repeat)[: budget.batch] for v in (batch.images, batch.target, batch.ids)))
-    optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
-    random = torch.Generator().manual_seed(0)
-    phase = ready.phase(None)
-    student_step = _seconds(lambda: distiller.student_step(batch, phase, random))
-    policy_step = _seconds(lambda: distiller.policy_step(batch, steps, optimizer, random))
-    images = len(study.search_validation)
-    start = time.perf_counter()
-    measure(distiller.student, study.search_validation, ready.task, budget.batch, ready.device, study.metric)
-    evaluation = time.perf_counter() - start
-    start = time.perf_counter()
-    evaluate(ready.teacher.network, study.search_validation, ready.task, budget.batch, ready.device)
-    teacher = time.perf_counter() - start
-    cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
-    augment = _seconds(lambda: apply(policy.draw(len(batch), random), batch.images)) * images / len(batch)
-    plain = budget.epochs * (budget.steps * student_step + evaluation) + cells * (evaluation + augment + teacher / 4)
-    count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
-    return plain + count * policy_step, plain
-
-
-def _seconds(step: Callable[[], object], repeats: int = 5) -> float:
-    for _ in range(2):
-        step()
-    start = time.perf_counter()
-    for _ in range(repeats):
-        step()
-    return (time.perf_counter() - start) / repeats
-
-
 def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     budget, found = study.budget, []
     for name, least in (("trials", 1), ("epochs", 1), ("steps", 1), ("batch", 2), ("confirmation", 0)):
@@ -232,6 +159,16 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
         if not isinstance(loss, Loss):
             cure = "call it, as LOSSES['kd']()" if isinstance(loss, Kind) else "an entry of LOSSES called, or a Loss"
             found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
+    names = [loss.name for loss in study.losses if isinstance(loss, Loss)]
+    found += [
+        f"loss: {name} is there twice; allowed: once, with a weight" for name in {*names} if names.count(name) > 1
+    ]
+    if study.workers < 0:
+        found.append(f"workers is {study.workers}; allowed: 0 or more")
+    if study.teacher_saw not in get_args(Saw):
+        found.append(unknown("teacher_saw", study.teacher_saw, get_args(Saw)))
+    if study.metric is not None and not callable(study.metric):
+        found.append(f"metric is {type(study.metric).__name__}; allowed: a function of logits and labels")
     if not 0 <= study.label_weight < math.inf:
         found.append(f"label_weight is {study.label_weight:g}; allowed: 0 or more")
     weights = [v for name, v in {**study.objective, **space.numbers}.items() if name in OBJECTIVES]
@@ -242,10 +179,49 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     return found
 
 
-def _warnings(space: SearchSpace) -> tuple[str, ...]:
+def _warnings(study: Study, space: SearchSpace) -> list[str]:
+    found = []
     if space.settings().prior_strength is None:
-        return (f"space {space.name}: the prior is off, and without it every probability is best at 0 or 1",)
-    return ()
+        found.append(f"space {space.name}: the prior is off, and without it every probability is best at 0 or 1")
+    placed = [loss.name for loss in study.losses if loss.pairs and not loss.relational]
+    if study.views.teacher == "clean" and placed:
+        found.append(
+            f"views: the teacher sees the base view alone, and {placed[0]} compares features position by position: "
+            "where the policy moves pixels they do not belong together"
+        )
+    return found
+
+
+def _memory(saw: Saw, train: Known, validation: Known) -> tuple[bool | None, list[str]]:
+    """Has the teacher learned search-validation? As the study says, else by comparison with train; and a warning."""
+    if saw != "unknown":
+        return saw == "both", []
+    cure = 'say what it has seen, Study(teacher_saw="none", "train" or "both")'
+    if validation.loss - train.loss > 2 * math.hypot(train.loss_se, validation.loss_se):
+        return False, []
+    if validation.accuracy < MEMORY:
+        return None, [f"it is not known whether the teacher has seen search-validation; {cure}"]
+    right = f"the teacher is right on {validation.accuracy:.1%} of search-validation and no worse there than on train"
+    return True, [f"{right}: it may have learned these images, and disagreement would be measured on memory; {cure}"]
+
+
+def _wrong_layers(study: Study, student: nn.Module, teacher: nn.Module, images: Tensor) -> list[str]:
+    """Module paths of losses on features that a network does not have, or has not run."""
+    pairs = [pair for loss in study.losses for pair in loss.pairs]
+    found = []
+    for i, (who, network) in enumerate((("student", student), ("teacher", teacher))):
+        for layer in dict.fromkeys(pair[i] for pair in pairs):
+            try:
+                _answers(network, images, who, layer)
+            except KdsearchError as error:
+                found.append(str(error))
+    return found
+
+
+def _answers(network: nn.Module, images: Tensor, who: str, *layers: str) -> Outputs:
+    """What a network says in evaluation mode; it stays as it was."""
+    with torch.no_grad(), still(network):
+        return outputs(network, images, who, layers)
 
 
 def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:

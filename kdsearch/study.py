@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from torch import nn
 
@@ -23,6 +24,7 @@ from kdsearch.teachers import Recipe, Teacher
 from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")
+Saw = Literal["unknown", "none", "train", "both"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,8 @@ class Study:
         label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
         views: Which views get cross-entropy, which distillation, and what each network sees; some are in `VIEWS`.
         optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
+        teacher_saw: Which of these images the teacher was trained on: "none", "train", or "both". What it gets right on
+            images it has seen is memory, and marked so; where it is "unknown", the preflight guesses and says so.
         metric: What trials are compared by, in place of the accuracy: a function of logits (N, K) and labels (N,) of
             search-validation; larger is better.
         workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
@@ -76,6 +80,7 @@ class Study:
     label_weight: float = 1.0
     views: Views = VIEWS["default"]
     optimizer: OptimizerFactory = adamw
+    teacher_saw: Saw = "unknown"
     metric: Metric | None = None
     workers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))

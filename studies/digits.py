@@ -44,6 +44,7 @@ study = kd.Study(
     test=test,
     teacher=kd.Recipe(teacher, train_teacher),
     student=lambda: kd.small_convnet(4),
+    teacher_saw="train",
     classes=10,
     optimizer=partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2, fused=True),
     budget=kd.Budget(trials=8, epochs=10, steps=30, batch=64, confirmation=3),

@@ -14,7 +14,7 @@ from kdsearch.alternation import PolicySteps
 from kdsearch.data import ArrayData
 from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.errors import Diverged, KdsearchError
-from kdsearch.evaluation import evaluate, teacher_loss
+from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES
 from kdsearch.maths import generator
 from kdsearch.models import Normalised
@@ -189,7 +189,7 @@ def test_the_clean_loss_of_the_teacher_is_its_mean_cross_entropy(data: ArrayData
     expected = cross_entropy(teacher.network(data.images), data.labels)
     whole = ArrayData(data.images.repeat(4, 1, 1, 1), data.labels.repeat(4))  # more than one part
     for given in (data, whole):
-        assert teacher_loss(teacher, given, TASK, 16, "cpu") == pytest.approx(expected.item(), abs=1e-5)
+        assert known(teacher, given, TASK, 16, "cpu").loss == pytest.approx(expected.item(), abs=1e-5)
 
 
 # Numbers that are not

@@ -6,8 +6,9 @@ import pytest
 
 import kdsearch as kd
 from kdsearch.errors import KdsearchError
+from kdsearch.facts import fixed_by
 from kdsearch.objectives import OBJECTIVES, TST
-from kdsearch.preflight import fixed_by, preflight
+from kdsearch.preflight import preflight
 from kdsearch.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
 
 LEARNING = {"learning_rate": "0.1", "prior_strength": "0.3", "operations_per_image": "1", "interval": "3"}

@@ -66,6 +66,18 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
+def memory(tables: Mapping[str, pd.DataFrame]) -> str | None:
+    """What to bear in mind where the teacher has learned search-validation; None where it has not, or nobody knows."""
+    study = tables["studies"].iloc[0]
+    if pd.isna(study["teacher_remembers"]) or not study["teacher_remembers"]:
+        return None
+    how = "was trained" if study["teacher_saw"] == "both" else "seems to have been trained"
+    return (
+        f"The teacher {how} on search-validation: what it gets right there is memory, and the regions where it alone is "
+        "right are larger than they would be on new images."
+    )
+
+
 def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
     """What the exported policy does for a fresh student, against the unlearned start."""
     differences = paired_differences(evaluations, "frozen").set_index("against")

@@ -20,8 +20,10 @@ KEY = {"study": TEXT, "run": TEXT, "trial": WHOLE}  # `run` is "trial 3" or a re
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "studies": {
         "study": TEXT, "folder": TEXT, "metric": TEXT, "direction": TEXT, "space": TEXT, "operations": TEXT,
-        "dropped": TEXT, "classes": TEXT, "teacher_accuracy": NUMBER, "teacher_clean_loss": NUMBER, "sampler": TEXT,
-        "pruner": TEXT, "seed": WHOLE, "budget_trials": WHOLE, "budget_epochs": WHOLE, "budget_steps": WHOLE,
+        "dropped": TEXT, "classes": TEXT, "teacher_accuracy": NUMBER, "teacher_loss": NUMBER,
+        "teacher_train_accuracy": NUMBER, "teacher_clean_loss": NUMBER, "teacher_saw": TEXT, "teacher_remembers": FLAG,
+        "sampler": TEXT, "pruner": TEXT, "seed": WHOLE, "budget_trials": WHOLE, "budget_epochs": WHOLE,
+        "budget_steps": WHOLE,
         "budget_batch": WHOLE, "budget_confirmation": WHOLE, "complete": WHOLE, "pruned": WHOLE, "failed": WHOLE,
         "best_trial": WHOLE, "best_value": NUMBER, "device": TEXT, "python": TEXT, "kdsearch": TEXT, "torch": TEXT,
         "kornia": TEXT, "optuna": TEXT, "opened_at": TIME,

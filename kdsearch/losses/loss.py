@@ -54,8 +54,16 @@ class Loss:
     weight: float | Ramp = 1.0
 
     def __call__(self, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
-        """(B,) or (B, *space), in float32 or more; no gradient reaches the teacher."""
-        return self.function(student.wide(), teacher.wide().detach(), views)
+        """(B,) or (B, *space), in float32 or more; no gradient reaches the teacher.
+
+        Raises:
+            KdsearchError: it gave something else than one number per image or point.
+        """
+        values = self.function(student.wide(), teacher.wide().detach(), views)
+        if values.ndim < 1 or len(values) != len(student.logits) or (self.per == "image") != (values.ndim == 1):
+            wanted = f"({len(student.logits)},)" if self.per == "image" else f"({len(student.logits)}, *space)"
+            raise KdsearchError(f"loss {self.name}: it gave {tuple(values.shape)}; allowed: {wanted}, not reduced")
+        return values
 
     def times(self, weight: float | Ramp) -> "Loss":
         """The same loss with another weight."""

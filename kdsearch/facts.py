@@ -1,0 +1,63 @@
+"""What the storage is told of a search, and what fixes its trials."""
+
+import importlib.metadata
+import platform
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from kdsearch.metrics import metric_name
+from kdsearch.ops import OPERATIONS
+from kdsearch.preflight import Checked
+from kdsearch.study import Ready
+from kdsearch.teachers import weights_hash
+
+
+def facts(checked: Checked) -> dict[str, Any]:
+    """What the frame `studies` says of a search."""
+    study, ready = checked.ready.study, checked.ready
+    versions = {name: importlib.metadata.version(name) for name in ("kdsearch", "torch", "kornia", "optuna")}
+    return {
+        "study": study.name,
+        "metric": metric_name(study.metric),
+        "direction": "maximize",
+        "space": ready.space.name,
+        "operations": list(ready.space.limits),
+        "dropped": list(checked.dropped),
+        "classes": list(ready.task.class_names),
+        "teacher_accuracy": checked.validation.accuracy,
+        "teacher_loss": checked.validation.loss,
+        "teacher_train_accuracy": checked.train.accuracy,
+        "teacher_clean_loss": ready.clean_loss,
+        "teacher_saw": study.teacher_saw,
+        "teacher_remembers": checked.remembers,
+        "seed": study.seed,
+        **{f"budget_{name}": value for name, value in asdict(study.budget).items()},
+        "device": ready.device,
+        "python": platform.python_version(),
+        **versions,
+        "opened_at": datetime.now(UTC).isoformat(),
+    }
+
+
+def fixed_by(ready: Ready) -> dict[str, Any]:
+    """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
+    study = ready.study
+    student = {name: list(value.shape) for name, value in study.student().state_dict().items()}
+    return {
+        "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
+        **ready.space.fingerprint(),
+        "train images": len(study.train),
+        "search-validation images": len(study.search_validation),
+        "classes": list(ready.task.class_names),
+        "teacher weights": weights_hash(ready.teacher.network),
+        "student": student,
+        "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
+        "metric": metric_name(study.metric),
+        "label weight": study.label_weight,
+        "views": asdict(study.views),
+        "epochs": study.budget.epochs,
+        "steps": study.budget.steps,
+        "batch": study.budget.batch,
+        "seed": study.seed,
+    }
