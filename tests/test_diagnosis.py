@@ -169,6 +169,7 @@ def test_channels_the_other_way_round_are_named():
     network = fitted(small(3), backwards)
     (reason,) = reasons(network, seen)
     assert reason.startswith("with channels in the order blue, green, red the teacher is right on 9")
+    assert reason.endswith(": flip its first layer's weight, weight.flip(1)")
     first = network[0].weight
     first.copy_(first.flip(1))  # the cure
     assert reasons(network, seen) == ()
@@ -190,6 +191,15 @@ def test_of_normalisations_as_good_the_one_with_the_smaller_loss_is_named(whose,
     (reason,) = reasons(fitted(network, coloured(TRAIN)).network, seen.subset(torch.arange(40)))
     assert reason.startswith(f"with {whose}'s mean and deviation the teacher is right on ")
     assert reason.endswith(f": kdsearch.Normalised(teacher, {list(mean)}, {list(std)})")
+
+
+def test_a_small_loss_without_right_answers_is_no_normalisation(centred):
+    class Loud(nn.Module):
+        def forward(self, images):
+            return centred(images) * (100 if images.min() == -1 else 0)
+
+    (reason,) = reasons(Loud())
+    assert reason.startswith("with mean and deviation 0.5 the teacher is right on 9")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -226,8 +236,9 @@ def test_where_nearly_all_images_are_of_one_class_little_can_be_said(good):
 
 
 def test_labels_outside_the_classes_are_said_first(good):
-    data = ArrayData(SEEN.images, SEEN.labels + 1)
-    assert reasons(good, data) == ("its labels go from 1 to 10, its classes from 0 to 9",)
+    for shift, said in ((1, "1 to 10"), (-1, "-1 to 8")):
+        data = ArrayData(SEEN.images, SEEN.labels + shift)
+        assert reasons(good, data) == (f"its labels go from {said}, its classes from 0 to 9",)
 
 
 def test_logits_that_are_not_finite_are_wrong_and_no_class(good):
