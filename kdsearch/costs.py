@@ -14,6 +14,7 @@ from kdsearch.study import Ready
 from kdsearch.values import Batch
 
 GIB = 2**30
+MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly
 Step = Callable[[int], object]  # with that many images
 
 
@@ -40,21 +41,18 @@ def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
 
 def memory_problem(ready: Ready, batch: Batch) -> str | None:
     """What does not fit into the memory of the device, and the batch that does; None where all fits or nobody knows."""
-    images = ready.study.budget.batch
-    _, student_step, policy_step = _steps(ready, batch)
-    available = available_bytes(ready.device)
+    images, available = ready.study.budget.batch, available_bytes(ready.device)
     if available is None:
         return None
-    fits = {"student": largest_batch(student_step, images, available),
-            "policy": largest_batch(policy_step, images, available)}  # fmt: skip
-    name, worst = max(fits.items(), key=lambda item: item[1].needed)
-    if worst.needed <= available:
+    _, *steps = _steps(ready, batch)
+    fits = [largest_batch(step, images, int(available / MARGIN)) for step in steps]
+    largest, needed = min(fit.largest for fit in fits), max(fit.needed for fit in fits) * MARGIN
+    if largest >= images:
         return None
-    largest = min(fit.largest for fit in fits.values())
-    allowed = f"budget.batch up to {largest}" if largest else "smaller images or networks"
     return (
-        f"a {name} step of {images} images needs about {worst.needed / GIB:.1f} GiB beside the networks, and "
-        f"{ready.device} has {available / GIB:.1f} GiB; allowed: {allowed}"
+        f"a step of {images} images needs about {needed / GIB:.1f} GiB beside the networks, and {ready.device} has "
+        f"{available / GIB:.1f} GiB; allowed: "
+        + (f"budget.batch up to {largest}" if largest else "smaller images or networks")
     )
 
 
@@ -63,7 +61,13 @@ def _steps(ready: Ready, batch: Batch) -> tuple[Distiller, Step, Step]:
     settings = ready.space.settings()
     policy, steps, phase = ready.policy(settings), ready.policy_steps(settings), ready.phase(None)
     distiller = Distiller(
-        ready.teacher, ready.study.student(), policy, ready.task, device=ready.device, clean_loss=ready.clean_loss
+        ready.teacher,
+        ready.study.student(),
+        policy,
+        ready.task,
+        optimizer=ready.study.optimizer,
+        device=ready.device,
+        clean_loss=ready.clean_loss,
     )
     distiller.fit(phase, batch.images[:2])
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)

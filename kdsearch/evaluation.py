@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.data import MapStyle, in_order
+from kdsearch.errors import KdsearchError
 from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
 from kdsearch.tasks import Classification
@@ -63,9 +64,16 @@ class Known(NamedTuple):
 
 @torch.no_grad()
 def known(teacher: Teacher, data: MapStyle, task: Classification, batch: int, device: torch.device | str) -> Known:
-    """Accuracy and cross-entropy of the teacher on a data set as it is."""
+    """Accuracy and cross-entropy of the teacher on a data set as it is.
+
+    Raises:
+        KdsearchError: labels that the task does not have.
+    """
     right, total, squares, count = 0, 0.0, 0.0, 0
     for part in in_order(data, max(batch, 256)):
+        low, high, most = int(part.target.min()), int(part.target.max()), len(task.class_names)
+        if low < 0 or high >= most:
+            raise KdsearchError(f"labels from {low} to {high}; allowed: 0 to {most - 1} ({most} classes)")
         part = part.to(device)
         answers = task.check(teacher(part.images), "teacher")
         losses = task.supervised(answers, part.target)

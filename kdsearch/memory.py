@@ -1,6 +1,7 @@
 """How much memory a step needs, before it is taken with a batch that does not fit."""
 
 import weakref
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import accumulate
@@ -103,8 +104,8 @@ def largest_batch(step: Callable[[int], object], batch: int, available: int) -> 
     def needed(images: int) -> int:
         return round((moments @ (images / large) ** np.array(POWERS)).max())
 
-    fitting = (images for images in range(batch, 1, -1) if needed(images) <= available)
-    return Fit(needed(batch), next(fitting, 0))
+    fitting = bisect_right(range(2, batch + 1), available, key=needed)
+    return Fit(needed(batch), fitting + 1 if fitting else 0)
 
 
 def _power(size: int, known: set[int], small: int, large: int) -> int:

@@ -118,7 +118,10 @@ def make_ready(
     dropped = without_effect(images, space.limits)
     space = space.without(dropped)
     splits = (study.train, study.search_validation)
-    train, validation = (known(teacher, data, task, study.budget.batch, device) for data in splits)
+    try:
+        train, validation = (known(teacher, data, task, study.budget.batch, device) for data in splits)
+    except KdsearchError as error:
+        raise KdsearchError(f"study {study.name}: {error}") from None
     chance = 1 / len(task.class_names)
     if validation.accuracy < chance + 3 * validation.accuracy_se + 0.02:
         reasons = likely_reasons(teacher, study.search_validation, task, device)

@@ -124,6 +124,7 @@ def tiny_study(teacher):
         teacher=teacher(),
         student=lambda: kd.small_convnet(2),
         classes=[f"digit {i}" for i in range(10)],
+        teacher_saw="train",
         budget=kd.Budget(trials=2, epochs=3, steps=6, batch=32, confirmation=2),
     )
 

@@ -121,6 +121,7 @@ def test_workers_know_the_classes_of_a_study_file_and_read_what_this_process_wou
 
 def test_streams_that_are_open_together_or_left_early_do_not_meet(study_module):
     data = spawned(study_module.Noisy(), 1)
+    list(shuffled(data, 2, 1, "before"))  # its workers wait for the next stream
     one, other = shuffled(data, 2, 6, "one"), shuffled(data, 2, 6, "other")
     mixed = [(next(one), next(other)) for _ in range(2)]
     expected = [list(shuffled(study_module.Noisy(), 2, 6, name))[:2] for name in ("one", "other")]

@@ -73,8 +73,8 @@ def memory(tables: Mapping[str, pd.DataFrame]) -> str | None:
         return None
     how = "was trained" if study["teacher_saw"] == "both" else "seems to have been trained"
     return (
-        f"The teacher {how} on search-validation: what it gets right there is memory, and the regions where it alone is "
-        "right are larger than they would be on new images."
+        f"The teacher {how} on search-validation: what it gets right there is memory, and the regions where it alone "
+        "is right are larger than they would be on new images."
     )
 
 

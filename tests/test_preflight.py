@@ -1,0 +1,189 @@
+"""What is said of a study before anything is trained."""
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import kdsearch as kd
+from kdsearch import costs
+from kdsearch.costs import memory_problem, seconds_of
+from kdsearch.data import ArrayData
+from kdsearch.errors import KdsearchError
+from kdsearch.evaluation import Known
+from kdsearch.preflight import _memory, check, preflight
+from kdsearch.study import Study
+
+
+def refused(study: Study, tmp_path: Any) -> str:
+    with pytest.raises(KdsearchError) as caught:
+        preflight(study, tmp_path)
+    return str(caught.value)
+
+
+def relabelled(data: ArrayData, labels: Tensor) -> ArrayData:
+    return replace(data, labels=labels)
+
+
+def test_a_teacher_with_its_classes_in_another_order_is_refused_with_the_reason(tiny_study, tmp_path) -> None:
+    turned = relabelled(tiny_study.search_validation, (tiny_study.search_validation.labels + 3) % 10)
+    said = refused(replace(tiny_study, search_validation=turned), tmp_path)
+    assert "the teacher is right on 0.0% of search-validation, chance is 10.0%: 1 problem\n" in said
+    assert "in another order the teacher is right on 9" in said
+    pairs = re.findall(r"its class (\d) is the study's 'digit (\d)'", said)
+    assert len(pairs) == 3 and all((int(own) + 3) % 10 == int(studys) for own, studys in pairs)
+
+
+def test_a_teacher_without_its_normalisation_is_named_with_the_cure(tiny_study, teacher, tmp_path) -> None:
+    spoilt = nn.Sequential(Scaled(1 / 255), teacher())  # it wants values from 0 to 255
+    said = refused(replace(tiny_study, teacher=spoilt), tmp_path)
+    assert "kdsearch.Normalised(teacher, [0.0], [0.003922])" in said
+
+
+class Scaled(nn.Module):
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images * self.factor
+
+
+def test_a_doubtful_teacher_above_chance_is_warned_of_with_the_reason(tiny_study, tmp_path) -> None:
+    labels = tiny_study.search_validation.labels
+    mixed = relabelled(tiny_study.search_validation, torch.where(labels < 4, labels, 4 + (labels - 3) % 6))
+    warnings = preflight(replace(tiny_study, search_validation=mixed), tmp_path).warnings
+    assert len(warnings) == 1 and "of search-validation; with its classes in another order" in warnings[0]
+    assert preflight(tiny_study, tmp_path).warnings == ()
+
+
+@pytest.mark.parametrize("which", ["train", "search_validation"])
+def test_a_label_anywhere_that_is_no_class_is_refused(which: str, tiny_study, tmp_path) -> None:
+    data = getattr(tiny_study, which)
+    labels = data.labels.clone()
+    labels[90] = 10  # not among the first ones, which are looked at in full
+    said = refused(replace(tiny_study, **{which: relabelled(data, labels)}), tmp_path)
+    assert said == "study tiny: labels from 0 to 10; allowed: 0 to 9 (10 classes)"
+
+
+def test_layers_that_a_network_does_not_have_are_refused_together(tiny_study, tmp_path) -> None:
+    losses = [kd.LOSSES["at"]("2", "layer7"), kd.LOSSES["rkd"]("tail", "11")]
+    said = refused(replace(tiny_study, loss=losses), tmp_path)
+    assert said.startswith("study tiny: losses: 2 problems\n  student: unknown layer 'tail'; ")
+    assert "\n  teacher: unknown layer 'layer7'; " in said
+
+
+def test_a_loss_that_is_reduced_or_compares_what_cannot_be_is_refused(tiny_study, tmp_path) -> None:
+    mean = kd.Loss("mine", lambda student, teacher, views: student.logits.mean())
+    assert refused(replace(tiny_study, loss=mean), tmp_path) == "loss mine: it gave (); allowed: (22,), not reduced"
+    at = kd.LOSSES["at"]("2", "11")
+    assert refused(replace(tiny_study, loss=at), tmp_path).startswith("at: student '2' (22, 2, 8, 8), teacher '11' (")
+
+
+def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
+    wrong = replace(
+        tiny_study,
+        loss=[kd.LOSSES["kd"](), kd.LOSSES["kd"]()],
+        workers=-1,
+        teacher_saw="trian",  # type: ignore[arg-type]
+        metric="accuracy",  # type: ignore[arg-type]
+    )
+    with pytest.raises(KdsearchError) as caught:
+        check(wrong)
+    assert str(caught.value).split("\n")[1:] == [
+        "  loss: kd, temperature 4 is there twice; allowed: once, with a weight",
+        "  workers is -1; allowed: 0 or more",
+        "  unknown teacher_saw 'trian'; did you mean 'train'?",
+        "  metric is str; allowed: a function of logits and labels",
+    ]
+
+
+# What the teacher has seen
+
+
+KNOWN = Known(1.0, 0.0, 0.010, 0.002)
+
+
+@pytest.mark.parametrize(
+    ("saw", "validation", "remembers", "said"),
+    [
+        ("both", KNOWN, True, None),
+        ("train", KNOWN, False, None),
+        ("none", KNOWN, False, None),
+        ("unknown", KNOWN, True, "right on 100.0% of search-validation and no worse there than on train"),
+        ("unknown", Known(0.99, 0.01, 0.011, 0.002), None, "it is not known"),
+        ("unknown", Known(0.99, 0.01, 0.016, 0.002), False, None),
+    ],
+)
+def test_what_a_teacher_has_seen_is_told_by_the_study_or_by_its_loss(saw, validation, remembers, said) -> None:
+    found, warnings = _memory(saw, KNOWN, validation)
+    assert found is remembers
+    assert (not warnings) == (said is None) and all(
+        said in warning and "teacher_saw=" in warning for warning in warnings
+    )
+
+
+def test_tables_page_and_commands_are_marked_where_the_teacher_has_learned_the_images(
+    tiny_study, tmp_path, capsys, kdsearch
+) -> None:
+    budget = replace(tiny_study.budget, trials=1, epochs=1, confirmation=0)
+    seen = replace(tiny_study, train=tiny_study.search_validation, teacher_saw="both", budget=budget)
+    kd.search(seen, out=tmp_path / "seen", quiet=True)
+    row = kd.frames(tmp_path / "seen")["studies"].iloc[0]
+    assert row["teacher_saw"] == "both" and row["teacher_remembers"]
+    assert row["teacher_train_accuracy"] == row["teacher_accuracy"] and row["teacher_loss"] == row["teacher_clean_loss"]
+    mark = "The teacher was trained on search-validation: what it gets right there is memory"
+    assert mark in (tmp_path / "seen" / "report.html").read_text()
+    for command in ("status", "regions"):
+        assert mark in kdsearch(command, tmp_path / "seen")
+
+
+def test_nothing_is_marked_where_the_teacher_has_not(finished, kdsearch) -> None:
+    assert not kd.frames(finished.folder)["studies"]["teacher_remembers"].iloc[0]
+    assert "memory" not in (finished.folder / "report.html").read_text()
+    assert "memory" not in kdsearch("regions", finished.folder)
+
+
+# Costs
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study, tmp_path, monkeypatch) -> None:
+    ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)
+    big = replace(ready, study=replace(tiny_study, budget=replace(tiny_study.budget, batch=300_000)))
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 2**30)
+    said = memory_problem(big, batch)
+    assert (
+        said.startswith("a step of 300000 images needs about ")
+        and "cpu has 1.0 GiB; allowed: budget.batch up to " in said
+    )
+    fits = int(said.rsplit(" ", 1)[1])
+    assert 100 < fits < 300_000
+    for images, problem in ((fits, False), (fits + 1, True)):
+        other = replace(ready, study=replace(tiny_study, budget=replace(tiny_study.budget, batch=images)))
+        assert (memory_problem(other, batch) is not None) == problem
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 2**10)
+    assert memory_problem(big, batch).endswith("allowed: smaller images or networks")
+    monkeypatch.setattr(costs, "available_bytes", lambda device: None)
+    assert memory_problem(big, batch) is None
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 2**20)
+    assert "study tiny: a step of 32 images needs about" in refused(tiny_study, tmp_path)
+
+
+def test_costs_change_nothing_that_is_kept(tiny_study, tmp_path) -> None:
+    ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)
+    before = {name: value.clone() for name, value in ready.teacher.network.state_dict().items()}
+    run, reference = seconds_of(ready, batch)
+    assert memory_problem(ready, batch) is None and run > reference > 0
+    assert all(torch.equal(value, before[name]) for name, value in ready.teacher.network.state_dict().items())
+
+
+def test_a_teacher_that_sees_other_pixels_than_the_student_is_warned_of_where_positions_are_compared(
+    tiny_study, tmp_path
+) -> None:
+    clean = replace(tiny_study, views=kd.Views(teacher="clean"), loss=[kd.LOSSES["at"]("2"), kd.LOSSES["sp"]("5")])
+    (warning,) = preflight(clean, tmp_path).warnings
+    assert "at, 2 to 2 compares features position by position" in warning
+    assert preflight(replace(clean, loss=kd.LOSSES["sp"]("5")), tmp_path).warnings == ()
