@@ -168,7 +168,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     assert memory_problem(big, batch).endswith("allowed: smaller images or networks")
     monkeypatch.setattr(costs, "available_bytes", lambda device: None)
     assert memory_problem(big, batch) is None
-    monkeypatch.setattr(costs, "available_bytes", lambda device: 2**20)
+    monkeypatch.setattr(costs, "available_bytes", lambda device: 2**16)
     assert "study tiny: a step of 32 images needs about" in refused(tiny_study, tmp_path)
 
 
