@@ -25,14 +25,15 @@ class OneView(kd.Distiller):
     def student_step(self, batch, phase, random, progress=0.0):  # type: ignore[no-untyped-def]
         with torch.no_grad():
             teacher = self.teacher(batch.images)
+            views = self._views(batch, random, phase.views).rows(slice(0, len(batch)))
         self.student.train()
         student = type(teacher)(self.student(batch.images))
         supervised = self.task.supervised(student, batch.target).mean()
-        distillation = phase.losses[0](student, teacher, batch.target).mean()
+        distillation = phase.losses[0](student, teacher, views).mean()
         self.optimizer.zero_grad()
         (supervised + distillation).backward()
         self.optimizer.step()
-        return torch.cat([torch.stack([supervised.detach(), distillation.detach()]), torch.zeros(4)])
+        return torch.cat([torch.stack([supervised.detach(), distillation.detach()]), torch.zeros(5)])
 
 
 def main() -> None:
