@@ -3,7 +3,7 @@
 import pickle
 import traceback
 import warnings
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,12 +69,15 @@ class _Items:
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, int, int] | _Refused:
-        index, seed = place
+    def __getitems__(self, places: Sequence[Place]) -> list[tuple[Tensor, int, int] | _Refused]:
+        """What a DataLoader calls for a whole batch."""
+        with own_generators():
+            return [self._item(index, seed) for index, seed in places]
+
+    def _item(self, index: int, seed: int) -> tuple[Tensor, int, int] | _Refused:
         try:
-            with own_generators():
-                seed_generators(seed)
-                image, label = self.items[index]
+            seed_generators(seed)
+            image, label = self.items[index]
             if not isinstance(image, Tensor):
                 is_array = isinstance(image, np.ndarray)
                 image = torch.from_numpy(image.copy()).movedim(-1, 0) if is_array else pil_to_tensor(image)
@@ -147,8 +150,15 @@ class Spawned:
         """The batches of these places, or why one is none."""
         order, loader = self._idle.pop() if self._idle else _loader(self.items, self.workers)
         order.batches = batches
-        yield from _started(loader, type(self.items).__name__)
-        self._idle.append((order, loader))
+        alive = True
+        try:
+            yield from _started(loader, type(self.items).__name__)
+        except KdsearchError:
+            alive = False
+            raise
+        finally:  # also of a stream that is left early
+            if alive:
+                self._idle.append((order, loader))
 
 
 def spawned(data: MapStyle, workers: int) -> MapStyle:

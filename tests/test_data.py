@@ -127,8 +127,10 @@ def test_streams_that_are_open_together_or_left_early_do_not_meet(study_module):
     expected = [list(shuffled(study_module.Noisy(), 2, 6, name))[:2] for name in ("one", "other")]
     for found, wanted in zip(zip(*mixed, strict=True), expected, strict=True):
         assert torch.equal(read(found)[:, :4], read(wanted)[:, :4])
+    processes = {int(read(batches)[0, 4]) for batches in zip(*mixed, strict=True)}
     del one
     again = read(in_order(data, 4))
+    assert int(again[0, 4]) in processes  # those of the stream that was left wait for the next one
     assert torch.equal(again[:, :4], read(in_order(study_module.Noisy(), 4))[:, :4])
 
 
