@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.export import export_policy as export_policy
     from kdsearch.fixed import FixedTransform as FixedTransform
-    from kdsearch.fixed import trivial_augment_wide as trivial_augment_wide
     from kdsearch.folders import image_folder as image_folder
     from kdsearch.folders import load_arrays as load_arrays
     from kdsearch.images import load_images as load_images
@@ -79,6 +78,7 @@ if TYPE_CHECKING:
     from kdsearch.views import Views as Views
     from kdsearch.weights import load_weights as load_weights
     from kdsearch.weights import torchvision_model as torchvision_model
+    from kdsearch.wide import trivial_augment_wide as trivial_augment_wide
 
 _WHERE = {
     "alternation": ["Phase", "PolicySteps"],
@@ -94,7 +94,7 @@ _WHERE = {
     "evaluation": ["evaluate"],
     "errors": ["KdsearchError"],
     "export": ["export_policy"],
-    "fixed": ["FixedTransform", "trivial_augment_wide"],
+    "fixed": ["FixedTransform"],
     "folders": ["image_folder", "load_arrays"],
     "images": ["load_images", "photographs"],
     "job": ["Result", "search"],
@@ -129,6 +129,7 @@ _WHERE = {
     "values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],
     "weights": ["load_weights", "torchvision_model"],
+    "wide": ["trivial_augment_wide"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -75,14 +75,16 @@ class PolicySteps:
         """Policy steps of one phase."""
         return math.ceil(self.passes * images / batch)
 
-    def in_epoch(self, epoch: int, epochs: int, steps: int) -> int:
-        """Policy steps between the student steps of one epoch, counted from 1."""
-        return sum(self.due(step, epochs * steps) for step in range((epoch - 1) * steps + 1, epoch * steps + 1))
+    def turns(self, epoch: int, epochs: int, steps: int, images: int, batch: int) -> list[bool]:
+        """Whose steps an epoch, counted from 1, is made of: True for the policy's, those of a phase first."""
+        found = [True] * (self.per_phase(images, batch) if epoch - 1 in self.pauses(epochs) else 0)
+        for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
+            found += [True, False] if self.due(step, epochs * steps) else [False]
+        return found
 
     def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
         """Policy steps of a whole run."""
-        alternating = sum(self.in_epoch(epoch, epochs, steps) for epoch in range(1, epochs + 1))
-        return alternating + len(self.pauses(epochs)) * self.per_phase(images, batch)
+        return sum(sum(self.turns(epoch, epochs, steps, images, batch)) for epoch in range(1, epochs + 1))
 
 
 @dataclass(frozen=True)

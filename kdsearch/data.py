@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
-from torchvision.transforms.v2.functional import pil_to_tensor
 
 from kdsearch.errors import KdsearchError
 from kdsearch.loading import StudyFile
@@ -79,8 +78,8 @@ class _Items:
             seed_generators(seed)
             image, label = self.items[index]
             if not isinstance(image, Tensor):
-                is_array = isinstance(image, np.ndarray)
-                image = torch.from_numpy(image.copy()).movedim(-1, 0) if is_array else pil_to_tensor(image)
+                pixels = np.array(image)  # of a PIL image or an array, (H, W) or (H, W, C)
+                image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).movedim(-1, 0)
             return image, int(label), index
         except KdsearchError as error:
             return _Refused(f"item {index} of {type(self.items).__name__}: {error}")
@@ -185,16 +184,17 @@ def _loader(items: MapStyle, workers: int) -> tuple[_Order, DataLoader[Any]]:
     return order, loader
 
 
-def _load(data: MapStyle, order: list[list[int]], *seed: int | str) -> Iterator[Batch]:
-    """The batches of given positions; arrays are indexed at once, other data sets through a DataLoader."""
+def load(data: MapStyle, places: list[list[Place]]) -> Iterator[Batch]:
+    """The batches of given places; arrays are indexed at once, other data sets through a DataLoader.
+
+    Raises:
+        KdsearchError: while reading, an item that is none, named, or workers that do not start.
+    """
     if isinstance(data, ArrayData):
-        for index in order:
-            ids = torch.tensor(index)
+        for batch in places:
+            ids = torch.tensor([index for index, _ in batch])
             yield _batch(data.images[ids], data.labels[ids], ids)
         return
-    random = generator("items", *seed)
-    seeds = [torch.randint(2**32, (len(index),), generator=random).tolist() for index in order]
-    places = [list(zip(*pair, strict=True)) for pair in zip(order, seeds, strict=True)]
     if isinstance(data, Spawned):
         batches = data.read(places)
     else:
@@ -231,7 +231,7 @@ def in_order(data: MapStyle, size: int) -> Iterator[Batch]:
     """Every item once, in the order of the data set, the same each time also where items are random."""
     positions = list(range(len(data)))
     order = [positions[i : i + size] for i in range(0, len(positions), size)]
-    return _load(data, order)
+    return load(data, _seeded(order))
 
 
 def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str) -> Iterator[Batch]:
@@ -240,6 +240,11 @@ def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str) -> Iterato
     Raises:
         KdsearchError: no items; and while reading, an item that is none, named, or workers that do not start.
     """
+    return load(data, drawn(data, size, steps, *seed))
+
+
+def drawn(data: MapStyle, size: int, steps: int, *seed: int | str) -> list[list[Place]]:
+    """The places of the batches that `shuffled` gives."""
     if len(data) < 1:
         raise KdsearchError("train: the data set is empty")
     random = generator("batches", *seed)
@@ -250,7 +255,14 @@ def shuffled(data: MapStyle, size: int, steps: int, *seed: int | str) -> Iterato
             stream += torch.randperm(len(data), generator=random).tolist()
         order.append(stream[:size])
         stream = stream[size:]
-    return _load(data, order, *seed)
+    return _seeded(order, *seed)
+
+
+def _seeded(order: list[list[int]], *seed: int | str) -> list[list[Place]]:
+    """Positions with a seed for each."""
+    random = generator("items", *seed)
+    seeds = [torch.randint(2**32, (len(index),), generator=random).tolist() for index in order]
+    return [list(zip(*pair, strict=True)) for pair in zip(order, seeds, strict=True)]
 
 
 def digits() -> tuple[ArrayData, ArrayData, ArrayData]:

@@ -11,7 +11,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import Phase, PolicySteps
-from kdsearch.data import MapStyle, in_order, shuffled
+from kdsearch.data import MapStyle, drawn, in_order, load
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
@@ -121,24 +121,22 @@ class Distiller:
             sums = torch.zeros(6 + len(phase.losses), device=self.device)
             torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
             random, policy_random = (generator(self.seed, epoch, use) for use in ("draws", "policy draws"))
-            pause = every is not None and epoch - 1 in pauses
-            steps = 0
-            if every:
-                inside = every.in_epoch(epoch, phase.epochs, phase.steps)
-                steps = every.per_phase(len(train), phase.batch) if pause else inside
-            fresh = shuffled(train, phase.batch, steps, self.seed, epoch, "policy")
-            if every and pause:
-                optimizer, decay = self._adam(every, steps)
-                for batch in fresh:
-                    learned.append(self.policy_step(batch.to(self.device), every, optimizer, policy_random))
+            turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch) if every else []
+            if every and epoch - 1 in pauses:
+                optimizer, decay = self._adam(every, sum(turns))
+            turns = turns or [False] * phase.steps
+            uses = {"student": turns.count(False), "policy": turns.count(True)}
+            places = {use: iter(drawn(train, phase.batch, n, self.seed, epoch, use)) for use, n in uses.items()}
+            order = [next(places["policy" if turn else "student"]) for turn in turns]
+            for turn, batch in zip(turns, load(train, order), strict=True):  # one stream, for one set of workers
+                batch = batch.to(self.device)
+                if every and turn:
+                    learned.append(self.policy_step(batch, every, optimizer, policy_random))
                     decay.step()
-            for batch in shuffled(train, phase.batch, phase.steps, self.seed, epoch, "student"):
-                step += 1
-                if every and every.due(step, total):
-                    learned.append(self.policy_step(next(fresh).to(self.device), every, optimizer, policy_random))
-                    decay.step()
-                sums += self.student_step(batch.to(self.device), phase, random, (step - 1) / total)
-                schedule.step()
+                else:
+                    sums += self.student_step(batch, phase, random, step / total)
+                    schedule.step()
+                    step += 1
             if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective + self.dual) for s in learned):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
             measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)

@@ -1,6 +1,5 @@
 """Any fixed transform in the place of a policy: nothing in it learns, but it draws, replays and trains students too."""
 
-import warnings
 from collections.abc import Callable
 from typing import Any, Literal, get_args
 
@@ -8,8 +7,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torchvision.transforms import v2
-from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
 from kdsearch.errors import KdsearchError, unknown
 from kdsearch.maths import own_generators, seed_generators
@@ -17,7 +14,6 @@ from kdsearch.ops import check_draw, check_images
 from kdsearch.values import Draw, View
 
 Kind = Literal["uint8", "float", "pil", "numpy"]  # of image
-WIDE = 64  # pixels: the side from which TrivialAugment's 32 pixels are kept
 
 
 class FixedTransform(nn.Module):
@@ -88,6 +84,8 @@ class FixedTransform(nn.Module):
 
     def _call(self, image: Tensor) -> Tensor:
         """One image through the transform, which may change what it is given."""
+        from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
+
         levels = image.clone() if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
         given: Any = levels
         if self.takes == "float":
@@ -113,39 +111,3 @@ def _kind(image: Any) -> str:
     if isinstance(image, Tensor | np.ndarray):
         return f"{image.dtype} {tuple(image.shape)}"
     return type(image).__name__
-
-
-class _Wide(v2.TrivialAugmentWide):
-    """torchvision's, its translation a share of the side where 32 pixels are more than half of it."""
-
-    said = False  # the warning
-
-    def forward(self, *inputs: Any) -> Any:
-        height, width = v2.functional.get_size(inputs[0])
-        if min(height, width) < WIDE and not self.said:
-            self.said = True
-            warnings.warn(
-                f"TrivialAugmentWide translates by up to 32 pixels; images of {height} x {width} are moved by no more "
-                f"than half a side",
-                stacklevel=2,
-            )
-        return super().forward(*inputs)
-
-    _AUGMENTATION_SPACE = {  # noqa: RUF012  read by the class it extends
-        **v2.TrivialAugmentWide._AUGMENTATION_SPACE,
-        "TranslateX": (lambda bins, height, width: torch.linspace(0.0, min(32.0, width / 2), bins), True),
-        "TranslateY": (lambda bins, height, width: torch.linspace(0.0, min(32.0, height / 2), bins), True),
-    }
-
-
-def trivial_augment_wide() -> FixedTransform:
-    """torchvision's TrivialAugmentWide, which translates by up to 32 pixels whatever the image.
-
-    Under 64 pixels that would push half of the image or all of it out: there it moves by up to half the side instead,
-    and warns so once. RandAugment needs no such care, its translation is a share of the width:
-    `FixedTransform(v2.RandAugment())`.
-
-    Reference:
-        Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation, ICCV 2021
-    """
-    return FixedTransform(_Wide())

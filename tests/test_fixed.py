@@ -11,9 +11,10 @@ from torchvision.transforms import v2
 import kdsearch as kd
 from kdsearch.distill import Phase
 from kdsearch.errors import KdsearchError
-from kdsearch.fixed import FixedTransform, trivial_augment_wide
+from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES
 from kdsearch.maths import generator
+from kdsearch.wide import trivial_augment_wide
 
 TRANSFORMS = {
     "RandAugment": lambda: FixedTransform(v2.RandAugment()),

@@ -3,15 +3,20 @@
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+import kdsearch as kd
 from kdsearch.cli import app
 from kdsearch.space import SearchSpace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+(STUDY,) = (block for block in PYTHON if block.startswith('"""rare.py'))
+BLOCKS = [block for block in PYTHON if block != STUDY]
 SHELL = "".join(block for block in README.split("```")[1::2] if block.startswith("\n"))
 COMMANDS = re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE)
 
@@ -27,6 +32,25 @@ def here(finished, tmp_path, monkeypatch):
 def test_python_blocks_run(block, here, capsys):
     exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
+
+
+def test_the_study_file_runs_from_the_command_line_and_from_python_with_its_own_everything(tmp_path):
+    (tmp_path / "rare.py").write_text(STUDY)
+    short = ["--trials", "1", "--epochs", "1", "--confirmation", "0"]
+    command = [sys.executable, "-m", "kdsearch", "search", "./rare.py", *short]
+    ran = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "trial 0  epoch 1/1  balanced_accuracy 0." in ran.stdout
+    python = "import kdsearch as kd; kd.search('./rare.py', trials=2, epochs=1, confirmation=0)"
+    ran = subprocess.run([sys.executable, "-c", python], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert "resuming: 1 of 2 trials are done" in ran.stdout and re.search(
+        "trial [01] reached a balanced_accuracy of 0", ran.stdout
+    )
+    tables = kd.frames(tmp_path / "runs" / "rare")
+    assert tables["studies"]["metric"].tolist() == ["balanced_accuracy"]
+    assert tables["trials"]["state"].tolist() == ["COMPLETE"] * 5
+    assert {*tables["losses"]["loss"]} == {"kd, temperature 4", "hint, second to second"}
 
 
 def test_the_search_space_loads(tmp_path):

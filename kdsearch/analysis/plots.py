@@ -38,7 +38,7 @@ def did_it_help(tables: Frames) -> Figure:
         axes.annotate(text, (i + 0.28, y), va="center", fontsize=9)
     axes.set_xticks(range(len(order)), order)
     axes.set_xlim(-0.5, len(order) - 0.3)
-    axes.set_ylabel(scale.label.replace(scale.name, f"{scale.name} on search-validation"))
+    axes.set_ylabel(scale.label.replace(scale.name, f"{scale.name}\non search-validation"))
     return figure
 
 
