@@ -306,6 +306,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(data: Array
     assert [replace(r, seconds=0.0) for r in records] == [replace(r, seconds=0.0) for r in again_records]
 
 
+def test_each_epoch_has_other_batches_and_other_draws(data: ArrayData) -> None:
+    d = distiller(policy())
+    list(d.run(replace(PHASE, policy_steps=None), data, data))
+    seen = [images for training, images in d.student[0].seen if training]
+    first, second = torch.cat(seen[:6]), torch.cat(seen[6:])
+    assert len(seen) == 12 and not torch.equal(first[:16], second[:16]) and not torch.equal(first[16:32], second[16:32])
+    ids = torch.cat([view[:16] for view in seen[:6]]).flatten(1)
+    assert len(ids.unique(dim=0)) == len(data.images.flatten(1).unique(dim=0))  # an epoch is a whole permutation
+
+
 def test_the_student_sees_the_same_base_images_with_any_policy(data: ArrayData) -> None:
     runs = [distiller(p, seed=3) for p in (None, policy(), trivial(["invert"]))]
     for d in runs:

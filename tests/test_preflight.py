@@ -14,6 +14,7 @@ from kdsearch.costs import memory_problem, seconds_of
 from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
+from kdsearch.memory import largest_batch
 from kdsearch.preflight import _memory, check, preflight
 from kdsearch.study import Study
 
@@ -79,6 +80,8 @@ def test_layers_that_a_network_does_not_have_are_refused_together(tiny_study, tm
 def test_a_loss_that_is_reduced_or_compares_what_cannot_be_is_refused(tiny_study, tmp_path) -> None:
     mean = kd.Loss("mine", lambda student, teacher, views: student.logits.mean())
     assert refused(replace(tiny_study, loss=mean), tmp_path) == "loss mine: it gave (); allowed: (22,), not reduced"
+    one = kd.Loss("one", lambda student, teacher, views: student.logits.mean(1)[:1])
+    assert refused(replace(tiny_study, loss=one), tmp_path) == "loss one: it gave (1,); allowed: (22,), not reduced"
     at = kd.LOSSES["at"]("2", "11")
     assert refused(replace(tiny_study, loss=at), tmp_path).startswith("at: student '2' (22, 2, 8, 8), teacher '11' (")
 
@@ -164,6 +167,8 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     for images, problem in ((fits, False), (fits + 1, True)):
         other = replace(ready, study=replace(tiny_study, budget=replace(tiny_study.budget, batch=images)))
         assert (memory_problem(other, batch) is not None) == problem
+    needed = largest_batch(costs._steps(ready, batch)[1], fits, 2**40).needed
+    assert needed < 2**30 / 1.2  # some room is left
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**10)
     assert memory_problem(big, batch).endswith("allowed: smaller images or networks")
     monkeypatch.setattr(costs, "available_bytes", lambda device: None)
