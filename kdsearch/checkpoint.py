@@ -1,14 +1,15 @@
 """Where a run stands after an epoch, in one file that is written whole or not at all."""
 
 import io
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from kdsearch.errors import KdsearchError
 from kdsearch.files import write_bytes
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Snapshot
@@ -30,7 +31,7 @@ class Checkpoint:
         torch.save(
             {
                 "run": self.run,
-                "state": dict(self.state),
+                "state": _python(dict(self.state)),
                 "records": [asdict(record) for record in self.records],
                 "schedule": [moment.model_dump() for moment in self.schedule],
                 "seconds": self.seconds,
@@ -43,8 +44,7 @@ class Checkpoint:
     def load(path: Path, run: str) -> "Checkpoint | None":
         """What a file keeps of this run; None where there is none, or that of another run.
 
-        Raises:
-            KdsearchError: a file that is torn or holds more than weights and numbers.
+        A file that is torn or holds more than weights and numbers is put aside, with a warning.
         """
         if not path.exists():
             return None
@@ -56,6 +56,20 @@ class Checkpoint:
             schedule = tuple(Snapshot.model_validate(moment) for moment in kept["schedule"])
             return Checkpoint(run, kept["state"], records, schedule, kept["seconds"])
         except Exception as error:  # whatever a reader makes of a torn file
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            cure = "delete the file, and the run begins anew"
-            raise KdsearchError(f"{path}: cannot be read as a checkpoint: {reason}; {cure}") from None
+            aside = path.with_name(path.name + ".unreadable")
+            path.replace(aside)
+            warnings.warn(
+                f"{path} cannot be read as a checkpoint ({type(error).__name__}) and is kept as {aside.name}; the run "
+                "begins anew",
+                stacklevel=2,
+            )
+            return None
+
+
+def _python(value: Any) -> Any:
+    """NumPy's numbers, which optimisers are given at times, as Python's: `weights_only` reads no others."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if type(value) is dict:
+        return {key: _python(item) for key, item in value.items()}
+    return type(value)(map(_python, value)) if type(value) in (list, tuple) else value

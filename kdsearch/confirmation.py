@@ -10,7 +10,7 @@ from kdsearch.files import read_json, write_json
 from kdsearch.maths import derive_seed
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
-from kdsearch.run import CHECKPOINT, run_trial
+from kdsearch.run import run_trial
 from kdsearch.space import Settings
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready
@@ -35,6 +35,9 @@ def confirm(
         show: Told each epoch, with the name of the run.
     """
     rows = kept(folder, winner)
+    for old in folder.glob("confirmation_*.pt"):
+        if not old.name.startswith(f"confirmation_{winner}_"):
+            old.unlink()
     budget = ready.study.budget
     for seed in [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]:
         for name in RUNS:
@@ -42,6 +45,7 @@ def confirm(
                 continue
             policy_steps = ready.policy_steps(settings) if name == "learned" else None
             policy = Policy.from_spec(spec) if name == "frozen" else ready.reference(name, settings)
+            checkpoint = folder / f"confirmation_{winner}_{name}.pt"
             row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
             try:
                 outcome = run_trial(
@@ -50,7 +54,7 @@ def confirm(
                     policy=policy,
                     policy_steps=policy_steps,
                     seed=seed,
-                    checkpoint=folder / CHECKPOINT,
+                    checkpoint=checkpoint,
                     on_record=partial(show, f"confirm {name}"),
                 )
                 row |= {"value": outcome.value, "seconds": outcome.seconds}
@@ -58,6 +62,7 @@ def confirm(
                 pass
             rows.append(row)
             write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
+            checkpoint.unlink(missing_ok=True)
             yield
 
 

@@ -7,6 +7,7 @@ from functools import partial
 import torch
 
 from kdsearch.distill import Distiller
+from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import evaluate, measure
 from kdsearch.memory import available_bytes, largest_batch
 from kdsearch.ops import apply
@@ -39,17 +40,21 @@ def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     return plain + count * learner, plain
 
 
-def memory_problem(ready: Ready, batch: Batch) -> str | None:
-    """What does not fit into the memory of the device, and the batch that does; None where all fits or nobody knows."""
+def check_memory(ready: Ready, batch: Batch) -> None:
+    """Do steps of both kinds fit into the memory of the device? Nothing is said where nobody knows what it has.
+
+    Raises:
+        KdsearchError: they do not; with the batch that does.
+    """
     images, available = ready.study.budget.batch, available_bytes(ready.device)
     if available is None:
-        return None
+        return
     _, *steps = _steps(ready, batch)
     fits = [largest_batch(step, images, int(available / MARGIN)) for step in steps]
     largest, needed = min(fit.largest for fit in fits), max(fit.needed for fit in fits) * MARGIN
     if largest >= images:
-        return None
-    return (
+        return
+    raise KdsearchError(
         f"a step of {images} images needs about {needed / GIB:.1f} GiB beside the networks, and {ready.device} has "
         f"{available / GIB:.1f} GiB; allowed: "
         + (f"budget.batch up to {largest}" if largest else "smaller images or networks")

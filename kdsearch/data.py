@@ -166,7 +166,7 @@ def spawned(data: MapStyle, workers: int) -> MapStyle:
     Raises:
         KdsearchError: fewer than 0 workers; when read, a data set that cannot be sent to them.
     """
-    return data if workers == 0 or isinstance(data, ArrayData) else Spawned(data, workers)
+    return data if workers == 0 or isinstance(data, ArrayData | Spawned) else Spawned(data, workers)
 
 
 def _loader(items: MapStyle, workers: int) -> tuple[_Order, DataLoader[Any]]:

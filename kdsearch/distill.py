@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -67,6 +68,7 @@ class Distiller:
         self.device, self.seed, self.clean_loss, self.metric = device, seed, clean_loss, metric
         self.optimizer = optimizer(self.student.parameters())
         self.projections: Projections | None = None
+        self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
         self.dual = 0.0
         self._parts: dict[str, Any] = {}  # what a run changes, for its state
         self._epoch = 0
@@ -79,15 +81,18 @@ class Distiller:
             images: A few of the training images, (B, C, H, W), on any device.
         """
         asked = [pair for loss in phase.losses for pair in loss.pairs]
-        if self.projections is not None or not asked:
+        if not {*asked} - self._fitted:
             return
         images = images.to(self.device)
         with torch.no_grad(), still(self.student):
             student = outputs(self.student, images, "student", [layer for layer, _ in asked])
             teacher = self.teacher(images, [layer for _, layer in asked])
-        self.projections = Projections(phase.losses, student, teacher, self.seed).to(self.device)
-        if self.projections.pairs:
-            self.optimizer.add_param_group({"params": list(self.projections.parameters())})
+        losses = [replace(loss, pairs=tuple({*loss.pairs} - self._fitted)) for loss in phase.losses]
+        more = Projections(losses, student, teacher, self.seed).to(self.device)
+        if more.pairs:
+            self.optimizer.add_param_group({"params": list(more.parameters())})
+        self.projections = self.projections.and_those_of(more) if self.projections else more
+        self._fitted |= {*asked}
 
     def run(
         self, phase: Phase, train: MapStyle, search_validation: MapStyle, *, state: State | None = None
@@ -168,12 +173,17 @@ class Distiller:
         of the epoch. What is random in an epoch derives from the seed and its number.
         """
         parts = {name: part.state_dict() for name, part in self._parts.items()}
-        return {"epoch": self._epoch, "dual": self.dual, "clean_loss": self.clean_loss, **parts}
+        buffers = {name: value.clone() for name, value in self.student.named_buffers()}  # not all are in its state
+        rest = {"epoch": self._epoch, "dual": self.dual, "clean_loss": self.clean_loss, "buffers": buffers}
+        return {**rest, **parts}
 
     def _restore(self, state: State) -> int:
         """Put a state back, and give the number of its epoch."""
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
+        with torch.no_grad():
+            for name, value in self.student.named_buffers():
+                value.copy_(state["buffers"][name])
         self.dual, self.clean_loss = state["dual"], state["clean_loss"]
         return int(state["epoch"])
 

@@ -9,8 +9,14 @@ from typing import Any
 from kdsearch.metrics import metric_name
 from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import Checked
-from kdsearch.study import Ready
+from kdsearch.study import Ready, Study
 from kdsearch.teachers import weights_hash
+
+
+def _optimizer(study: Study) -> str:
+    made = study.optimizer(study.student().parameters())
+    numbers = {key: value for key, value in made.defaults.items() if value is not None}
+    return ", ".join([type(made).__name__, *(f"{key} {value}" for key, value in sorted(numbers.items()))])
 
 
 def facts(checked: Checked) -> dict[str, Any]:
@@ -54,6 +60,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "student": student,
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
         "metric": metric_name(study.metric),
+        "optimizer": _optimizer(study),
         "label weight": study.label_weight,
         "views": asdict(study.views),
         "epochs": study.budget.epochs,

@@ -180,6 +180,7 @@ class _Search:
                 write_json(folder / "result.json", {"fail_reason": f"nan: {error}"})
                 self.display.say(f"{name}: failed (nan: {error})")
                 continue
+            (folder / CHECKPOINT).unlink(missing_ok=True)
             self.measured[False].append(outcome.seconds)
             self.display.ended(name, outcome)
 
@@ -265,6 +266,7 @@ class _Search:
                 f"trial {event.number}: {event.state.lower()}{f' ({event.reason})' if event.reason else ''}"
             )
             return
+        (self._trial_folder(event.number) / CHECKPOINT).unlink(missing_ok=True)
         best = self._best()
         assert best is not None
         result = read_json(self._trial_folder(best.number) / "result.json")

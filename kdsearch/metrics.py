@@ -1,5 +1,6 @@
 """What trials are compared by: the accuracy or a user's metric, its standard error, and how it is written."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -63,15 +64,25 @@ class Scale:
 
 
 def metric_name(metric: Metric | None) -> str:
-    """What a metric is called in tables: "accuracy" where there is none, or the name of the function."""
+    """What a metric is called in tables: "accuracy" where there is none, or the name of the function.
+
+    >>> metric_name(partial(max, key=len)), metric_name(None)
+    ('max(key=<built-in function len>)', 'accuracy')
+    """
     if metric is None:
         return ACCURACY
     inner = metric.func if isinstance(metric, partial) else metric
-    return str(getattr(inner, "__name__", type(inner).__name__))
+    name = str(getattr(inner, "__name__", type(inner).__name__))
+    if not isinstance(metric, partial):
+        return name
+    given = [*map(repr, metric.args), *(f"{key}={value!r}" for key, value in metric.keywords.items())]
+    return f"{name}({', '.join(given)})"
 
 
 def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float, float]:
     """A metric of all images, and its standard error from leaving out one of 20 groups of images at a time.
+
+    The error is NaN where the metric fails without one of the groups.
 
     Raises:
         KdsearchError: the metric fails, or gives no number.
@@ -84,17 +95,18 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
     0.9
     """
 
-    def of(logits: Tensor, labels: Tensor) -> float:
-        try:
-            return float(metric(logits, labels))
-        except Exception as error:
-            raise KdsearchError(
-                f"metric {metric_name(metric)}: {type(error).__name__}: {error}; it is called with logits "
-                f"{tuple(logits.shape)} and labels {tuple(labels.shape)} and gives one number, larger is better"
-            ) from error
-
+    try:
+        value = float(metric(logits, labels))
+    except Exception as error:
+        raise KdsearchError(
+            f"metric {metric_name(metric)}: {type(error).__name__}: {error}; it is called with logits "
+            f"{tuple(logits.shape)} and labels {tuple(labels.shape)} and gives one number, larger is better"
+        ) from error
     groups = min(GROUPS, len(labels))
     group = torch.arange(len(labels)) % groups
-    left = torch.tensor([of(logits[group != i], labels[group != i]) for i in range(groups)], dtype=torch.float64)
-    error = ((groups - 1) / groups * (left - left.mean()).square().sum()).sqrt().item()
-    return of(logits, labels), error
+    try:
+        left = [float(metric(logits[group != i], labels[group != i])) for i in range(groups if groups > 1 else 0)]
+    except Exception:  # such as a class that has but one image
+        return value, math.nan
+    spread = torch.tensor(left, dtype=torch.float64)
+    return value, ((groups - 1) / groups * (spread - spread.mean()).square().sum()).sqrt().item() if left else math.nan

@@ -9,7 +9,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from kdsearch.costs import memory_problem, seconds_of
+from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import in_order
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation
@@ -17,6 +17,7 @@ from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.evaluation import Known, known
 from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
+from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.models import outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
@@ -29,6 +30,7 @@ from kdsearch.values import Batch, Outputs
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
 DOUBTFUL = 0.5  # accuracy of a teacher, under which it is asked why
+ENOUGH = 100  # images, to tell a teacher from chance by three standard errors
 MEMORY = 0.995  # accuracy on images that may have been learned by heart
 
 
@@ -54,18 +56,26 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     batch = check(study, device).to(device)
     student, task = study.student().to(device), Classification.of(study.classes)
+    if study.student() is student:
+        raise KdsearchError(
+            f"study {study.name}: student gives the same network twice; allowed: a factory, which makes a new one each "
+            "time"
+        )
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation) = make_ready(study, batch.images, folder, device=device)
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
-    if problem := memory_problem(ready, batch):
-        raise KdsearchError(f"study {study.name}: {problem}")
+    try:
+        check_memory(ready, batch)
+        seconds = seconds_of(ready, batch)
+    except KdsearchError as error:
+        raise KdsearchError(f"study {study.name}: {error}") from None
     remembers, doubt = _memory(study.teacher_saw, train, validation)
     told = [*_warnings(study, ready.space), *doubt]
     if validation.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
-    return Checked(ready, dropped, train, validation, remembers, *seconds_of(ready, batch), warnings=tuple(told))
+    return Checked(ready, dropped, train, validation, remembers, *seconds, warnings=tuple(told))
 
 
 def check(study: Study, device: str = "cpu") -> Batch:
@@ -117,13 +127,17 @@ def make_ready(
         _check_logits(teacher(images[:2]), task, "teacher")
     dropped = without_effect(images, space.limits)
     space = space.without(dropped)
-    splits = (study.train, study.search_validation)
-    try:
-        train, validation = (known(teacher, data, task, study.budget.batch, device) for data in splits)
-    except KdsearchError as error:
-        raise KdsearchError(f"study {study.name}: {error}") from None
+    splits = {"train": study.train, "search_validation": study.search_validation}
+    found = []
+    for name, data in splits.items():
+        try:
+            found.append(known(teacher, data, task, study.budget.batch, device))
+        except KdsearchError as error:
+            raise KdsearchError(f"study {study.name}: {name}: {error}") from None
+    train, validation = found
     chance = 1 / len(task.class_names)
-    if validation.accuracy < chance + 3 * validation.accuracy_se + 0.02:
+    enough = len(study.search_validation) >= ENOUGH
+    if validation.accuracy <= chance + (3 * validation.accuracy_se + 0.02 if enough else 0.0):
         reasons = likely_reasons(teacher, study.search_validation, task, device)
         raise problems(
             f"study {study.name}: the teacher is right on {validation.accuracy:.1%} of search-validation, chance is "
@@ -172,6 +186,10 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
         found.append(unknown("teacher_saw", study.teacher_saw, get_args(Saw)))
     if study.metric is not None and not callable(study.metric):
         found.append(f"metric is {type(study.metric).__name__}; allowed: a function of logits and labels")
+    elif study.metric is not None and metric_name(study.metric) in ("<lambda>", ACCURACY):
+        found.append(
+            f"metric is called {metric_name(study.metric)}; allowed: a function with a name that tells it apart"
+        )
     if not 0 <= study.label_weight < math.inf:
         found.append(f"label_weight is {study.label_weight:g}; allowed: 0 or more")
     weights = [v for name, v in {**study.objective, **space.numbers}.items() if name in OBJECTIVES]
@@ -255,8 +273,8 @@ def _check_logits(answers: Outputs, task: Classification, who: str) -> None:
 
 def _check_device(device: str) -> None:
     try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.zeros(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         here = [
             "cpu",
             *(["cuda"] if torch.cuda.is_available() else []),

@@ -63,7 +63,8 @@ def run_trial(
         policy_steps: How the policy learns meanwhile; None holds it as it is.
         seed: Of the student's start, the batches and the draws.
         checkpoint: A file that keeps where the run stands after each epoch; where there is one of this run, it goes on
-            from there, bit for bit on the CPU. Gone when the run ends by itself, or by an error.
+            from there, bit for bit on the CPU. Gone when the run ends by an error; otherwise it is the caller's to
+            delete, once the outcome has been kept.
         on_record: Told each epoch, those before a checkpoint first; an exception from it ends the run.
 
     Raises:
@@ -87,7 +88,7 @@ def run_trial(
     phase = ready.phase(policy_steps)
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     records: list[EpochRecord] = []
-    run = _named(ready, phase, student, policy, seed)
+    run = _named(ready, phase, distiller)
     kept = Checkpoint.load(checkpoint, run) if checkpoint else None
     if kept:
         records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds
@@ -117,17 +118,22 @@ def run_trial(
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
         raise
-    if checkpoint:
-        checkpoint.unlink(missing_ok=True)
     return outcome
 
 
-def _named(ready: Ready, phase: Phase, student: nn.Module, policy: object, seed: int) -> str:
-    """What tells a run from every other: all that fixes it, before it begins."""
+def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
+    """What tells a run from every other: what it starts from, its settings and its seed."""
+    student, policy = distiller.student, distiller.policy
     losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
+    how = (policy.operations_per_image, policy.fill) if isinstance(policy, Policy) else _described(policy)
     start = [weights_hash(network) for network in (student, policy) if isinstance(network, nn.Module)]
     rest = (phase.epochs, phase.steps, phase.batch, phase.policy_steps, phase.label_weight, phase.views)
-    return repr((seed, ready.clean_loss, ready.device, losses, start, rest))
+    optimizer = str(distiller.optimizer)
+    return repr((distiller.seed, ready.clean_loss, ready.device, losses, start, how, optimizer, rest))
+
+
+def _described(policy: FixedTransform | None) -> str:
+    return "" if policy is None else f"{policy.transform} {policy.takes}"
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
@@ -146,7 +152,9 @@ def _keep(
     """Write what a finished run leaves; `result.json` last, which makes it finished."""
     assert outcome.student is not None
     start = time.perf_counter()
-    save_file({k: v.contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors")
+    save_file(
+        {k: v.clone().contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors"
+    )
     report = ready.probe.report(outcome.student, policy)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
     if isinstance(policy, Policy):

@@ -95,5 +95,8 @@ def weights_hash(network: nn.Module) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for name, value in network.state_dict().items():
         digest.update(name.encode())
+        if not isinstance(value, Tensor):  # a module's extra state
+            digest.update(repr(value).encode())
+            continue
         digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

@@ -14,6 +14,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import measure
 from kdsearch.maths import generator
 from kdsearch.metrics import Scale, metric_name, metric_value
+from kdsearch.preflight import check
 from kdsearch.study import Study
 
 
@@ -45,15 +46,52 @@ def test_a_metric_is_measured_beside_the_accuracy(tiny_study: Study, teacher) ->
     assert result.value != result.accuracy and 0 < result.value_se < 0.1
 
 
-@pytest.mark.parametrize("metric", [lambda x, y: "much", lambda x: 0.0, lambda x, y: x])
+def words(logits: Tensor, labels: Tensor) -> str:
+    return "much"
+
+
+def of_logits(logits: Tensor) -> float:
+    return 0.0
+
+
+def many(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits
+
+
+@pytest.mark.parametrize("metric", [words, of_logits, many])
 def test_a_metric_that_gives_no_number_is_named_before_anything_is_trained(metric, tiny_study, tmp_path) -> None:
-    with pytest.raises(KdsearchError, match=r"^metric <lambda>: .*called with logits \(95, 10\) and labels \(95,\)"):
+    with pytest.raises(
+        KdsearchError, match=r"metric (words|of_logits|many): .*called with logits \(100, 10\) and labels \(100,\)"
+    ):
         kd.search(replace(tiny_study, metric=metric), out=tmp_path / "runs", quiet=True)
 
 
 def test_a_metric_has_the_name_of_its_function() -> None:
     assert metric_name(None) == "accuracy"
-    assert metric_name(partial(balanced_accuracy)) == metric_name(balanced_accuracy) == "balanced_accuracy"
+    assert metric_name(balanced_accuracy) == "balanced_accuracy"
+    assert metric_name(partial(balanced_accuracy, adjusted=True)) == "balanced_accuracy(adjusted=True)"
+
+
+def test_a_metric_without_a_name_of_its_own_is_refused(tiny_study) -> None:
+    def accuracy(logits: Tensor, labels: Tensor) -> float:
+        return 95.0
+
+    for metric in (accuracy, lambda logits, labels: 0.0):
+        with pytest.raises(KdsearchError, match=r"metric is called .*; allowed: a function with a name that tells it"):
+            check(replace(tiny_study, metric=metric))
+
+
+def test_a_metric_that_fails_without_a_group_has_a_value_and_no_error() -> None:
+    def of_all(logits: Tensor, labels: Tensor) -> float:
+        if len(labels.unique()) < 3:
+            raise ValueError("a class is missing")
+        return 0.5
+
+    labels = torch.tensor([0, 1] * 60 + [2])
+    value, error = metric_value(of_all, torch.zeros(121, 3), labels)
+    assert value == 0.5 and math.isnan(error)
+    assert metric_value(of_all, torch.zeros(122, 3), torch.cat([labels, labels[-1:]])) == (0.5, 0.0)
+    assert math.isnan(metric_value(right, torch.zeros(1, 3), torch.zeros(1))[1])
 
 
 def test_only_the_accuracy_is_written_in_percent() -> None:

@@ -10,13 +10,14 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch import costs
-from kdsearch.costs import memory_problem, seconds_of
+from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
 from kdsearch.memory import largest_batch
 from kdsearch.preflight import _memory, check, preflight
-from kdsearch.study import Study
+from kdsearch.study import Ready, Study
+from kdsearch.values import Batch
 
 
 def refused(study: Study, tmp_path: Any) -> str:
@@ -67,7 +68,7 @@ def test_a_label_anywhere_that_is_no_class_is_refused(which: str, tiny_study, tm
     labels = data.labels.clone()
     labels[90] = 10  # not among the first ones, which are looked at in full
     said = refused(replace(tiny_study, **{which: relabelled(data, labels)}), tmp_path)
-    assert said == "study tiny: labels from 0 to 10; allowed: 0 to 9 (10 classes)"
+    assert said == f"study tiny: {which}: labels from 0 to 10; allowed: 0 to 9 (10 classes)"
 
 
 def test_layers_that_a_network_does_not_have_are_refused_together(tiny_study, tmp_path) -> None:
@@ -79,11 +80,19 @@ def test_layers_that_a_network_does_not_have_are_refused_together(tiny_study, tm
 
 def test_a_loss_that_is_reduced_or_compares_what_cannot_be_is_refused(tiny_study, tmp_path) -> None:
     mean = kd.Loss("mine", lambda student, teacher, views: student.logits.mean())
-    assert refused(replace(tiny_study, loss=mean), tmp_path) == "loss mine: it gave (); allowed: (22,), not reduced"
+    assert (
+        refused(replace(tiny_study, loss=mean), tmp_path)
+        == "study tiny: loss mine: it gave (); allowed: (22,), not reduced"
+    )
     one = kd.Loss("one", lambda student, teacher, views: student.logits.mean(1)[:1])
-    assert refused(replace(tiny_study, loss=one), tmp_path) == "loss one: it gave (1,); allowed: (22,), not reduced"
+    assert (
+        refused(replace(tiny_study, loss=one), tmp_path)
+        == "study tiny: loss one: it gave (1,); allowed: (22,), not reduced"
+    )
     at = kd.LOSSES["at"]("2", "11")
-    assert refused(replace(tiny_study, loss=at), tmp_path).startswith("at: student '2' (22, 2, 8, 8), teacher '11' (")
+    assert refused(replace(tiny_study, loss=at), tmp_path).startswith(
+        "study tiny: at: student '2' (22, 2, 8, 8), teacher '11' ("
+    )
 
 
 def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
@@ -153,35 +162,53 @@ def test_nothing_is_marked_where_the_teacher_has_not(finished, kdsearch) -> None
 # Costs
 
 
+def memory_problem(ready: Ready, batch: Batch, images: int) -> str | None:
+    try:
+        check_memory(replace(ready, study=replace(ready.study, budget=kd.Budget(batch=images))), batch)
+    except KdsearchError as error:
+        return str(error)
+    return None
+
+
 def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study, tmp_path, monkeypatch) -> None:
     ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)
-    big = replace(ready, study=replace(tiny_study, budget=replace(tiny_study.budget, batch=300_000)))
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**30)
-    said = memory_problem(big, batch)
-    assert (
-        said.startswith("a step of 300000 images needs about ")
-        and "cpu has 1.0 GiB; allowed: budget.batch up to " in said
-    )
+    said = memory_problem(ready, batch, 300_000)
+    assert said.startswith("a step of 300000 images needs about ")
+    assert "GiB beside the networks, and cpu has 1.0 GiB; allowed: budget.batch up to " in said
     fits = int(said.rsplit(" ", 1)[1])
     assert 100 < fits < 300_000
-    for images, problem in ((fits, False), (fits + 1, True)):
-        other = replace(ready, study=replace(tiny_study, budget=replace(tiny_study.budget, batch=images)))
-        assert (memory_problem(other, batch) is not None) == problem
+    assert memory_problem(ready, batch, fits) is None and memory_problem(ready, batch, fits + 1)
     needed = largest_batch(costs._steps(ready, batch)[1], fits, 2**40).needed
     assert needed < 2**30 / 1.2  # some room is left
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**10)
-    assert memory_problem(big, batch).endswith("allowed: smaller images or networks")
+    assert memory_problem(ready, batch, 300_000).endswith("allowed: smaller images or networks")
     monkeypatch.setattr(costs, "available_bytes", lambda device: None)
-    assert memory_problem(big, batch) is None
+    assert memory_problem(ready, batch, 300_000) is None
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**16)
     assert "study tiny: a step of 32 images needs about" in refused(tiny_study, tmp_path)
+
+
+def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:
+    few = tiny_study.search_validation.subset(torch.arange(8))
+    half = relabelled(few, torch.cat([few.labels[:5], (few.labels[5:] + 1) % 10]))
+    assert preflight(replace(tiny_study, search_validation=half), tmp_path).validation.accuracy <= 0.65
+
+
+def test_a_factory_that_gives_one_network_again_is_refused_and_it_stays_as_it_was(tiny_study, tmp_path) -> None:
+    shared = kd.small_convnet(2)
+    before = {name: value.clone() for name, value in shared.state_dict().items()}
+    said = refused(replace(tiny_study, student=lambda: shared), tmp_path)
+    assert said.startswith("study tiny: student gives the same network twice")
+    assert all(torch.equal(value, before[name]) for name, value in shared.state_dict().items())
 
 
 def test_costs_change_nothing_that_is_kept(tiny_study, tmp_path) -> None:
     ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)
     before = {name: value.clone() for name, value in ready.teacher.network.state_dict().items()}
     run, reference = seconds_of(ready, batch)
-    assert memory_problem(ready, batch) is None and run > reference > 0
+    check_memory(ready, batch)
+    assert run > reference > 0
     assert all(torch.equal(value, before[name]) for name, value in ready.teacher.network.state_dict().items())
 
 

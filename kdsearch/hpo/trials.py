@@ -117,16 +117,18 @@ def run_trials(
     """
     failures = 0
     while len(study.get_trials(deepcopy=False, states=DONE)) < target:
-        index = sum("retry_of" not in trial.user_attrs for trial in study.get_trials(deepcopy=False))
-        study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", index) % 2**32)
-        origin = "default" if index == 0 else "sampled"
-        if origin == "default":
-            study.enqueue_trial({name: _start(space, name) for name in space.ranges}, skip_if_exists=True)
+        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+            index = len({_index(trial) for trial in study.get_trials(deepcopy=False)})
+            origin = "sampled" if index else "default"
+            fixed = {} if index else {name: _start(space, name) for name in space.ranges}
+            study.enqueue_trial(fixed, user_attrs={"index": index, "origin": origin})
+        next_one = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))[0]
+        study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", _index(next_one)) % 2**32)
         ended: list[TrialEvent] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             try:
-                study.optimize(lambda trial: _objective(trial, space, run, seed, (index, origin), ended), n_trials=1)  # noqa: B023
+                study.optimize(lambda trial: _objective(trial, space, run, seed, ended), n_trials=1)  # noqa: B023
             except Exception:
                 failures += 1
                 if failures >= FAILURES or not study.get_trials(deepcopy=False, states=DONE):
@@ -137,15 +139,7 @@ def run_trials(
             on_trial(event)
 
 
-def _objective(
-    trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, place: tuple[int, str], ended: list[TrialEvent]
-) -> float:
-    index, origin = (trial.user_attrs.get(key, new) for key, new in zip(("index", "origin"), place, strict=True))
-    own_seed = derive_seed(seed, "trial", index) % 2**31
-    settings = _suggest(trial, space)
-    for key, fact in {"index": index, "origin": origin, "seed": own_seed, "settings": settings.numbers()}.items():
-        trial.set_user_attr(key, fact)
-
+def _objective(trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, ended: list[TrialEvent]) -> float:
     def report(record: EpochRecord) -> None:
         trial.report(record.value, record.epoch)
         if trial.should_prune():
@@ -155,6 +149,9 @@ def _objective(
     value: float | None = None
     reason: str | None = None
     try:
+        settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", trial.user_attrs["index"]) % 2**31
+        trial.set_user_attr("settings", settings.numbers())
+        trial.set_user_attr("seed", own_seed)
         value = run(Trial(trial.number, settings, own_seed, _retries(trial.study, trial.number)), report)
         trial.set_constraint("finite", 0.0)
         state = "COMPLETE"
@@ -183,16 +180,23 @@ def _objective(
         ended.append(TrialEvent(trial.number, state, value, reason))
 
 
+def _index(trial: optuna.trial.FrozenTrial) -> int:
+    """The place of a trial in the order: how many came before it, retries not counted."""
+    return int(trial.user_attrs.get("index", trial.number))
+
+
 def _retry_interrupted(study: optuna.Study) -> None:
-    """Let each interrupted trial that has no retry wait for one, with its numbers and its place in the order."""
+    """Let each interrupted trial that has no retry wait for one, with its numbers and its place in the order.
+
+    Numbers that it had not been told yet come from the sampler of its place, which gives them again.
+    """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     for trial in trials:
-        if trial.user_attrs.get("fail_reason") != INTERRUPTED or trial.number in retried:
-            continue
-        facts: dict[str, Any] = {key: trial.user_attrs[key] for key in ("index", "origin") if key in trial.user_attrs}
-        known = trial.params if facts else {}  # without them it ended before all its numbers were chosen
-        study.enqueue_trial(known, user_attrs={**facts, "retry_of": trial.number})
+        if trial.user_attrs.get("fail_reason") == INTERRUPTED and trial.number not in retried:
+            known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+            facts = {"index": _index(trial), "origin": trial.user_attrs.get("origin", "sampled")}
+            study.enqueue_trial(known, user_attrs={**facts, "retry_of": trial.number})
 
 
 def _retries(study: optuna.Study, number: int) -> tuple[int, ...]:

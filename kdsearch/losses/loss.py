@@ -116,11 +116,8 @@ def between(
         if missing:
             known = {"student": student.features, "teacher": teacher.features}
             raise problems(name, [unknown(f"features of the {who}", path, known[who]) for who, path in missing])
-        own = {s: student.features[s] for s, _ in given}
-        if projects:
-            own |= {p: student.features[p] for p in (projected(s, t) for s, t in given) if p in student.features}
-        parts = [(s, own.get(projected(s, t), own[s]), t, teacher.features[t]) for s, t in given]
-        return _sum(name, compare, parts, views)
+        own = {(s, t): student.features.get(projected(s, t) if projects else s, student.features[s]) for s, t in given}
+        return _sum(name, compare, [(s, own[s, t], t, teacher.features[t]) for s, t in given], views)
 
     named = "; ".join(projected(s, t) for s, t in given)
     return Loss(f"{name}, {named}", loss, pairs=tuple(given), projects=projects)

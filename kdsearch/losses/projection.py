@@ -37,10 +37,17 @@ class Projections(nn.Module):
                     self.pairs.append(pair)
                     self.maps.append(nn.Conv2d(into, out, 1) if own.ndim == 4 else nn.Linear(into, out))
 
+    def and_those_of(self, other: "Projections") -> "Projections":
+        """These, and those of other pairs."""
+        self.pairs += other.pairs
+        self.maps.extend(other.maps)
+        return self
+
     def forward(self, student: Outputs) -> Outputs:
         """The same outputs, with the projected features under names of their own."""
         made: dict[str, Tensor] = {
             projected(*pair): change(student.features[pair[0]])
             for pair, change in zip(self.pairs, self.maps, strict=True)
+            if pair[0] in student.features
         }
         return Outputs(student.logits, {**student.features, **made}, student.extras) if made else student
