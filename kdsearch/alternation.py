@@ -10,6 +10,8 @@ from kdsearch.losses import Loss
 from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.views import VIEWS, Views
 
+WARMUP = 0.1  # share of the student steps in which the learning rate rises
+
 
 @dataclass(frozen=True)
 class PolicySteps:
@@ -98,3 +100,11 @@ class Phase:
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
     label_weight: float = 1.0  # of the cross-entropy
     views: Views = VIEWS["default"]
+
+
+def learning_rate(step: int, total: int) -> float:
+    """Linear warm-up over the first tenth, then a cosine to zero; a factor of the optimiser's own rate."""
+    warm = max(1, round(WARMUP * total))
+    if step < warm:
+        return (step + 1) / (warm + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

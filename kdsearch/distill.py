@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.alternation import Phase, PolicySteps, learning_rate
 from kdsearch.data import MapStyle, drawn, in_order, load
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
@@ -31,7 +31,6 @@ from kdsearch.views import Views, geometry_alone, rows
 
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = Mapping[str, Any]
-WARMUP = 0.1  # share of the student steps in which the learning rate rises
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
@@ -109,7 +108,7 @@ class Distiller:
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
             self.fit(phase, next(in_order(train, 2)).images)
-        schedule = LambdaLR(self.optimizer, lambda step: _learning_rate(step, total))
+        schedule = LambdaLR(self.optimizer, lambda step: learning_rate(step, total))
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
             self._parts["projections"] = self.projections
@@ -295,11 +294,3 @@ class Distiller:
         decay = LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / max(1, total))))
         self._parts |= {"policy": self.policy, "policy_optimizer": optimizer, "policy_schedule": decay}
         return optimizer, decay
-
-
-def _learning_rate(step: int, total: int) -> float:
-    """Linear warm-up over the first tenth, then a cosine to zero; a factor of the optimiser's own rate."""
-    warm = max(1, round(WARMUP * total))
-    if step < warm:
-        return (step + 1) / (warm + 1)
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))

@@ -30,7 +30,7 @@ from kdsearch.hpo import (
     run_trials,
 )
 from kdsearch.maths import derive_seed
-from kdsearch.metrics import metric_name
+from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.report import write_report
@@ -140,9 +140,9 @@ class _Search:
         write_json(self.folder / "study.json", {**known, "storage": None if own else self.url})
         if source:
             shutil.copyfile(source, self.folder / "study.py")
-        say = self.display.say
+        say, right = self.display.say, Scale(ACCURACY).text(self.checked.validation.accuracy)
         say(
-            f"study {self.study.name}: teacher right on {self.checked.validation.accuracy:.1%} of search-validation; "
+            f"study {self.study.name}: teacher right on {right} of search-validation; "
             f"{len(ready.space.limits)} operations from the space {ready.space.name}"
         )
         for name, why in self.checked.dropped.items():
@@ -279,14 +279,11 @@ class _Search:
     def _trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"
 
-    def _rows(self) -> list[TrialRow]:
-        return rows_of(self.optuna)
-
     def _done(self) -> int:
-        return sum(row.state in ("COMPLETE", "PRUNED") for row in self._rows())
+        return sum(row.state in ("COMPLETE", "PRUNED") for row in rows_of(self.optuna))
 
     def _best(self) -> TrialRow | None:
-        complete = [row for row in self._rows() if row.value is not None]
+        complete = [row for row in rows_of(self.optuna) if row.value is not None]
         return max(complete, key=lambda row: row.value or 0.0, default=None)
 
     def _seconds_left(self) -> float:
