@@ -86,7 +86,8 @@ class Distiller:
         with torch.no_grad(), still(self.student):
             student = outputs(self.student, images, "student", [layer for layer, _ in asked])
             teacher = self.teacher(images, [layer for _, layer in asked])
-        losses = [replace(loss, pairs=tuple({*loss.pairs} - self._fitted)) for loss in phase.losses]
+        new = [tuple(pair for pair in loss.pairs if pair not in self._fitted) for loss in phase.losses]
+        losses = [replace(loss, pairs=pairs) for loss, pairs in zip(phase.losses, new, strict=True)]
         more = Projections(losses, student, teacher, self.seed).to(self.device)
         if more.pairs:
             self.optimizer.add_param_group({"params": list(more.parameters())})

@@ -178,7 +178,9 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
             found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
     names = [loss.name for loss in study.losses if isinstance(loss, Loss)]
     found += [
-        f"loss: {name} is there twice; allowed: once, with a weight" for name in {*names} if names.count(name) > 1
+        f"loss: {name} is there twice; allowed: once, with a weight"
+        for name in dict.fromkeys(names)
+        if names.count(name) > 1
     ]
     if study.workers < 0:
         found.append(f"workers is {study.workers}; allowed: 0 or more")

@@ -297,6 +297,19 @@ def test_features_of_other_channels_are_compared_through_a_projection_that_learn
     torch.testing.assert_close(student[0].weight, d.student[0].weight, atol=1e-6, rtol=1e-5)
 
 
+def test_projections_come_in_the_order_of_their_pairs_and_later_phases_add_theirs(batch: Batch) -> None:
+    """Their start is drawn one after another: an order that changed with the process would change the student."""
+    pairs = [(s, t) for t in ("1", "0") for s in ("2", "0", "1")]
+    first, second = (Phase((LOSSES["hint"](pairs=some),)) for some in (pairs[:5], pairs[1:]))
+    d = Distiller(Teacher(wide(1)), network(2), policy(), Classification.of(10))
+    d.fit(first, batch.images[:2])
+    assert d.projections.pairs == pairs[:5]
+    d.fit(second, batch.images[:2])
+    assert d.projections.pairs == pairs and len(d.optimizer.param_groups) == 3
+    d.student_step(batch, second, generator("views"))  # the first pair's layer may be missing now
+    d.student_step(batch, Phase((LOSSES["hint"]("1", "0"),)), generator("views"))
+
+
 def test_a_run_fits_its_projections_and_their_rate_follows_the_schedule(digits_images: Tensor) -> None:
     data = ArrayData(digits_images[:48], torch.arange(48) % 10)
     d = Distiller(Teacher(wide(1)), network(2), policy(), Classification.of(10))
