@@ -136,8 +136,8 @@ def make_ready(
             raise KdsearchError(f"study {study.name}: {name}: {error}") from None
     train, validation = found
     chance = 1 / len(task.class_names)
-    enough = len(study.search_validation) >= ENOUGH
-    if validation.accuracy <= chance + (3 * validation.accuracy_se + 0.02 if enough else 0.0):
+    errors = 3 if len(study.search_validation) >= ENOUGH else 2
+    if validation.accuracy < chance + errors * validation.accuracy_se + 0.02:
         reasons = likely_reasons(teacher, study.search_validation, task, device)
         raise problems(
             f"study {study.name}: the teacher is right on {validation.accuracy:.1%} of search-validation, chance is "

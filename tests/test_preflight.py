@@ -190,8 +190,8 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
 
 
 def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:
-    few = tiny_study.search_validation.subset(torch.arange(8))
-    half = relabelled(few, torch.cat([few.labels[:5], (few.labels[5:] + 1) % 10]))
+    few = tiny_study.search_validation.subset(torch.arange(20))
+    half = relabelled(few, torch.cat([few.labels[:8], (few.labels[8:] + 1) % 10]))
     assert preflight(replace(tiny_study, search_validation=half), tmp_path).validation.accuracy <= 0.65
 
 
