@@ -5,7 +5,7 @@ view is in every row. Features are those after each of the three blocks, of 4, 8
 96 in the teacher, so that hint and nfd learn projections; rkd has the pooled vector. Losses on logits have weight 1;
 one on features gets the weight, two digits of it, that makes it as large as KD on the first batch: nothing is tuned.
 
-Run:  python benchmarks/losses.py [--seeds 10] [--json FILE]      (17 minutes on 1 core)
+Run:  python benchmarks/losses.py [--seeds 10] [--json FILE]      (about half an hour on 1 core)
 """
 
 from collections.abc import Iterator

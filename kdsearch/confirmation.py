@@ -10,7 +10,7 @@ from kdsearch.files import read_json, write_json
 from kdsearch.maths import derive_seed
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
-from kdsearch.run import run_trial
+from kdsearch.run import CHECKPOINT, run_trial
 from kdsearch.space import Settings
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready
@@ -35,9 +35,6 @@ def confirm(
         show: Told each epoch, with the name of the run.
     """
     rows = kept(folder, winner)
-    for old in folder.glob("confirmation_*.pt"):
-        if not old.name.startswith(f"confirmation_{winner}_"):
-            old.unlink()
     budget = ready.study.budget
     for seed in [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]:
         for name in RUNS:
@@ -45,7 +42,7 @@ def confirm(
                 continue
             policy_steps = ready.policy_steps(settings) if name == "learned" else None
             policy = Policy.from_spec(spec) if name == "frozen" else ready.reference(name, settings)
-            checkpoint = folder / f"confirmation_{winner}_{name}.pt"
+            checkpoint = folder / CHECKPOINT
             row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
             try:
                 outcome = run_trial(

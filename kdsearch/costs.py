@@ -8,7 +8,7 @@ import torch
 
 from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError
-from kdsearch.evaluation import evaluate, measure
+from kdsearch.evaluation import measure
 from kdsearch.memory import available_bytes, largest_batch
 from kdsearch.ops import apply
 from kdsearch.study import Ready
@@ -28,12 +28,10 @@ def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     start = time.perf_counter()
     measure(distiller.student, study.search_validation, ready.task, budget.batch, ready.device, study.metric)
     evaluation = time.perf_counter() - start
-    start = time.perf_counter()
-    evaluate(ready.teacher.network, study.search_validation, ready.task, budget.batch, ready.device)
-    teacher = time.perf_counter() - start
     cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
     policy, random = ready.policy(ready.space.settings()), torch.Generator().manual_seed(0)
     augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images)) * images / len(batch)
+    teacher = _timed(lambda: ready.teacher(batch.images), 1) * images / len(batch)
     plain = budget.epochs * (budget.steps * student + evaluation) + cells * (evaluation + augment + teacher / 4)
     steps = ready.policy_steps(ready.space.settings())
     count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)

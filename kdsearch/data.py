@@ -227,6 +227,17 @@ def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
         yield batch
 
 
+def first(data: MapStyle, size: int) -> Batch:
+    """The first items, at most `size`, as `in_order` gives them.
+
+    Raises:
+        KdsearchError: no items, or one that is none, named.
+    """
+    if len(data) < 1:
+        raise KdsearchError("the data set is empty")
+    return next(load(data, _seeded([list(range(min(size, len(data))))])))
+
+
 def in_order(data: MapStyle, size: int) -> Iterator[Batch]:
     """Every item once, in the order of the data set, the same each time also where items are random."""
     positions = list(range(len(data)))

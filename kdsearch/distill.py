@@ -12,7 +12,7 @@ from torch.optim import Adam, AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import Phase, PolicySteps, learning_rate
-from kdsearch.data import MapStyle, drawn, in_order, load
+from kdsearch.data import MapStyle, drawn, first, load
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
@@ -108,7 +108,7 @@ class Distiller:
         """
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
-            self.fit(phase, next(in_order(train, 2)).images)
+            self.fit(phase, first(train, 2).images)
         schedule = LambdaLR(self.optimizer, lambda step: learning_rate(step, total))
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
@@ -126,10 +126,11 @@ class Distiller:
             sums = torch.zeros(6 + len(phase.losses), device=self.device)
             torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
             random, policy_random = (generator(self.seed, epoch, use) for use in ("draws", "policy draws"))
-            turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch) if every else []
+            turns = [False] * phase.steps
+            if every:
+                turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch)
             if every and epoch - 1 in pauses:
                 optimizer, decay = self._adam(every, sum(turns))
-            turns = turns or [False] * phase.steps
             uses = {"student": turns.count(False), "policy": turns.count(True)}
             places = {use: iter(drawn(train, phase.batch, n, self.seed, epoch, use)) for use, n in uses.items()}
             order = [next(places["policy" if turn else "student"]) for turn in turns]
@@ -162,7 +163,7 @@ class Distiller:
                 dual=self.dual,
                 emptied=means[4],
                 saturated=means[5],
-                **of_policy(policy, learned, phase.batch),  # type: ignore[arg-type]
+                **of_policy(policy, learned, phase.batch),
                 seconds=time.perf_counter() - start,
             )
 

@@ -45,8 +45,7 @@ def measure(
             count += len(part)
             if metric:
                 kept.append((answers.wide().logits.cpu(), part.target.cpu()))
-    rate = right / count
-    error = math.sqrt(rate * (1 - rate) / count)
+    rate, error = _rate(right, count)
     if metric is None:
         return Measured(rate, error, rate, error)
     logits, labels = (torch.cat(part) for part in zip(*kept, strict=True))
@@ -81,6 +80,12 @@ def known(teacher: Teacher, data: MapStyle, task: Classification, batch: int, de
         total += float(losses.sum())
         squares += float(losses.double().square().sum())
         count += len(part)
-    rate, mean = right / count, total / count
+    mean = total / count
     spread = max(0.0, squares / count - mean**2)
-    return Known(rate, math.sqrt(rate * (1 - rate) / count), mean, math.sqrt(spread / count))
+    return Known(*_rate(right, count), mean, math.sqrt(spread / count))
+
+
+def _rate(right: int, count: int) -> tuple[float, float]:
+    """The share of right answers and its binomial standard error."""
+    rate = right / count
+    return rate, math.sqrt(rate * (1 - rate) / count)

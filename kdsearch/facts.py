@@ -13,12 +13,6 @@ from kdsearch.study import Ready, Study
 from kdsearch.teachers import weights_hash
 
 
-def _optimizer(study: Study) -> str:
-    made = study.optimizer(study.student().parameters())
-    numbers = {key: value for key, value in made.defaults.items() if value is not None}
-    return ", ".join([type(made).__name__, *(f"{key} {value}" for key, value in sorted(numbers.items()))])
-
-
 def facts(checked: Checked) -> dict[str, Any]:
     """What the frame `studies` says of a search."""
     study, ready = checked.ready.study, checked.ready
@@ -68,3 +62,9 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "batch": study.budget.batch,
         "seed": study.seed,
     }
+
+
+def _optimizer(study: Study) -> str:
+    made = study.optimizer(study.student().parameters())
+    numbers = {key: value for key, value in made.defaults.items() if value is not None}
+    return ", ".join([type(made).__name__, *(f"{key} {value}" for key, value in sorted(numbers.items()))])

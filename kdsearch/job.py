@@ -5,7 +5,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +28,10 @@ from kdsearch.hpo import (
     rows_of,
     run_trials,
 )
-from kdsearch.maths import derive_seed
 from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
+from kdsearch.references import missing, refer
 from kdsearch.report import write_report
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.spec import PolicySpec
@@ -128,6 +127,7 @@ class _Search:
         self.study = checked.ready.study
         self.budget = self.study.budget
         self.outcomes: dict[int, Outcome] = {}
+        self.provenance = {"study": self.study.name, "kdsearch": importlib.metadata.version("kdsearch")}
         self.measured: dict[bool, list[float]] = {True: [], False: []}  # seconds of runs with and without policy steps
 
     def begin(self, source: Path | None) -> None:
@@ -158,31 +158,15 @@ class _Search:
         )
 
     def references(self) -> None:
-        """Runs without a learned policy, through the same loop, with the seed of the first trial."""
-        seed = derive_seed(self.study.seed, "trial", 0) % 2**31
-        for name in REFERENCES:
-            folder = self.folder / "references" / name
-            if (folder / "result.json").exists():
-                continue
-            policy = self.ready.reference(name, self.ready.space.settings())
+        """Runs without a learned policy."""
+        self.display.expect(self._seconds_left())
+        for name, found in refer(self.ready, self.folder, self.provenance, self._show):
+            if isinstance(found, Diverged):
+                self.display.say(f"{name}: failed (nan: {found})")
+            else:
+                self.measured[False].append(found.seconds)
+                self.display.ended(name, found)
             self.display.expect(self._seconds_left())
-            try:
-                outcome = run_trial(
-                    self.ready,
-                    folder,
-                    policy=policy,
-                    seed=seed,
-                    provenance=self._provenance(name, seed),
-                    checkpoint=folder / CHECKPOINT,
-                    on_record=partial(self._show, name),
-                )
-            except Diverged as error:
-                write_json(folder / "result.json", {"fail_reason": f"nan: {error}"})
-                self.display.say(f"{name}: failed (nan: {error})")
-                continue
-            (folder / CHECKPOINT).unlink(missing_ok=True)
-            self.measured[False].append(outcome.seconds)
-            self.display.ended(name, outcome)
 
     def trials(self) -> None:
         """Optuna trials up to the budget."""
@@ -242,7 +226,7 @@ class _Search:
             policy=self.ready.policy(settings),
             policy_steps=self.ready.policy_steps(settings),
             seed=trial.seed,
-            provenance={**self._provenance(name, trial.seed), **settings.numbers()},
+            provenance={**self.provenance, "run": name, "seed": trial.seed, **settings.numbers()},
             checkpoint=folder / CHECKPOINT,
             on_record=on_record,
         )
@@ -290,13 +274,9 @@ class _Search:
         """From the preflight's estimate, then from the runs so far."""
         best, seeds = self._best(), self.budget.confirmation
         confirmed = len(kept(self.folder, best.number)) if best else 0
-        references = sum(not (self.folder / "references" / name / "result.json").exists() for name in REFERENCES)
         learned = max(0, self.budget.trials - self._done()) + seeds
-        plain = references + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
+        plain = len(missing(self.folder)) + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
         with_steps, without = (self.measured[kind] for kind in (True, False))
         a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
         b = sum(without) / len(without) if without else self.checked.seconds_per_reference
         return learned * a + plain * b
-
-    def _provenance(self, run: str, seed: int) -> dict[str, str | int | float | None]:
-        return {"study": self.study.name, "run": run, "seed": seed, "kdsearch": importlib.metadata.version("kdsearch")}

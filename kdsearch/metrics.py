@@ -36,31 +36,38 @@ class Scale:
     name: str
 
     @property
+    def _percent(self) -> bool:
+        return self.name == ACCURACY
+
+    @property
     def factor(self) -> float:
-        return 100.0 if self.name == ACCURACY else 1.0
+        return 100.0 if self._percent else 1.0
+
+    @property
+    def digits(self) -> int:
+        return 1 if self._percent else 3
 
     @property
     def label(self) -> str:
         """Of an axis."""
-        return "accuracy, %" if self.name == ACCURACY else self.name
+        return f"{self.name}, %" if self._percent else self.name
 
     def text(self, value: float, error: float | None = None) -> str:
         """A value, with its standard error if it is known."""
-        if self.name == ACCURACY:
-            return f"{100 * value:.1f} %" if error is None else f"{100 * value:.1f} ± {100 * error:.1f} %"
-        return f"{value:.3f}" if error is None else f"{value:.3f} ± {error:.3f}"
+        written = [f"{self.factor * number:.{self.digits}f}" for number in (value, error) if number is not None]
+        return " ± ".join(written) + (" %" if self._percent else "")
 
     def difference(self, value: float) -> str:
         """With its sign; of accuracies in points."""
-        return f"{100 * value:+.1f}" if self.name == ACCURACY else f"{value:+.3f}"
+        return f"{self.factor * value:+.{self.digits}f}"
 
     def by(self, value: float) -> str:
         """The size of a difference, in words."""
-        return f"{100 * value:.1f} points" if self.name == ACCURACY else f"{value:.3f}"
+        return f"{self.factor * value:.{self.digits}f}" + (" points" if self._percent else "")
 
     def equal(self, difference: float) -> bool:
         """Would it be written as nothing?"""
-        return abs(difference) * self.factor < (0.05 if self.name == ACCURACY else 0.0005)
+        return abs(difference) * self.factor < 0.5 * 10**-self.digits
 
 
 def metric_name(metric: Metric | None) -> str:
@@ -94,7 +101,6 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
     >>> metric_value(lambda x, y: (x.argmax(1) == y).double().mean(), logits, labels)[0]
     0.9
     """
-
     try:
         value = float(metric(logits, labels))
     except Exception as error:

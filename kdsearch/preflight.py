@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.costs import check_memory, seconds_of
-from kdsearch.data import in_order
+from kdsearch.data import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation
 from kdsearch.errors import KdsearchError, problems, unknown
@@ -31,7 +31,7 @@ LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
 DOUBTFUL = 0.5  # accuracy of a teacher, under which it is asked why
 ENOUGH = 100  # images, to tell a teacher from chance by three standard errors
-MEMORY = 0.995  # accuracy on images that may have been learned by heart
+BY_HEART = 0.995  # accuracy on images, from which on they may have been learned so
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         seconds = seconds_of(ready, batch)
     except KdsearchError as error:
         raise KdsearchError(f"study {study.name}: {error}") from None
-    remembers, doubt = _memory(study.teacher_saw, train, validation)
+    remembers, doubt = _remembers(study.teacher_saw, train, validation)
     told = [*_warnings(study, ready.space), *doubt]
     if validation.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.accuracy:.1%} of search-validation; {reason}"
@@ -88,19 +88,19 @@ def check(study: Study, device: str = "cpu") -> Batch:
     _check_device(device)
     space = SearchSpace.load(study.space).filled(study.objective, study.floor)
     found = _wrong_numbers(study, space)
-    first = {}
+    looked = {}
     for name, data in (("train", study.train), ("search_validation", study.search_validation)):
         try:
-            first[name] = next(in_order(data, LOOKED_AT))
-        except StopIteration:
-            found.append(f"{name}: the data set is empty")
+            looked[name] = first(data, LOOKED_AT)
+        except KdsearchError as error:
+            found.append(f"{name}: {error}")
         else:
-            found += _wrong_images(name, first[name], task)
-    if len({tuple(batch.images.shape[1:]) for batch in first.values()}) > 1:
+            found += _wrong_images(name, looked[name], task)
+    if len({tuple(batch.images.shape[1:]) for batch in looked.values()}) > 1:
         found.append("train and search_validation have images of different shapes")
     if found:
         raise problems(f"study {study.name}", found)
-    return first["train"]
+    return looked["train"]
 
 
 def make_ready(
@@ -215,14 +215,14 @@ def _warnings(study: Study, space: SearchSpace) -> list[str]:
     return found
 
 
-def _memory(saw: Saw, train: Known, validation: Known) -> tuple[bool | None, list[str]]:
+def _remembers(saw: Saw, train: Known, validation: Known) -> tuple[bool | None, list[str]]:
     """Has the teacher learned search-validation? As the study says, else by comparison with train; and a warning."""
     if saw != "unknown":
         return saw == "both", []
     cure = 'say what it has seen, Study(teacher_saw="none", "train" or "both")'
     if validation.loss - train.loss > 2 * math.hypot(train.loss_se, validation.loss_se):
         return False, []
-    if validation.accuracy < MEMORY:
+    if validation.accuracy < BY_HEART:
         return None, [f"it is not known whether the teacher has seen search-validation; {cure}"]
     right = f"the teacher is right on {validation.accuracy:.1%} of search-validation and no worse there than on train"
     return True, [f"{right}: it may have learned these images, and disagreement would be measured on memory; {cure}"]

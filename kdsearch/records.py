@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -50,7 +50,7 @@ class PolicyStep(NamedTuple):
     gradient: Tensor  # by all numbers of the policy that learn
 
 
-def of_policy(policy: object, steps: Sequence[PolicyStep], batch: int) -> dict[str, float]:
+def of_policy(policy: object, steps: Sequence[PolicyStep], batch: int) -> dict[str, Any]:
     """What an epoch's policy steps say together; `batch` is the number of images of one."""
     gates, ranges = policy.at_bounds() if isinstance(policy, Policy) else ([], [])
     norm, noise = noise_scale([step.gradient for step in steps], batch)

@@ -9,7 +9,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import memory, paired_differences, sentence
+from kdsearch.analysis.compare import paired_differences, remembered, sentence
 from kdsearch.analysis.frames import frames
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.files import write_text
@@ -51,7 +51,7 @@ def write_report(folder: Path | str, *, images: bool = True) -> Path:
     page = _PAGE.get_template("report.html").render(
         study=tables["studies"].iloc[0].to_dict(),
         sentence=sentence(tables),
-        memory=memory(tables),
+        remembered=remembered(tables),
         pictures=pictures,
         best=None if pd.isna(best) else int(best),
         tables=_html(tables, final, regions),

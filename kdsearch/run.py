@@ -13,7 +13,7 @@ from torch import nn
 
 from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.checkpoint import Checkpoint
-from kdsearch.data import in_order
+from kdsearch.data import first
 from kdsearch.disagreement import DisagreementReport
 from kdsearch.distill import Distiller
 from kdsearch.files import make_folder, plain, write_json, write_text
@@ -160,7 +160,7 @@ def _keep(
     if isinstance(policy, Policy):
         spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
         write_text(folder / "policy.json", spec.to_json())
-        images = next(in_order(ready.study.train, SHOWN)).images  # what the pictures of the policy show
+        images = first(ready.study.train, SHOWN).images  # what the pictures of the policy show
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
         np.savez_compressed(folder / "samples.npz", original=shown.numpy())
     seconds = outcome.seconds + time.perf_counter() - start

@@ -15,7 +15,7 @@ from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
 from kdsearch.memory import largest_batch
-from kdsearch.preflight import _memory, check, preflight
+from kdsearch.preflight import _remembers, check, preflight
 from kdsearch.study import Ready, Study
 from kdsearch.values import Batch
 
@@ -131,7 +131,7 @@ KNOWN = Known(1.0, 0.0, 0.010, 0.002)
     ],
 )
 def test_what_a_teacher_has_seen_is_told_by_the_study_or_by_its_loss(saw, validation, remembers, said) -> None:
-    found, warnings = _memory(saw, KNOWN, validation)
+    found, warnings = _remembers(saw, KNOWN, validation)
     assert found is remembers
     assert (not warnings) == (said is None) and all(
         said in warning and "teacher_saw=" in warning for warning in warnings

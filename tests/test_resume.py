@@ -1,5 +1,6 @@
 """Killed at any moment, a run goes on as if it had never ended."""
 
+import contextlib
 import io
 import json
 import math
@@ -239,7 +240,7 @@ def test_a_search_killed_in_reference_trial_and_confirmation_ends_as_one_that_wa
         lambda: epochs("references/trivial") >= 2,
         lambda: epochs("trials/0000") >= 2,
         lambda: epochs("trials/0001") >= 4,  # the retry
-        lambda: confirmed() >= 2 and list(run.glob("confirmation_*.pt")),
+        lambda: confirmed() >= 2 and (run / "checkpoint.pt").exists(),
     ]
     for reached in stages:
         process = child(searched, tmp_path / "killed")
@@ -389,27 +390,22 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
         def dying(name: str) -> Any:
             def write(*arguments: Any, **settings: Any) -> Any:
-                if next(writes) == dies_before:
-                    for other in real:
-                        monkeypatch.setattr(RDBStorage, other, dead)
+                nonlocal alive
+                alive = alive and next(writes) != dies_before
+                if not alive:
                     raise Killed
                 return real[name](*arguments, **settings)
 
             return write
 
-        def dead(*arguments: Any, **settings: Any) -> Any:
-            raise Killed
-
-        for write in WRITES:
-            monkeypatch.setattr(RDBStorage, write, dying(write))
-        try:
+        alive = True
+        with monkeypatch.context() as patch:
+            for write in WRITES:
+                patch.setattr(RDBStorage, write, dying(write))
+            with contextlib.suppress(Killed, UnboundLocalError):  # the second comes out of Optuna's tidying up
+                result = search()
+        if not alive:
             result = search()
-        except (Killed, UnboundLocalError):  # the second comes out of Optuna's tidying up
-            for write, method in real.items():
-                monkeypatch.setattr(RDBStorage, write, method)
-            result = search()
-        for write, method in real.items():
-            monkeypatch.setattr(RDBStorage, write, method)
         searched.writes = next(writes)
         return result
 

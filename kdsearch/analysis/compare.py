@@ -66,7 +66,7 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
-def memory(tables: Mapping[str, pd.DataFrame]) -> str | None:
+def remembered(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """What to bear in mind where the teacher has learned search-validation; None where it has not, or nobody knows."""
     study = tables["studies"].iloc[0]
     if pd.isna(study["teacher_remembers"]) or not study["teacher_remembers"]:

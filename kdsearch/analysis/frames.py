@@ -152,7 +152,7 @@ def _read(folder: Path) -> dict[str, Rows]:
         rows["losses"] += [
             {**key, "epoch": row["epoch"], "loss": name, "value": value}
             for row in epochs
-            for name, value in row.get("losses", {}).items()
+            for name, value in row["losses"].items()
         ]
         rows["policies"] += [{**key, **row} for row in _policy_file(path / "policy.json")]
         rows["regions"] += [{**key, **row} for row in _regions(path / "regions.json")]

@@ -149,7 +149,7 @@ def _objective(trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, end
     value: float | None = None
     reason: str | None = None
     try:
-        settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", trial.user_attrs["index"]) % 2**31
+        settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", _index(trial)) % 2**31
         trial.set_user_attr("settings", settings.numbers())
         trial.set_user_attr("seed", own_seed)
         value = run(Trial(trial.number, settings, own_seed, _retries(trial.study, trial.number)), report)
@@ -180,7 +180,7 @@ def _objective(trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, end
         ended.append(TrialEvent(trial.number, state, value, reason))
 
 
-def _index(trial: optuna.trial.FrozenTrial) -> int:
+def _index(trial: optuna.Trial | optuna.trial.FrozenTrial) -> int:
     """The place of a trial in the order: how many came before it, retries not counted."""
     return int(trial.user_attrs.get("index", trial.number))
 

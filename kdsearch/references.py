@@ -1,0 +1,51 @@
+"""Runs without a learned policy, through the same loop, with the seed of the first trial."""
+
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from pathlib import Path
+
+from kdsearch.errors import Diverged
+from kdsearch.files import write_json
+from kdsearch.maths import derive_seed
+from kdsearch.records import EpochRecord
+from kdsearch.run import CHECKPOINT, Outcome, run_trial
+from kdsearch.study import REFERENCES, Ready
+
+
+def missing(folder: Path) -> list[str]:
+    """The references that a run folder does not have yet."""
+    return [name for name in REFERENCES if not (_place(folder, name) / "result.json").exists()]
+
+
+def refer(
+    ready: Ready, folder: Path, provenance: Mapping[str, str], show: Callable[[str, EpochRecord], None]
+) -> Iterator[tuple[str, Outcome | Diverged]]:
+    """Run what is not there yet, yielding the name of each and what it came to.
+
+    Args:
+        provenance: What the policies of references say of where they come from, beside run and seed.
+        show: Told each epoch, with the name of the reference.
+    """
+    seed = derive_seed(ready.study.seed, "trial", 0) % 2**31
+    for name in missing(folder):
+        place = _place(folder, name)
+        found: Outcome | Diverged
+        try:
+            found = run_trial(
+                ready,
+                place,
+                policy=ready.reference(name, ready.space.settings()),
+                seed=seed,
+                provenance={**provenance, "run": name, "seed": seed},
+                checkpoint=place / CHECKPOINT,
+                on_record=partial(show, name),
+            )
+        except Diverged as error:
+            found = error
+            write_json(place / "result.json", {"fail_reason": f"nan: {error}"})
+        (place / CHECKPOINT).unlink(missing_ok=True)
+        yield name, found
+
+
+def _place(folder: Path, name: str) -> Path:
+    return folder / "references" / name
