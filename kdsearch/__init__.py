@@ -17,8 +17,9 @@ if TYPE_CHECKING:
     from kdsearch.analysis.sheet import policy_sheet as policy_sheet
     from kdsearch.data import ArrayData as ArrayData
     from kdsearch.data import digits as digits
+    from kdsearch.data import in_memory as in_memory
+    from kdsearch.data import placed as placed
     from kdsearch.data import shuffled as shuffled
-    from kdsearch.data import spawned as spawned
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.errors import KdsearchError as KdsearchError
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from kdsearch.policy import trivial as trivial
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
+    from kdsearch.resnet import cifar_resnet as cifar_resnet
     from kdsearch.scores import Baseline as Baseline
     from kdsearch.scores import Score as Score
     from kdsearch.scores import score as score
@@ -68,6 +70,7 @@ if TYPE_CHECKING:
     from kdsearch.study import Budget as Budget
     from kdsearch.study import Study as Study
     from kdsearch.tasks import Classification as Classification
+    from kdsearch.tasks import Task as Task
     from kdsearch.teachers import Recipe as Recipe
     from kdsearch.teachers import Teacher as Teacher
     from kdsearch.values import Batch as Batch
@@ -87,7 +90,7 @@ _WHERE = {
     "analysis.frames": ["frames", "policy_frame"],
     "analysis.regions": ["regions"],
     "analysis.sheet": ["policy_sheet"],
-    "data": ["ArrayData", "digits", "shuffled", "spawned"],
+    "data": ["ArrayData", "digits", "in_memory", "placed", "shuffled"],
     "disagreement": ["Probe"],
     "distill": ["Distiller"],
     "estimators": ["policy_gradient"],
@@ -120,11 +123,12 @@ _WHERE = {
     "policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],
     "report": ["write_report"],
+    "resnet": ["cifar_resnet"],
     "scores": ["Baseline", "Score", "score"],
     "space": ["SearchSpace"],
     "spec": ["PolicySpec"],
     "study": ["Budget", "Study"],
-    "tasks": ["Classification"],
+    "tasks": ["Classification", "Task"],
     "teachers": ["Recipe", "Teacher"],
     "values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],

@@ -1,8 +1,12 @@
 """What a stretch of training is made of: when and how the student learns, and the policy beside it."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import nn
+from torch.optim import AdamW, Optimizer
 
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.estimators import GATES
@@ -10,6 +14,8 @@ from kdsearch.losses import Loss
 from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.views import VIEWS, Views
 
+Precision = Literal["float32", "bfloat16"]
+OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises
 
 
@@ -25,6 +31,7 @@ class PolicySteps:
     """
 
     interval: int = 3  # student steps per policy step
+    batch: int | None = None  # images of a policy step; None for as many as of a student step
     phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
     passes: int = 1  # over the training images, in each phase
     warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
@@ -40,10 +47,10 @@ class PolicySteps:
         found += [unknown("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
         if not self.objective:
             found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
-        for name in ("interval", "passes"):
+        for name, least in (("interval", 1), ("passes", 1), ("batch", 2)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                found.append(f"{name} {value}; allowed: whole numbers, 1 or more")
+            if not ((isinstance(value, int) and value >= least) or (name == "batch" and value is None)):
+                found.append(f"{name} {value}; allowed: whole numbers, {least} or more")
         for name in ("learning_rate", "prior_strength", "floor", "floor_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -75,7 +82,7 @@ class PolicySteps:
 
     def per_phase(self, images: int, batch: int) -> int:
         """Policy steps of one phase."""
-        return math.ceil(self.passes * images / batch)
+        return math.ceil(self.passes * images / (self.batch or batch))
 
     def turns(self, epoch: int, epochs: int, steps: int, images: int, batch: int) -> list[bool]:
         """Whose steps an epoch, counted from 1, is made of: True for the policy's, those of a phase first."""
@@ -100,6 +107,12 @@ class Phase:
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
     label_weight: float = 1.0  # of the cross-entropy
     views: Views = VIEWS["default"]
+    parts: int = 1  # of a batch, one after another, gradients summed: less memory; BatchNorm sees one part
+
+
+def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
+    """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""
+    return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
 
 
 def learning_rate(step: int, total: int) -> float:

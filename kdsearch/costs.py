@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -22,8 +23,9 @@ Step = Callable[[int], object]  # with that many images
 def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     """Seconds of a run with policy steps, and of one without, from a few steps of each kind."""
     study, budget = ready.study, ready.study.budget
-    distiller, student_step, policy_step = _steps(ready, batch)
-    student, learner = (_timed(partial(step, budget.batch)) for step in (student_step, policy_step))
+    distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
+    student = _timed(partial(student_step, budget.batch))
+    learner = _timed(partial(policy_step, budget.policy_batch or budget.batch))
     images = len(study.search_validation)
     start = time.perf_counter()
     measure(distiller.student, study.search_validation, ready.task, budget.batch, ready.device, study.metric)
@@ -44,33 +46,44 @@ def check_memory(ready: Ready, batch: Batch) -> None:
     Raises:
         KdsearchError: they do not; with the batch that does.
     """
-    images, available = ready.study.budget.batch, available_bytes(ready.device)
+    budget, available = ready.study.budget, available_bytes(ready.device)
     if available is None:
         return
-    _, *steps = _steps(ready, batch)
-    fits = [largest_batch(step, images, int(available / MARGIN)) for step in steps]
-    largest, needed = min(fit.largest for fit in fits), max(fit.needed for fit in fits) * MARGIN
-    if largest >= images:
+    _, *steps = _steps(ready, batch, parts=1)
+    asked = {"batch": budget.batch, "policy_batch": budget.policy_batch or budget.batch}
+    found = []
+    with torch.compiler.set_stance("force_eager"):  # what is compiled does not tell what it allocates
+        for (name, images), step in zip(asked.items(), steps, strict=True):
+            at_once = -(-images // budget.parts)
+            fit = largest_batch(step, at_once, int(available / MARGIN))
+            if fit.largest < at_once:
+                found.append((fit.needed * MARGIN / GIB, fit.largest, at_once, images, name))
+    if not found:
         return
+    needed, largest, at_once, images, name = max(found)
+    cure = "smaller images or networks"
+    if largest:
+        named = name if budget.policy_batch else "batch"
+        cure = f"budget.parts from {-(-images // largest)} on, or budget.{named} up to {largest * budget.parts}"
     raise KdsearchError(
-        f"a step of {images} images needs about {needed / GIB:.1f} GiB beside the networks, and {ready.device} has "
-        f"{available / GIB:.1f} GiB; allowed: "
-        + (f"budget.batch up to {largest}" if largest else "smaller images or networks")
+        f"a step of {at_once} images needs about {needed:.1f} GiB beside the networks, and {ready.device} has "
+        f"{available / GIB:.1f} GiB; allowed: {cure}"
     )
 
 
-def _steps(ready: Ready, batch: Batch) -> tuple[Distiller, Step, Step]:
-    """A student of its own, and steps of both kinds with that many images."""
+def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Step]:
+    """A student of its own, and steps of both kinds with that many images, in parts."""
     settings = ready.space.settings()
-    policy, steps, phase = ready.policy(settings), ready.policy_steps(settings), ready.phase(None)
+    policy, steps, phase = ready.policy(settings), ready.policy_steps(settings), replace(ready.phase(None), parts=parts)
     distiller = Distiller(
         ready.teacher,
-        ready.study.student(),
+        ready.student(),
         policy,
         ready.task,
         optimizer=ready.study.optimizer,
         device=ready.device,
         clean_loss=ready.clean_loss,
+        precision=ready.study.precision,
     )
     distiller.fit(phase, batch.images[:2])
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -83,7 +96,7 @@ def _steps(ready: Ready, batch: Batch) -> tuple[Distiller, Step, Step]:
     return (
         distiller,
         lambda images: distiller.student_step(some(images), phase, random),
-        lambda images: distiller.policy_step(some(images), steps, optimizer, random),
+        lambda images: distiller.policy_step(some(images), steps, optimizer, random, parts),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data import MapStyle, in_order
+from kdsearch.data import in_order
 from kdsearch.fixed import FixedTransform
+from kdsearch.items import MapStyle
 from kdsearch.losses import soft_targets
 from kdsearch.maths import generator, wilson
 from kdsearch.models import outputs
@@ -121,23 +122,22 @@ class Probe:
         random, parts, answers = generator(self.seed, "probe", key or "policy"), [], []
         known = self._remembered.get(key or "")
         start = 0
-        for batch in in_order(self.data, 256):
-            batch = batch.to(self.device)
+        for batch in in_order(self.data, 256, self.device):
             images = look(batch.images, random)
             if known is None:
                 teacher = self.teacher(images)
-                answers.append(teacher.logits.cpu())
+                answers.append(teacher.logits)
             else:
                 teacher = Outputs(known[start : start + len(batch)].to(self.device))
             start += len(batch)
             own = outputs(student, images, "student")
             kl = soft_targets(own.logits, teacher.logits, temperature=1.0)
             rights = [self.task.correct(side, batch.target) for side in (teacher, own)]
-            parts.append([value.cpu() for value in (*rights, kl, batch.target)])
+            parts.append((*rights, kl, batch.target))
         if known is None and key and sum(a.numel() for a in answers) <= self._room:
-            self._remembered[key] = torch.cat(answers)
+            self._remembered[key] = torch.cat(answers).cpu()
             self._room -= self._remembered[key].numel()
-        return _Seen(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        return _Seen(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
     def _classes(self, kind: Literal["clean", "policy"], seen: _Seen) -> list[Region]:
         found = []

@@ -2,40 +2,34 @@
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.alternation import Phase, PolicySteps, learning_rate
-from kdsearch.data import MapStyle, drawn, first, load
+from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
+from kdsearch.data import drawn, first, load
 from kdsearch.errors import Diverged
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
 from kdsearch.fixed import FixedTransform
-from kdsearch.losses import Loss, Projections
+from kdsearch.items import MapStyle
+from kdsearch.losses import Projections
 from kdsearch.maths import derive_seed, generator, spoiled
 from kdsearch.metrics import Metric
 from kdsearch.models import outputs
-from kdsearch.objectives import objective
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord, PolicyStep, of_policy
-from kdsearch.tasks import Classification
+from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
+from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher, still
-from kdsearch.values import Batch, Outputs, View, ViewBatch
-from kdsearch.views import Views, geometry_alone, rows
+from kdsearch.values import Batch, Draw, Outputs, View
 
-OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 State = Mapping[str, Any]
-
-
-def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
-    """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""
-    return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
 
 
 class Distiller:
@@ -48,6 +42,8 @@ class Distiller:
         clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
             the first run where it is needed and not given.
         metric: What is measured on search-validation beside the accuracy, from logits and labels.
+        precision: What the networks compute in where torch.autocast says so, in training steps of both kinds; weights,
+            losses and evaluations stay in float32. bfloat16 has its range, so that no scaling of the loss is needed.
     """
 
     def __init__(
@@ -55,16 +51,18 @@ class Distiller:
         teacher: Teacher,
         student: nn.Module,
         policy: Policy | FixedTransform | None,
-        task: Classification,
+        task: Task,
         *,
         optimizer: OptimizerFactory = adamw,
         device: torch.device | str = "cpu",
         seed: int = 0,
         clean_loss: float | None = None,
         metric: Metric | None = None,
+        precision: Precision = "float32",
     ) -> None:
         self.teacher, self.student, self.policy, self.task = teacher, student.to(device), policy, task
         self.device, self.seed, self.clean_loss, self.metric = device, seed, clean_loss, metric
+        self.precision = precision
         self.optimizer = optimizer(self.student.parameters())
         self.projections: Projections | None = None
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
@@ -84,8 +82,8 @@ class Distiller:
             return
         images = images.to(self.device)
         with torch.no_grad(), still(self.student):
-            student = outputs(self.student, images, "student", [layer for layer, _ in asked])
-            teacher = self.teacher(images, [layer for _, layer in asked])
+            student = self._answer(images, [layer for layer, _ in asked])
+            teacher = self._teach(images, [layer for _, layer in asked])
         new = [tuple(pair for pair in loss.pairs if pair not in self._fitted) for loss in phase.losses]
         losses = [replace(loss, pairs=pairs) for loss, pairs in zip(phase.losses, new, strict=True)]
         more = Projections(losses, student, teacher, self.seed).to(self.device)
@@ -116,6 +114,7 @@ class Distiller:
         policy = self.policy
         every = phase.policy_steps if isinstance(policy, Policy) else None
         pauses = every.pauses(phase.epochs) if every else []
+        policy_batch = (every and every.batch) or phase.batch
         if every:
             optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:
@@ -132,18 +131,21 @@ class Distiller:
             if every and epoch - 1 in pauses:
                 optimizer, decay = self._adam(every, sum(turns))
             uses = {"student": turns.count(False), "policy": turns.count(True)}
-            places = {use: iter(drawn(train, phase.batch, n, self.seed, epoch, use)) for use, n in uses.items()}
+            sizes = {"student": phase.batch, "policy": policy_batch}
+            places = {use: iter(drawn(train, sizes[use], n, self.seed, epoch, use)) for use, n in uses.items()}
+            # one stream of both kinds, for one set of workers
             order = [next(places["policy" if turn else "student"]) for turn in turns]
-            for turn, batch in zip(turns, load(train, order), strict=True):  # one stream, for one set of workers
-                batch = batch.to(self.device)
+            for turn, batch in zip(turns, load(train, order, self.device), strict=True):
                 if every and turn:
-                    learned.append(self.policy_step(batch, every, optimizer, policy_random))
+                    learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts))
                     decay.step()
                 else:
                     sums += self.student_step(batch, phase, random, step / total)
                     schedule.step()
                     step += 1
-            if not torch.isfinite(sums).all() or not all(math.isfinite(s.objective + self.dual) for s in learned):
+            if not torch.isfinite(torch.cat([sums[:2], sums[6:]])).all() or not all(
+                math.isfinite(s.objective + self.dual) for s in learned
+            ):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
             measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
             if not math.isfinite(measured.value):
@@ -163,7 +165,7 @@ class Distiller:
                 dual=self.dual,
                 emptied=means[4],
                 saturated=means[5],
-                **of_policy(policy, learned, phase.batch),
+                **of_policy(policy, learned, policy_batch),
                 seconds=time.perf_counter() - start,
             )
 
@@ -196,87 +198,85 @@ class Distiller:
 
         Returns:
             (6 + losses,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on
-            the base view as it sees them, the shares of emptied and of saturated second views, each loss by itself.
+            the base view as it sees them (NaN of a view that is not used), the shares of emptied and of saturated
+            second views, each loss by itself.
         """
+        draw = None if self.policy is None else self.policy.draw(len(batch), random)
+        self.student.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        measured = [self._learn(*part, phase, progress) for part in in_parts(batch, draw, phase.parts)]
+        self.optimizer.step()
+        return torch.stack(measured).sum(0)
+
+    def _learn(self, batch: Batch, draw: Draw | None, share: float, phase: Phase, progress: float) -> Tensor:
+        """Add the gradient of a part of a batch, which counts its share; what was measured, by its share."""
         size, rule = len(batch), phase.views
         with torch.no_grad():
-            views = self._views(batch, random, rule)
+            views = views_of(batch, draw, self.policy, self.task, rule)
             told = [layer for loss in phase.losses for _, layer in loss.pairs]
             shown = views.shown[:size] if rule.teacher == "clean" else views.shown  # the base view labels both
-            teacher = self.task.check(self.teacher(shown, told), "teacher")
-            if rule.teacher == "clean":
+            teacher = self._teach(shown, told)
+            if rule.teacher == "clean" and rule.used == "both":
                 teacher = Outputs.join([teacher, teacher])
-        self.student.train()
         parts = [views.images] if rule.student == "joint" else views.images.split(size)
         asked = [layer for loss in phase.losses for layer, _ in loss.pairs]
-        student = Outputs.join([outputs(self.student, part, "student", asked) for part in parts])
-        student = self.task.check(student, "student")
-        labelled = rows(rule.labels, size)
-        supervised = self.task.reduce(self.task.supervised(student.rows(labelled), views.target[labelled]))
+        student = Outputs.join([self._answer(part, asked) for part in parts])
+        labelled = rule.rows(rule.labels, size)
+        supervised = self.task.supervised(student.rows(labelled), views.target[labelled]).mean()
         if self.projections is not None:
             student = self.projections(student)
-        each = [self._distilled(loss, rule, student, teacher, views) for loss in phase.losses]
+        each = [distilled(loss, rule, student, teacher, views, self.task) for loss in phase.losses]
         distillation = torch.zeros((), device=self.device)
         for loss, value in zip(phase.losses, each, strict=True):
             distillation = distillation + loss.at(progress) * value
-        self.optimizer.zero_grad(set_to_none=True)
         total = rule.factor(rule.labels) * phase.label_weight * supervised
-        (total + rule.factor(rule.distillation) * distillation).backward()
-        self.optimizer.step()
-        right = self.task.correct(teacher, views.target).float().view(2, -1).mean(1)
+        (share * (total + rule.factor(rule.distillation) * distillation)).backward()
         losses = torch.stack([supervised.detach(), distillation.detach()])
-        spoilt = spoiled(batch.images, views.images[size:])
-        return torch.cat([losses, right.flip(0), spoilt, *(value.detach()[None] for value in each)])
+        rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled(batch.images, views.images[-size:])
+        return share * torch.cat([losses, rights, spoilt, *(value.detach()[None] for value in each)])
 
-    def _views(self, batch: Batch, random: torch.Generator, rule: Views) -> ViewBatch:
-        """The base view and the second view of a batch, as each network sees them."""
-        policy, images, size, draw = self.policy, batch.images, len(batch), None
-        view = View(images, torch.eye(3, dtype=torch.float64).expand(size, 3, 3))
-        base = view.matrix
-        if policy is not None:
-            draw = policy.draw(size, random)
-            view = policy.augment(draw, images)
-        both = torch.cat([images, view.images])
-        shown = both
-        if rule.teacher == "clean":
-            shown = torch.cat([images, images])
-        elif rule.teacher == "weak" and policy is not None and draw is not None:
-            shown = torch.cat([images, policy.augment(geometry_alone(draw), images).images])
-        target = torch.cat([batch.target, self.task.follow(batch.target, view.matrix)])
-        which = torch.arange(2, device=batch.ids.device).repeat_interleave(size)
-        matrix = torch.cat([base, view.matrix])
-        return ViewBatch(both, shown, target, torch.cat([batch.ids, batch.ids]), which, matrix, draw)
+    def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
+        """The teacher's answers, in float32 whatever it computes in."""
+        with self._precision():
+            return self.task.check(self.teacher(images, layers).wide(), "teacher")
 
-    def _distilled(self, loss: Loss, rule: Views, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
-        """The mean of a loss over the images of its views; a relational one sees one view at a time."""
-        size = len(views) // 2
-        parts = [rows(rule.distillation, size)]
-        if loss.relational and rule.distillation == "both":
-            parts = [rows(which, size) for which in ("base", "second")]
-        return self.task.reduce(
-            torch.cat([loss(student.rows(part), teacher.rows(part), views.rows(part)) for part in parts])
-        )
+    def _answer(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
+        """The student's answers, in float32 whatever it computes in."""
+        with self._precision():
+            return self.task.check(outputs(self.student, images, "student", layers).wide(), "student")
+
+    def _precision(self) -> torch.autocast:
+        kind = torch.device(self.device).type
+        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     def policy_step(
-        self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator
+        self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator, parts: int = 1
     ) -> PolicyStep:
         """One step of the policy on fresh training images: objective, floor and prior, both networks held still."""
         policy = self.policy
         assert isinstance(policy, Policy)
-        measured: list[Tensor] = []  # of the draw itself, which comes first
+        measured: list[Tensor] = []
 
-        def loss(view: View, rows: Tensor) -> Tensor:
-            target = self.task.follow(batch.target[rows], view.matrix)
-            teacher, student = self.teacher(view.images), outputs(self.student, view.images, "student")
-            aim = objective(steps.objective, student.logits, teacher.logits, target)
-            teacher_ce = self.task.supervised(teacher, target)
-            if not measured:
-                measured.extend((aim.detach(), teacher_ce.detach()))
-            return aim + self.dual * teacher_ce
+        def learn(batch: Batch, draw: Draw, share: float) -> None:
+            seen: list[Tensor] = []  # of the draw itself, which comes first
+
+            def loss(view: View, rows: Tensor) -> Tensor:
+                target = self.task.follow(batch.target[rows], view.matrix)
+                teacher, student = self._teach(view.images), self._answer(view.images)
+                aim = self.task.objective(steps.objective, student, teacher, target)
+                teacher_ce = self.task.supervised(teacher, target)
+                if not seen:
+                    seen.append(share * torch.stack([aim.detach(), teacher_ce.detach()]).mean(1))
+                return share * (aim + self.dual * teacher_ce)
+
+            policy_gradient(policy, draw, batch.images, loss, gates=steps.gates)
+            measured.extend(seen)
 
         with still(self.student):
-            policy_gradient(policy, policy.draw(len(batch), random), batch.images, loss, gates=steps.gates)
-        aim, teacher_ce = (values.mean().item() for values in measured)
+            for part, draw, share in in_parts(batch, policy.draw(len(batch), random), parts):
+                assert draw is not None
+                learn(part, draw, share)
+        aim, teacher_ce = torch.stack(measured).sum(0).tolist()
         prior = (steps.prior_strength or 0.0) * policy.prior_loss()
         prior.backward()
         gradient = torch.cat([p.detach()[:0] if p.grad is None else p.grad for p in policy.parameters()])

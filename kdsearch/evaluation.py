@@ -6,18 +6,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data import MapStyle, in_order
+from kdsearch.data import in_order
 from kdsearch.errors import KdsearchError
+from kdsearch.items import MapStyle
 from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
-from kdsearch.tasks import Classification
+from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher, still
 
 
 def evaluate(
-    network: nn.Module, data: MapStyle, task: Classification, batch: int, device: torch.device | str
+    network: nn.Module, data: MapStyle, task: Task, batch: int, device: torch.device | str
 ) -> tuple[float, float]:
-    """Accuracy on a data set and its binomial standard error; the network's mode and buffers stay as they were."""
+    """Accuracy on a data set and its standard error; the network's mode and buffers stay as they were."""
     return measure(network, data, task, batch, device)[:2]
 
 
@@ -25,7 +26,7 @@ def evaluate(
 def measure(
     network: nn.Module,
     data: MapStyle,
-    task: Classification,
+    task: Task,
     batch: int,
     device: torch.device | str,
     metric: Metric | None = None,
@@ -35,17 +36,17 @@ def measure(
     Raises:
         KdsearchError: the metric fails, or gives no number.
     """
-    right, count = 0, 0
+    sums, count = torch.zeros(2, device=device, dtype=torch.float64), 0
     kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
-        for part in in_order(data, max(batch, 256)):
-            part = part.to(device)
+        for part in in_order(data, max(batch, 256), device):
             answers = task.check(outputs(network, part.images, "student"), "student")
-            right += int(task.correct(answers, part.target).sum())
+            right = task.correct(answers, part.target).double()
+            sums += torch.stack([right.sum(), right.square().sum()])
             count += len(part)
             if metric:
                 kept.append((answers.wide().logits.cpu(), part.target.cpu()))
-    rate, error = _rate(right, count)
+    rate, error = _mean(sums, count)
     if metric is None:
         return Measured(rate, error, rate, error)
     logits, labels = (torch.cat(part) for part in zip(*kept, strict=True))
@@ -56,36 +57,31 @@ class Known(NamedTuple):
     """What a teacher knows of a data set as it is."""
 
     accuracy: float
-    accuracy_se: float  # binomial standard error
+    accuracy_se: float  # standard error, binomial for yes or no
     loss: float  # mean cross-entropy, nats
     loss_se: float  # standard error
 
 
 @torch.no_grad()
-def known(teacher: Teacher, data: MapStyle, task: Classification, batch: int, device: torch.device | str) -> Known:
+def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torch.device | str) -> Known:
     """Accuracy and cross-entropy of the teacher on a data set as it is.
 
     Raises:
-        KdsearchError: labels that the task does not have.
+        KdsearchError: targets that are not the task's.
     """
-    right, total, squares, count = 0, 0.0, 0.0, 0
+    sums, count = torch.zeros(2, 2, device=device, dtype=torch.float64), 0
     for part in in_order(data, max(batch, 256)):
-        low, high, most = int(part.target.min()), int(part.target.max()), len(task.class_names)
-        if low < 0 or high >= most:
-            raise KdsearchError(f"labels from {low} to {high}; allowed: 0 to {most - 1} ({most} classes)")
+        if found := task.wrong(part.target):
+            raise KdsearchError(found)
         part = part.to(device)
         answers = task.check(teacher(part.images), "teacher")
-        losses = task.supervised(answers, part.target)
-        right += int(task.correct(answers, part.target).sum())
-        total += float(losses.sum())
-        squares += float(losses.double().square().sum())
+        right, losses = task.correct(answers, part.target).double(), task.supervised(answers, part.target).double()
+        sums += torch.stack([torch.stack([v.sum(), v.square().sum()]) for v in (right, losses)])
         count += len(part)
-    mean = total / count
-    spread = max(0.0, squares / count - mean**2)
-    return Known(*_rate(right, count), mean, math.sqrt(spread / count))
+    return Known(*_mean(sums[0], count), *_mean(sums[1], count))
 
 
-def _rate(right: int, count: int) -> tuple[float, float]:
-    """The share of right answers and its binomial standard error."""
-    rate = right / count
-    return rate, math.sqrt(rate * (1 - rate) / count)
+def _mean(sums: Tensor, count: int) -> tuple[float, float]:
+    """The mean and its standard error, from the sums of values and of their squares; binomial for yes or no."""
+    mean, square = (sums / count).tolist()
+    return mean, math.sqrt(max(0.0, square - mean**2) / count)

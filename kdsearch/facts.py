@@ -33,6 +33,8 @@ def facts(checked: Checked) -> dict[str, Any]:
         "teacher_remembers": checked.remembers,
         "seed": study.seed,
         **{f"budget_{name}": value for name, value in asdict(study.budget).items()},
+        "precision": study.precision,
+        "compiled": study.compiled,
         "device": ready.device,
         "python": platform.python_version(),
         **versions,
@@ -60,6 +62,9 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
+        "policy batch": study.budget.policy_batch,
+        "parts": study.budget.parts,
+        "precision": study.precision,
         "seed": study.seed,
     }
 

@@ -67,11 +67,14 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def load_arrays(path: Path | str) -> ArrayData:
+def load_arrays(path: Path | str, *, split: str | None = None) -> ArrayData:
     """Images and labels of an .npz file as data in memory; uint8 images stay uint8, others become float32.
 
     The images are called images, x or data: uint8 or float in [0, 1], (N, H, W, C), (N, C, H, W) or (N, H, W), with 1
     or 3 channels. The labels are called labels, y or targets: integers from 0, (N,) or (N, 1). Nothing is unpickled.
+
+    Args:
+        split: Of a file that holds several, such as "train" where the arrays are called x_train and y_train.
 
     Raises:
         KdsearchError: no such file or arrays; arrays of another type, shape or range.
@@ -79,8 +82,8 @@ def load_arrays(path: Path | str) -> ArrayData:
     path = Path(path).expanduser()
     try:
         with np.load(path, allow_pickle=False) as archive:
-            images = archive[_name(path, archive, IMAGES, "images")]
-            labels = archive[_name(path, archive, LABELS, "labels")]
+            images = archive[_name(path, archive, IMAGES, "images", split)]
+            labels = archive[_name(path, archive, LABELS, "labels", split)]
     except FileNotFoundError:
         raise KdsearchError(f"{path}: no such file") from None
     except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -88,7 +91,8 @@ def load_arrays(path: Path | str) -> ArrayData:
     return ArrayData(_images(path, images), _labels(path, labels, len(images)))
 
 
-def _name(path: Path, archive: Mapping[str, np.ndarray], allowed: tuple[str, ...], what: str) -> str:
+def _name(path: Path, archive: Mapping[str, np.ndarray], names: tuple[str, ...], what: str, split: str | None) -> str:
+    allowed = names if split is None else tuple(f"{name}_{split}" for name in names)
     name = next((name for name in allowed if name in archive), None)
     if name is None:
         there = ", ".join(list(archive)[:8]) or "no arrays"

@@ -75,6 +75,23 @@ class Ensemble(nn.Module):
         return torch.stack(terms).logsumexp(0)
 
 
+def arranged(network: nn.Module, device: torch.device | str, *, channels: int, compiled: bool = False) -> nn.Module:
+    """A network on a device, laid out as it runs fastest there; what it answers changes by rounding alone.
+
+    For images with several channels its weights are laid out channels last, on the CPU too (results/speed.md).
+
+    Args:
+        channels: Of the images.
+        compiled: Run it through `torch.compile`, in place.
+    """
+    network.to(device)
+    if channels > 1:
+        network.to(memory_format=torch.channels_last)
+    if compiled:
+        network.compile()
+    return network
+
+
 def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Sequential:
     """Three 3x3 convolutions with BatchNorm, the first two of stride 2, global average, linear: the digits pair."""
 

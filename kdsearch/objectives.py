@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy, one_hot
 from kdsearch.errors import problems, unknown
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Logits of student and teacher, (B, K) each, and labels (B,) or shares of the classes (B, K) -> (B,), in nats."""
+"""Logits of student and teacher, (B, K, *space) each, and labels (B, *space) or shares of the classes (B, K, *space) ->
+(B, *space), in nats."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ TST: Mapping[str, float] = {"teacher_right": 1.0, "student_wrong": 1.0}
 
 
 def objective(weights: Mapping[str, float], student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
-    """Weighted sum of terms, (B,), in nats.
+    """Weighted sum of terms, (B, *space), in nats.
 
     Raises:
         KdsearchError: no terms, or an unknown one.
@@ -136,8 +137,9 @@ def _wide(logits: Tensor) -> Tensor:
 
 
 def _shares(target: Tensor, logits: Tensor) -> Tensor:
-    """Each class's share of the target, (B, K), in the type of the logits."""
-    return (one_hot(target, logits.shape[1]) if target.ndim == 1 else target).to(logits.dtype)
+    """Each class's share of the target, (B, K, *space), in the type of the logits."""
+    labels = target.ndim < logits.ndim
+    return (one_hot(target, logits.shape[1]).movedim(-1, 1) if labels else target).to(logits.dtype)
 
 
 def _cap(logits: Tensor) -> float:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import get_args
 
@@ -18,11 +18,11 @@ from kdsearch.evaluation import Known, known
 from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
 from kdsearch.metrics import ACCURACY, metric_name
-from kdsearch.models import outputs
+from kdsearch.models import arranged, outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
-from kdsearch.study import Ready, Saw, Study
+from kdsearch.study import Precision, Ready, Saw, Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.values import Batch, Outputs
@@ -122,7 +122,8 @@ def make_ready(
     space = SearchSpace.load(study.space).filled(study.objective, study.floor)
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
-    teacher = Teacher(network.to(device))
+    channels = images.shape[1]
+    teacher = Teacher(arranged(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
     dropped = without_effect(images, space.limits)
@@ -145,7 +146,7 @@ def make_ready(
             list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
         )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
-    return Ready(study, task, teacher, space, train.loss, probe, device), dropped, (train, validation)
+    return Ready(study, task, teacher, space, train.loss, probe, channels, device), dropped, (train, validation)
 
 
 def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[str, str]:
@@ -164,9 +165,13 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[s
 
 def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     budget, found = study.budget, []
-    for name, least in (("trials", 1), ("epochs", 1), ("steps", 1), ("batch", 2), ("confirmation", 0)):
-        if getattr(budget, name) < least:
-            found.append(f"budget.{name} is {getattr(budget, name)}; allowed: {least} or more")
+    least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "policy_batch": 2, "parts": 1}
+    for name, number in asdict(budget).items():
+        if number is not None and number < least[name]:
+            found.append(f"budget.{name} is {number}; allowed: {least[name]} or more")
+    smallest = min(budget.batch, budget.policy_batch or budget.batch)
+    if budget.parts > max(1, smallest // 2):
+        found.append(f"budget.parts is {budget.parts}; allowed: 1 to {smallest // 2}, at least 2 images in each")
     for name, weight in study.objective.items():
         if name not in OBJECTIVES:
             found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
@@ -184,6 +189,10 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     ]
     if study.workers < 0:
         found.append(f"workers is {study.workers}; allowed: 0 or more")
+    if study.precision not in get_args(Precision):
+        found.append(unknown("precision", study.precision, get_args(Precision)))
+    if study.compiled and any(loss.pairs for loss in study.losses if isinstance(loss, Loss)):
+        found.append("compiled: losses on features tap a network while it runs; allowed: compiled=False with them")
     if study.teacher_saw not in get_args(Saw):
         found.append(unknown("teacher_saw", study.teacher_saw, get_args(Saw)))
     if study.metric is not None and not callable(study.metric):
@@ -248,7 +257,7 @@ def _answers(network: nn.Module, images: Tensor, who: str, *layers: str) -> Outp
 
 
 def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:
-    images, labels, found = batch.images, batch.target, []
+    images, found = batch.images, list[str]()
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         return [f"{name}: images of shape {tuple(images.shape[1:])}; allowed: (1, H, W) or (3, H, W)"]
     low, high = images.min().item(), images.max().item()
@@ -259,9 +268,8 @@ def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:
             f"{name}: image values from {low:.3g} to {high:.3g}; allowed: [0, 1], before normalisation "
             "(wrap a network that wants normalised images in kdsearch.Normalised)"
         )
-    if labels.min() < 0 or labels.max() >= len(task.class_names):
-        most = len(task.class_names)
-        found.append(f"{name}: labels from {labels.min()} to {labels.max()}; allowed: 0 to {most - 1} ({most} classes)")
+    if wrong := task.wrong(batch.target):
+        found.append(f"{name}: {wrong}")
     return found
 
 

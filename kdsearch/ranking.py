@@ -9,10 +9,11 @@ import torch
 from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
-from kdsearch.data import ArrayData, MapStyle, spawned
+from kdsearch.data import ArrayData, placed
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
+from kdsearch.items import MapStyle
 from kdsearch.maths import generator
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
@@ -80,9 +81,13 @@ def rank(
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
         whole = study.train if split == "train" else study.search_validation
         train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
-        fewer = replace(study, train=train).with_workers()
+        fewer = replace(study, train=train).placed(device)
         ready, dropped, _ = make_ready(fewer, first.images.to(device), folder, device=device)
-        data = fewer.train if split == "train" else spawned(_some(whole, most, study.seed), study.workers)
+        data = (
+            fewer.train
+            if split == "train"
+            else placed(_some(whole, most, study.seed), workers=study.workers, device=device)
+        )
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")
         scored = _by_default(ready)

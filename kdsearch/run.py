@@ -73,7 +73,7 @@ def run_trial(
     start = time.perf_counter()
     study = ready.study
     torch.manual_seed(derive_seed(seed, "student"))
-    student = study.student()
+    student = ready.student()
     distiller = Distiller(
         ready.teacher,
         student,
@@ -84,6 +84,7 @@ def run_trial(
         seed=seed,
         clean_loss=ready.clean_loss,
         metric=study.metric,
+        precision=study.precision,
     )
     phase = ready.phase(policy_steps)
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
@@ -127,9 +128,10 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
     how = (policy.operations_per_image, policy.fill) if isinstance(policy, Policy) else _described(policy)
     start = [weights_hash(network) for network in (student, policy) if isinstance(network, nn.Module)]
-    rest = (phase.epochs, phase.steps, phase.batch, phase.policy_steps, phase.label_weight, phase.views)
+    rest = (phase.epochs, phase.steps, phase.batch, phase.parts, phase.policy_steps, phase.label_weight, phase.views)
+    where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    return repr((distiller.seed, ready.clean_loss, ready.device, losses, start, how, optimizer, rest))
+    return repr((distiller.seed, ready.clean_loss, where, losses, start, how, optimizer, rest))
 
 
 def _described(policy: FixedTransform | None) -> str:

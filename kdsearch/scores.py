@@ -6,9 +6,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from kdsearch.data import MapStyle, in_order
+from kdsearch.data import in_order
 from kdsearch.errors import KdsearchError
 from kdsearch.fixed import FixedTransform
+from kdsearch.items import MapStyle
 from kdsearch.maths import generator
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
@@ -61,8 +62,8 @@ class Baseline:
         if len(data) < 2:
             raise KdsearchError(f"scores: {len(data)} images; needed: 2 or more, for standard errors")
         parts = []
-        for images in (part.to(device) for part in in_order(data, batch)):
-            parts.append(_answers(teacher, images.images, images.target, task))
+        for part in in_order(data, batch, device):
+            parts.append(_answers(teacher, part.images, part.target, task))
         return cls(teacher, data, task, _joined(parts), batch, device)
 
 
@@ -181,11 +182,10 @@ def _look(policy: Policy | FixedTransform, baseline: Baseline, views: int, seed:
     """The teacher's answers on each view of the images."""
     draws = [policy.draw(len(baseline.data), generator(seed, "scores", view)) for view in range(views)]
     parts: list[list[Answers]] = [[] for _ in draws]
-    for batch in in_order(baseline.data, baseline.batch):
-        here = batch.to(baseline.device)
+    for batch in in_order(baseline.data, baseline.batch, baseline.device):
         for draw, part in zip(draws, parts, strict=True):
-            view = policy.augment(draw.rows(batch.ids), here.images)
-            target = baseline.task.follow(here.target, view.matrix)
+            view = policy.augment(draw.rows(batch.ids.cpu()), batch.images)
+            target = baseline.task.follow(batch.target, view.matrix)
             part.append(_answers(baseline.teacher, view.images, target, baseline.task))
     return [_joined(part) for part in parts]
 

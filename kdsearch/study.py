@@ -7,15 +7,16 @@ from typing import Literal
 
 from torch import nn
 
-from kdsearch.alternation import PolicySteps
+from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
 from kdsearch.catalogue import find
-from kdsearch.data import MapStyle, spawned
+from kdsearch.data import placed
 from kdsearch.disagreement import Probe
-from kdsearch.distill import OptimizerFactory, Phase, adamw
 from kdsearch.errors import KdsearchError
+from kdsearch.items import MapStyle
 from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.metrics import Metric
+from kdsearch.models import arranged
 from kdsearch.objectives import TST
 from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
@@ -36,6 +37,8 @@ class Budget:
     steps: int = 30  # student steps per epoch
     batch: int = 64  # images per step; each has two views
     confirmation: int = 3  # fresh seeds for the winner and the references; 0 leaves the confirmation out
+    policy_batch: int | None = None  # images of a policy step; as many as of a student step where None
+    parts: int = 1  # of a batch, one after another: for batches that do not fit into memory at once
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,9 @@ class Study:
             images it has seen is memory, and marked so; where it is "unknown", the preflight guesses and says so.
         metric: What trials are compared by, in place of the accuracy: a function of logits (N, K) and labels (N,) of
             search-validation; larger is better.
+        precision: "float32", or "bfloat16" for what torch.autocast computes in it during training steps.
+        compiled: Run both networks through `torch.compile`, which takes about a minute at first; not with losses on
+            features, which are tapped while a network runs.
         workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
         objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
             are the space's.
@@ -82,6 +88,8 @@ class Study:
     optimizer: OptimizerFactory = adamw
     teacher_saw: Saw = "unknown"
     metric: Metric | None = None
+    precision: Precision = "float32"
+    compiled: bool = False
     workers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3
@@ -91,9 +99,11 @@ class Study:
     def losses(self) -> tuple[Loss, ...]:
         return tuple(self.loss) if isinstance(self.loss, Sequence) else (self.loss,)
 
-    def with_workers(self) -> "Study":
-        """The same study, its images read by its worker processes."""
-        train, validation = (spawned(data, self.workers) for data in (self.train, self.search_validation))
+    def placed(self, device: str) -> "Study":
+        """The same study, its images in the device's memory, or read by its worker processes."""
+        train, validation = (
+            placed(data, workers=self.workers, device=device) for data in (self.train, self.search_validation)
+        )
         return replace(self, train=train, search_validation=validation)
 
 
@@ -107,7 +117,13 @@ class Ready:
     space: SearchSpace
     clean_loss: float  # of the teacher on the training images, nats
     probe: Probe
+    channels: int  # of the images
     device: str = "cpu"
+
+    def student(self) -> nn.Module:
+        """A fresh student on the device, laid out and compiled as the teacher is."""
+        study = self.study
+        return arranged(study.student(), self.device, channels=self.channels, compiled=study.compiled)
 
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""
@@ -135,12 +151,20 @@ class Ready:
             prior_strength=settings.prior_strength,
             objective=settings.objective,
             floor=settings.floor,
+            batch=self.study.budget.policy_batch,
         )
 
     def phase(self, policy_steps: PolicySteps | None) -> Phase:
         study, budget = self.study, self.study.budget
         return Phase(
-            study.losses, budget.epochs, budget.steps, budget.batch, policy_steps, study.label_weight, study.views
+            study.losses,
+            budget.epochs,
+            budget.steps,
+            budget.batch,
+            policy_steps,
+            study.label_weight,
+            study.views,
+            budget.parts,
         )
 
 

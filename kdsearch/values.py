@@ -20,7 +20,7 @@ class Batch:
     """Images with the target of the task and ids that stay the same across epochs."""
 
     images: Tensor  # (B, C, H, W), float in [0, 1], before normalisation
-    target: Tensor  # (B,) class labels
+    target: Tensor  # (B,) class labels, or what else the task has: (B, ...)
     ids: Tensor  # (B,) int64, the position in the data set
 
     def __len__(self) -> int:
@@ -28,6 +28,10 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Self:
         return type(self)(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
+
+    def rows(self, index: slice) -> Self:
+        """Some of the images."""
+        return type(self)(*(getattr(self, part.name)[index] for part in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,7 @@ class ViewBatch:
 
     images: Tensor  # (N, C, H, W), what the student sees
     shown: Tensor  # (N, C, H, W), what the teacher sees
-    target: Tensor  # (N,) class labels, as the task lets them follow the draw
+    target: Tensor  # (N, ...), as the task lets it follow the draw
     ids: Tensor  # (N,) int64, the position in the data set
     view: Tensor  # (N,) int64: 0 the base view, 1 the second
     matrix: Tensor  # (N, 3, 3) float64 on the host, forward map in pixels relative to the image centre

@@ -41,6 +41,17 @@ class Views:
         if found:
             raise problems("views", found)
 
+    @property
+    def used(self) -> Which:
+        """The views that networks run on: one alone, where nothing is asked of the other."""
+        return self.labels if self.labels == self.distillation else "both"
+
+    def rows(self, which: Which, size: int) -> slice:
+        """Where views stand in a batch of those that are used, the base view first; `size` images each."""
+        if self.used != "both":
+            return slice(0, size)
+        return {"base": slice(0, size), "second": slice(size, 2 * size), "both": slice(0, 2 * size)}[which]
+
     def factor(self, which: Which) -> int:
         """What the mean over the images of these views counts."""
         return 2 if which == "both" and self.over == "sum" else 1
@@ -48,17 +59,13 @@ class Views:
 
 VIEWS: Mapping[str, Views] = {
     "default": Views(),
+    "one": Views(labels="second", distillation="second"),  # the second view in place of the base view, at half the time
     # Shao et al., Teaching what you should teach, IJCAI 2023: cross-entropy and distillation of both, averaged
     "tst": Views(labels="both", over="mean"),
     # Wang et al., What makes a good data augmentation in knowledge distillation, NeurIPS 2022: the teacher labels the
     # second view, and the student sees the views one after the other
     "wang": Views(student="separate"),
 }
-
-
-def rows(which: Which, size: int) -> slice:
-    """Where views stand in a batch of both, the base view first; `size` images each."""
-    return {"base": slice(0, size), "second": slice(size, 2 * size), "both": slice(0, 2 * size)}[which]
 
 
 def geometry_alone(draw: Draw) -> Draw:

@@ -1,6 +1,8 @@
 """Real images and forced draws for the laws."""
 
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +17,19 @@ from kdsearch.values import Draw
 torch.set_num_threads(1)  # with more, a busy machine makes small steps many times slower
 
 Force = Callable[..., Draw]
+DATA = Path(os.environ.get("KDSEARCH_DATA", Path(__file__).parents[1] / "data"))
+
+
+@pytest.fixture(scope="session")
+def data_file() -> Callable[[str], Path]:
+    """Finds files of real data sets, or skips the test."""
+
+    def found(name: str) -> Path:
+        if not (DATA / name).exists():
+            pytest.skip(f"{name} is not there: KDSEARCH_DATA, or data beside the tests, is its folder")
+        return DATA / name
+
+    return found
 
 
 @pytest.fixture(scope="session")

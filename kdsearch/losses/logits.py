@@ -10,16 +10,16 @@ SPREAD = 1e-3  # logits that deviate less count as deviating by this much: bound
 
 
 def soft_targets(student: Tensor, teacher: Tensor, temperature: float = 4.0) -> Tensor:
-    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))` per image.
+    """`T^2 * KL(softmax(teacher / T) || softmax(student / T))` per image, or per point of dense logits.
 
     The factor T^2 keeps the size of the gradient independent of the temperature.
 
     Args:
-        student: Logits, (B, K).
-        teacher: Logits, (B, K).
+        student: Logits, (B, K, *space).
+        teacher: Logits, (B, K, *space).
 
     Returns:
-        (B,), in nats times T^2.
+        (B, *space), in nats times T^2.
 
     Reference:
         Hinton et al., Distilling the knowledge in a neural network, 2015, arXiv:1503.02531
@@ -79,11 +79,11 @@ def standardised(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> 
     give it the weight 9, beside a cross-entropy of weight 0.1.
 
     Args:
-        student: Logits, (B, K).
-        teacher: Logits, (B, K).
+        student: Logits, (B, K, *space).
+        teacher: Logits, (B, K, *space).
 
     Returns:
-        (B,), in nats times T^2.
+        (B, *space), in nats times T^2.
 
     Reference:
         Sun et al., Logit standardization in knowledge distillation, CVPR 2024, arXiv:2403.01427
@@ -111,7 +111,7 @@ def kd(temperature: float = 4.0) -> Loss:
     def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         return soft_targets(student.logits, teacher.logits, temperature)
 
-    return Loss(f"kd, temperature {temperature:g}", loss)
+    return Loss(f"kd, temperature {temperature:g}", loss, per="point")
 
 
 def dkd(alpha: float = 1.0, beta: float = 8.0, temperature: float = 4.0) -> Loss:
@@ -131,4 +131,4 @@ def standard(temperature: float = 2.0) -> Loss:
     def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         return standardised(student.logits, teacher.logits, temperature)
 
-    return Loss(f"standardised, temperature {temperature:g}", loss)
+    return Loss(f"standardised, temperature {temperature:g}", loss, per="point")

@@ -60,8 +60,9 @@ class Loss:
             KdsearchError: it gave something else than one number per image or point.
         """
         values = self.function(student.wide(), teacher.wide().detach(), views)
-        if values.ndim < 1 or len(values) != len(student.logits) or (self.per == "image") != (values.ndim == 1):
-            wanted = f"({len(student.logits)},)" if self.per == "image" else f"({len(student.logits)}, *space)"
+        size = len(student.logits)
+        if values.ndim < 1 or len(values) != size or (values.ndim > 1 and self.per == "image"):
+            wanted = f"({size},)" if self.per == "image" else f"({size}, *space)"
             raise KdsearchError(f"loss {self.name}: it gave {tuple(values.shape)}; allowed: {wanted}, not reduced")
         return values
 

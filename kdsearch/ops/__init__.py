@@ -8,13 +8,14 @@ from torch import Tensor
 
 from kdsearch.errors import KdsearchError
 from kdsearch.ops.colour import COLOUR, SHIFT, linear
+from kdsearch.ops.follow import move_boxes, move_labels
 from kdsearch.ops.geometric import GEOMETRIC
 from kdsearch.ops.operation import Operation
 from kdsearch.ops.photometric import PHOTOMETRIC
 from kdsearch.ops.warp import inside, warp
 from kdsearch.values import FILLS, Draw, View
 
-__all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply", "inside"]
+__all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply", "inside", "move_boxes", "move_labels"]
 
 OPERATIONS: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
 LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them

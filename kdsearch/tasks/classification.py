@@ -1,6 +1,6 @@
 """One label per image."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from kdsearch.errors import KdsearchError
+from kdsearch.objectives import objective
 from kdsearch.values import Outputs
 
 
@@ -36,13 +37,27 @@ class Classification:
             raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
         return outputs
 
+    def wrong(self, target: Tensor) -> str | None:
+        """Labels that are no integers (B,), or not from 0 to K - 1."""
+        most = len(self.class_names)
+        if target.ndim != 1 or target.is_floating_point():
+            return f"labels are {target.dtype} {tuple(target.shape)}; allowed: integers, one for each image"
+        low, high = int(target.min()), int(target.max())
+        if low < 0 or high >= most:
+            return f"labels from {low} to {high}; allowed: 0 to {most - 1} ({most} classes)"
+        return None
+
     def supervised(self, outputs: Outputs, target: Tensor) -> Tensor:
         """Cross-entropy per image, (B,), in nats."""
         return cross_entropy(outputs.logits, target, reduction="none")
 
-    def reduce(self, values: Tensor) -> Tensor:
-        """Of a loss per image, (B,), the mean."""
-        return values.mean()
+    def per_image(self, values: Tensor, target: Tensor) -> Tensor:
+        """An image has one point."""
+        return values
+
+    def objective(self, weights: Mapping[str, float], student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
+        """Weighted sum of terms per image, (B,), in nats."""
+        return objective(weights, student.logits, teacher.logits, target)
 
     def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
         """A label stays what it is wherever the pixels go; `matrix` is (B, 3, 3)."""

@@ -1,0 +1,221 @@
+"""How long distillation steps take, beside a plain loop of 40 lines that does the same work, in one run.
+
+    python benchmarks/distill.py [--json FILE] [--device cuda] [--precision bfloat16] [--compiled] [--rounds 5]
+
+ResNet-56 teaches ResNet-20 on 32x32 images, batch 128: as many views as a row says, the second one by the policy of the
+default search space at its start, cross-entropy on the base view, soft targets on all. Rows take turns, 10 student
+steps each, evaluation of 256 images at the end included; a policy step comes every 10 student steps, without warm-up,
+so that each turn has a whole one. Shares are those of single parts, timed alone.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, log_softmax, softmax
+
+import kdsearch as kd
+from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.models import arranged
+
+BATCH, STEPS = 128, 10
+TEMPERATURE = 4.0
+OPERATIONS = 4  # per image: the default space's own
+
+
+def plain_loop(
+    teacher: nn.Module, student: nn.Module, data: kd.ArrayData, policy: kd.Policy, *, views: int, device: str
+) -> None:
+    """Distillation as one writes it by hand."""
+    optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    random = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(data), generator=random)
+    teacher.eval()
+    student.train()
+    for step in range(STEPS):
+        index = order[step * BATCH : (step + 1) * BATCH].to(device)
+        images, labels = data.images[index] / 255, data.labels[index]
+        with torch.no_grad():
+            view = policy.augment(policy.draw(BATCH, random), images).images
+            seen = torch.cat([images, view]) if views == 2 else view
+            told = teacher(seen)
+        said = student(seen)
+        log_p, log_q = log_softmax(told / TEMPERATURE, 1), log_softmax(said / TEMPERATURE, 1)
+        soft = (softmax(told / TEMPERATURE, 1) * (log_p - log_q)).sum(1).mean() * TEMPERATURE**2
+        loss = cross_entropy(said[:BATCH], labels) + views * soft
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    student.eval()
+    with torch.no_grad():
+        right = (student(data.images[:256] / 255).argmax(1) == data.labels[:256]).sum()
+    print(f"  accuracy {right.item() / 256:.3f}", end="\r")
+
+
+def rows(options: argparse.Namespace) -> Iterator[dict]:
+    """One row for each way to do it."""
+    device, bfloat16 = options.device, options.precision == "bfloat16"
+    torch.manual_seed(0)
+    images = torch.randint(256, (BATCH * STEPS, 3, 32, 32), dtype=torch.uint8)
+    data = kd.ArrayData(images, torch.randint(10, (len(images),))).to(device)
+    space, task = kd.SearchSpace.load("default"), kd.Classification.of(10)
+    few = kd.ArrayData(data.images[:256], data.labels[:256])
+
+    def policy() -> kd.Policy:
+        return kd.Policy(space.limits, OPERATIONS, fill=space.fill)
+
+    def network(depth: int) -> nn.Module:
+        return arranged(kd.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
+
+    teacher, student = network(56), network(20)
+    contiguous = [kd.cifar_resnet(depth).to(device) for depth in (56, 20)]
+
+    def plain(views: int, networks: list[nn.Module]) -> Callable[[], None]:
+        def turn() -> None:
+            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+                plain_loop(*networks, data, policy(), views=views, device=device)
+
+        return turn
+
+    def ours(views: str, steps: PolicySteps | None) -> Callable[[], None]:
+        phase = Phase((kd.LOSSES["kd"](TEMPERATURE),), 1, STEPS, BATCH, steps, views=kd.VIEWS[views])
+
+        def turn() -> None:
+            distiller = kd.Distiller(
+                kd.Teacher(teacher),
+                student,
+                policy(),
+                task,
+                optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+                device=device,
+                clean_loss=2.3,
+                precision=options.precision,
+            )
+            list(distiller.run(phase, data, few))
+
+        return turn
+
+    every = PolicySteps(interval=STEPS, warm_up=0.0)
+    turns = {
+        ("plain loop", 2): plain(2, [teacher, student]),
+        ("kdsearch", 2): ours("default", None),
+        ("kdsearch, a policy step every 10", 2): ours("default", every),
+        ("kdsearch, a policy step of 64 images every 10", 2): ours("default", replace(every, batch=64)),
+        ("plain loop, weights not channels last", 2): plain(2, contiguous),
+        ("plain loop", 1): plain(1, [teacher, student]),
+        ("kdsearch", 1): ours("one", None),
+        ("kdsearch, a policy step every 10", 1): ours("one", every),
+    }
+    times = in_turn(list(turns.values()), options.rounds, device)
+    found = {key: statistics.median(values) / STEPS for key, values in zip(turns, times, strict=True)}
+    ratios = {key: [a / b for a, b in zip(values, times[list(turns).index(base(key))], strict=True)]
+              for key, values in zip(turns, times, strict=True)}  # fmt: skip
+    for (name, views), seconds in found.items():
+        ratio = statistics.median(ratios[name, views])
+        yield {"row": name, "views": views, "seconds": seconds, "images_per_s": BATCH / seconds, "of": base((name, views))[0], "ratio": ratio}  # fmt: skip
+    yield from parts(data, policy(), teacher, student, found, device, bfloat16)
+
+
+def base(key: tuple[str, int]) -> tuple[str, int]:
+    """What a row is compared with, in the same round."""
+    name, views = key
+    return ("kdsearch" if "policy" in name else "plain loop", views)
+
+
+def parts(
+    data: kd.ArrayData,
+    policy: kd.Policy,
+    teacher: nn.Module,
+    student: nn.Module,
+    found: dict[tuple[str, int], float],
+    device: str,
+    bfloat16: bool,
+) -> Iterator[dict]:
+    """The parts of a student step of kdsearch, each by itself."""
+    images, random = data.images[:BATCH] / 255, torch.Generator().manual_seed(0)
+    teacher.eval()
+    student.train()
+
+    def answer(network: nn.Module, x: Tensor) -> Tensor:
+        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+            return network(x)
+
+    for views in (2, 1):
+        x = torch.cat([images] * views)
+
+        def told(x: Tensor = x) -> None:
+            with torch.no_grad():
+                answer(teacher, x)
+
+        def learned(x: Tensor = x) -> None:
+            answer(student, x).float().logsumexp(1).mean().backward()
+
+        def augmented() -> None:
+            policy.augment(policy.draw(BATCH, random), images)
+
+        whole = found["kdsearch", views]
+        for name, part in (("teacher forward", told), ("student forward and backward", learned),
+                           ("augmentation", augmented)):  # fmt: skip
+            (times,) = in_turn([part], 9, device)
+            seconds = statistics.median(times)
+            yield {"row": name, "views": views, "seconds": seconds, "of": "a student step", "ratio": seconds / whole}
+        policy_step = STEPS * (found["kdsearch, a policy step every 10", views] - whole)
+        yield {
+            "row": "a policy step",
+            "views": views,
+            "seconds": policy_step,
+            "of": "a student step",
+            "ratio": policy_step / whole,
+        }
+
+
+def in_turn(calls: list[Callable[[], None]], rounds: int, device: str) -> list[list[float]]:
+    """Seconds of each call, one after another, round by round; a round to warm up."""
+    times: list[list[float]] = [[] for _ in calls]
+    for turn in range(rounds + 1):
+        for call, kept in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            call()
+            if device != "cpu":
+                torch.cuda.synchronize()
+            if turn:
+                kept.append(time.perf_counter() - start)
+    return times
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    where = torch.cuda.get_device_name() if options.device != "cpu" else platform.machine()
+    threads = torch.get_num_threads()
+    table = Table(title=f"{where}, {threads} threads; torch {torch.__version__}; {options.precision}", box=None)
+    for column in ("views", "row", "seconds", "images/s", "ratio", "to"):
+        table.add_column(column, justify="left" if column in ("row", "to") else "right")
+    found = list(rows(options))
+    for row in found:
+        rate = f"{row['images_per_s']:,.0f}" if "images_per_s" in row else ""
+        table.add_row(str(row["views"]), row["row"], f"{row['seconds']:.4f}", rate, f"{row['ratio']:.3f}", row["of"])
+    Console(width=150).print(table)
+    if options.json:
+        facts = {"machine": where, "threads": threads, "torch": torch.__version__, "precision": options.precision}
+        options.json.write_text(json.dumps([{**facts, **row} for row in found], indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""What a step is made of: the views of a batch, and a batch in parts."""
+
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from kdsearch.fixed import FixedTransform
+from kdsearch.losses import Loss
+from kdsearch.policy import Policy
+from kdsearch.tasks import Task
+from kdsearch.values import Batch, Draw, Outputs, View, ViewBatch
+from kdsearch.views import Views, geometry_alone
+
+
+def in_parts(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batch, Draw | None, float]]:
+    """A batch and its draw cut into parts of about one size, each with its share of the images."""
+    if parts == 1:
+        yield batch, draw, 1.0
+        return
+    for index in torch.arange(len(batch)).tensor_split(parts):
+        part = slice(int(index[0]), int(index[-1]) + 1)
+        yield batch.rows(part), None if draw is None else draw.rows(index), len(index) / len(batch)
+
+
+def views_of(
+    batch: Batch, draw: Draw | None, policy: Policy | FixedTransform | None, task: Task, rule: Views
+) -> ViewBatch:
+    """The views of a batch that a rule uses, the base view first, as each network sees them.
+
+    Args:
+        draw: Of the policy; None, where there is no policy, makes the second view the first.
+    """
+    images, size = batch.images, len(batch)
+    base = torch.eye(3, dtype=torch.float64).expand(size, 3, 3)
+    view, weak = View(images, base), images
+    if policy is not None and draw is not None and rule.used != "base":
+        view = policy.augment(draw, images)
+        if rule.teacher == "weak":
+            weak = policy.augment(geometry_alone(draw), images).images
+    seen = {"same": view.images, "weak": weak, "clean": images}[rule.teacher]
+    keep = _KEPT[rule.used]
+    return ViewBatch(
+        images=keep(images, view.images),
+        shown=keep(images, seen),
+        target=keep(batch.target, task.follow(batch.target, view.matrix)),
+        ids=keep(batch.ids, batch.ids),
+        view=keep(torch.zeros_like(batch.ids), torch.ones_like(batch.ids)),
+        matrix=keep(base, view.matrix),
+        draw=draw,
+    )
+
+
+_KEPT: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "base": lambda base, second: base,
+    "second": lambda base, second: second,
+    "both": lambda base, second: torch.cat([base, second]),
+}
+
+
+def accuracy_by_view(task: Task, outputs: Outputs, views: ViewBatch) -> Tensor:
+    """The accuracy on the second and on the base views, (2,), on the device; NaN of views that are not used."""
+    right = task.correct(outputs, views.target).float()
+    of_view = views.view == torch.tensor([[1], [0]], device=right.device)
+    return (right * of_view).sum(1) / of_view.sum(1)
+
+
+def distilled(loss: Loss, rule: Views, student: Outputs, teacher: Outputs, views: ViewBatch, task: Task) -> Tensor:
+    """The mean of a loss over the images of its views; a relational one sees one view at a time."""
+    size = len(views) // 2 if rule.used == "both" else len(views)
+    parts = [rule.rows(rule.distillation, size)]
+    if loss.relational and rule.distillation == "both":
+        parts = [rule.rows(which, size) for which in ("base", "second")]
+    return torch.cat(
+        [
+            task.per_image(loss(student.rows(part), teacher.rows(part), views.rows(part)), views.target[part])
+            for part in parts
+        ]
+    ).mean()
