@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -245,9 +246,9 @@ class Distiller:
         with self._precision():
             return self.task.check(outputs(self.student, images, "student", layers).wide(), "student")
 
-    def _precision(self) -> torch.autocast:
+    def _precision(self) -> AbstractContextManager[Any]:
         kind = torch.device(self.device).type
-        return torch.autocast(kind, torch.bfloat16, enabled=self.precision == "bfloat16")
+        return torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
     def policy_step(
         self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator, parts: int = 1

@@ -88,7 +88,6 @@ def search(
     url = storage or database(folder.absolute())
     check_storage(url)
     check_names(sampler, pruner)
-    study = study.placed(device)
     with Display(metric_name(study.metric), quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")

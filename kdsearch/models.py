@@ -78,7 +78,7 @@ class Ensemble(nn.Module):
 def arranged(network: nn.Module, device: torch.device | str, *, channels: int, compiled: bool = False) -> nn.Module:
     """A network on a device, laid out as it runs fastest there; what it answers changes by rounding alone.
 
-    For images with several channels its weights are laid out channels last, on the CPU too (results/speed.md).
+    For images with several channels its weights are laid out channels last, on the CPU too (results/distill.md).
 
     Args:
         channels: Of the images.

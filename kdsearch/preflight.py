@@ -55,6 +55,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
     """
     batch = check(study, device).to(device)
+    study = study.placed(device)
     student, task = study.student().to(device), Classification.of(study.classes)
     if study.student() is student:
         raise KdsearchError(

@@ -61,7 +61,7 @@ _KEPT: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def accuracy_by_view(task: Task, outputs: Outputs, views: ViewBatch) -> Tensor:
     """The accuracy on the second and on the base views, (2,), on the device; NaN of views that are not used."""
     right = task.correct(outputs, views.target).float()
-    of_view = views.view == torch.tensor([[1], [0]], device=right.device)
+    of_view = torch.stack([views.view, 1 - views.view])
     return (right * of_view).sum(1) / of_view.sum(1)
 
 

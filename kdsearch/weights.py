@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.models import Normalised
 
-SUFFIXES = (".safetensors", ".npz", ".pt", ".pth")
+SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th")
 HOLDERS = ("state_dict", "model_state_dict", "model")  # names under which a file holds its weights
 PREFIXES = ("module.", "_orig_mod.")  # of DataParallel, of torch.compile
 SHOWN = 5  # names of each kind of mismatch
@@ -26,9 +26,9 @@ SHOWN = 5  # names of each kind of mismatch
 def load_weights(network: nn.Module, path: Path | str) -> nn.Module:
     """Put the weights of a file into a network, all of them, and return it; of a `Normalised` one the network in it.
 
-    Read are .safetensors, .npz without Python objects, and .pt or .pth as `torch.load(weights_only=True)` reads them:
-    parameters and buffers by name, or a dict that has them as state_dict, model_state_dict or model. A `module.` before
-    all names, which DataParallel leaves, is taken away.
+    Read are .safetensors, .npz without Python objects, and .pt, .pth or .th as `torch.load(weights_only=True)` reads
+    them: parameters and buffers by name, or a dict that has them as state_dict, model_state_dict or model. A `module.`
+    before all names, which DataParallel leaves, is taken away.
 
     Raises:
         KdsearchError: a file that cannot be read; weights that are not this network's, which then is as it was.

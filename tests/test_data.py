@@ -164,7 +164,7 @@ def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
 
 
 def test_data_in_memory_uses_no_workers(monkeypatch):
-    monkeypatch.setattr("kdsearch.data.DataLoader", None)
+    monkeypatch.setattr("kdsearch.items.DataLoader", None)
     assert len(list(in_order(placed(ARRAY, workers=2), 2))) == 3
 
 

@@ -216,7 +216,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(value: float, data: ArrayData) -
 
 def test_an_objective_that_is_not_finite_ends_the_run(data: ArrayData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "kdsearch.distill.objective", lambda weights, student, teacher, target: student.sum(1) * math.nan
+        "kdsearch.tasks.classification.objective", lambda weights, student, teacher, target: student.sum(1) * math.nan
     )
     with pytest.raises(Diverged):
         list(distiller(policy()).run(PHASE, data, data))
@@ -368,12 +368,12 @@ def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
     rates: list[float] = []
     original_policy, original_student = Distiller.policy_step, Distiller.student_step
 
-    def policy_step(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, random: Any) -> PolicyStep:
+    def policy_step(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, *rest: Any) -> PolicyStep:
         events.append("policy")
         optimizers.append(len(optimizer.state))
         rates.append(optimizer.param_groups[0]["lr"])
         seen.append(batch.ids)
-        return original_policy(self, batch, steps, optimizer, random)
+        return original_policy(self, batch, steps, optimizer, *rest)
 
     def student_step(self: Distiller, *args: Any) -> Tensor:
         events.append("student")
@@ -395,9 +395,9 @@ def test_the_learning_rate_of_the_policy_falls_over_the_run(data: ArrayData, mon
     rates: list[float] = []
     original = Distiller.policy_step
 
-    def noted(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, random: Any) -> PolicyStep:
+    def noted(self: Distiller, batch: Batch, steps: PolicySteps, optimizer: Any, *rest: Any) -> PolicyStep:
         rates.append(optimizer.param_groups[0]["lr"])
-        return original(self, batch, steps, optimizer, random)
+        return original(self, batch, steps, optimizer, *rest)
 
     monkeypatch.setattr(Distiller, "policy_step", noted)
     phase = Phase((KD,), epochs=2, steps=10, batch=8, policy_steps=PolicySteps(interval=2, learning_rate=0.5))

@@ -162,9 +162,9 @@ def test_nothing_is_marked_where_the_teacher_has_not(finished, kdsearch) -> None
 # Costs
 
 
-def memory_problem(ready: Ready, batch: Batch, images: int) -> str | None:
+def memory_problem(ready: Ready, batch: Batch, images: int, **budget: int) -> str | None:
     try:
-        check_memory(replace(ready, study=replace(ready.study, budget=kd.Budget(batch=images))), batch)
+        check_memory(replace(ready, study=replace(ready.study, budget=kd.Budget(batch=images, **budget))), batch)
     except KdsearchError as error:
         return str(error)
     return None
@@ -175,11 +175,15 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**30)
     said = memory_problem(ready, batch, 300_000)
     assert said.startswith("a step of 300000 images needs about ")
-    assert "GiB beside the networks, and cpu has 1.0 GiB; allowed: budget.batch up to " in said
-    fits = int(said.rsplit(" ", 1)[1])
+    assert "GiB beside the networks, and cpu has 1.0 GiB; allowed: budget.parts from " in said
+    parts, fits = map(int, re.search(r"from (\d+) on, or budget.batch up to (\d+)$", said).groups())
+    assert memory_problem(ready, batch, 300_000, parts=parts) is None
+    assert "a step of 100000 images" in memory_problem(ready, batch, 300_000, parts=3)
+    assert "or budget.policy_batch up to" in memory_problem(ready, batch, 32, policy_batch=300_000)
+    assert memory_problem(ready, batch, fits, policy_batch=32) is None
     assert 100 < fits < 300_000
     assert memory_problem(ready, batch, fits) is None and memory_problem(ready, batch, fits + 1)
-    needed = largest_batch(costs._steps(ready, batch)[1], fits, 2**40).needed
+    needed = max(largest_batch(step, fits, 2**40).needed for step in costs._steps(ready, batch, 1)[1:])
     assert needed < 2**30 / 1.2  # some room is left
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**10)
     assert memory_problem(ready, batch, 300_000).endswith("allowed: smaller images or networks")

@@ -90,7 +90,7 @@ def study(**changes: Any) -> Study:
 def ready() -> Ready:
     """Without a look at anything."""
     made = study()
-    return Ready(made, TASK, kd.Teacher(made.teacher), kd.SearchSpace.load("default"), 2.0, None)  # type: ignore[arg-type]
+    return Ready(made, TASK, kd.Teacher(made.teacher), kd.SearchSpace.load("default"), 2.0, None, 1)  # type: ignore[arg-type]
 
 
 SPACE = """

@@ -16,7 +16,7 @@ def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:
     """
     height, width = labels.shape[1:]
     places = grid(matrix, labels[:, None].float())
-    column, row = ((places + 1) * places.new_tensor([width, height]) / 2).floor().long().unbind(-1)
+    column, row = (((places[..., i] + 1) * side / 2).floor().long() for i, side in enumerate((width, height)))
     there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     found = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     return labels.flatten(1).gather(1, found.flatten(1)).view_as(labels).where(there, outside)
@@ -39,13 +39,15 @@ def move_boxes(boxes: Tensor, matrix: Tensor, height: int, width: int) -> tuple[
     >>> move_boxes(torch.tensor([[[0.0, 0.0, 4.0, 2.0]]]), turn, 8, 8)
     (tensor([[[6., 0., 8., 4.]]]), tensor([[1.]]))
     """
-    centre = boxes.new_tensor([width / 2, height / 2])
-    x, y = boxes[..., [0, 2, 2, 0]] - centre[0], boxes[..., [1, 1, 3, 3]] - centre[1]
+    x0, y0, x1, y1 = boxes.unbind(-1)
+    x, y = torch.stack([x0, x1, x1, x0], -1) - width / 2, torch.stack([y0, y0, y1, y1], -1) - height / 2
     corners = torch.stack([x, y, torch.ones_like(x)], -1)  # (B, M, 4, 3)
     moved = corners @ matrix.to(boxes.device, boxes.dtype).transpose(1, 2)[:, None]
-    places = moved[..., :2] / moved[..., 2:] + centre
-    whole = torch.cat([places.amin(2), places.amax(2)], -1)
-    seen = whole.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    column, row = moved[..., 0] / moved[..., 2] + width / 2, moved[..., 1] / moved[..., 2] + height / 2
+    whole = torch.stack([column.amin(2), row.amin(2), column.amax(2), row.amax(2)], -1)
+    seen = torch.stack(
+        [side.clamp(0, most) for side, most in zip(whole.unbind(-1), (width, height) * 2, strict=True)], -1
+    )
     return seen, _area(seen) / _area(whole).clamp(min=torch.finfo(boxes.dtype).tiny)
 
 

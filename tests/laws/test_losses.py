@@ -41,6 +41,7 @@ FUNCTIONS: dict[str, list[Callable]] = {
     "sp": [similarity_preserving],
 }
 RELATIONAL = [name for name, kind in LOSSES.items() if kind.relational]
+POINTS = ["kd", "standardised"]  # that take dense logits as well
 FEATURES = [name for name, kind in LOSSES.items() if kind.compares == "features"]
 B = 6
 
@@ -89,11 +90,21 @@ def gradient(name: str, student: Tensor, teacher: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_is_one_number_per_image_and_not_negative(name: str) -> None:
-    assert made(name).per == "image" and made(name).relational == LOSSES[name].relational
+    assert (
+        made(name).per == ("point" if name in POINTS else "image") and made(name).relational == LOSSES[name].relational
+    )
     assert made(name).pairs == ((("layer", "layer"),) if name in FEATURES else ())
     result = value(name, said(name, "s"), said(name, "t"))
     assert result.shape == (B,)
     assert (result > 0).all()
+
+
+@pytest.mark.parametrize("name", POINTS)
+def test_a_loss_per_point_takes_each_point_of_dense_logits_as_an_image(name: str) -> None:
+    student, teacher = (torch.randn(2, 5, 3, 4, generator=generator(who)) for who in ("s", "t"))
+    found = LOSSES[name]()(Outputs(student), Outputs(teacher), views(torch.zeros(2)))
+    points = [Outputs(logits.movedim(1, 3).flatten(0, 2)) for logits in (student, teacher)]
+    torch.testing.assert_close(found, LOSSES[name]()(*points, views(torch.zeros(24))).view(2, 3, 4))
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -173,7 +184,7 @@ def test_a_loss_says_where_it_comes_from_and_what_its_shapes_are(name: str) -> N
     assert set(FUNCTIONS) == set(LOSSES) and kind.name == name and kind.says and kind.status
     for function in FUNCTIONS[name]:
         text = function.__doc__
-        assert all(part in text for part in ("Args:", "Returns:\n        (B,)", "Reference:\n", ">>>"))
+        assert all(part in text for part in ("Args:", "Returns:\n        (B,", "Reference:\n", ">>>"))
         assert kind.reference.split()[0] in text.split("Reference:")[1]
 
 
