@@ -62,12 +62,14 @@ def test_a_policy_step_in_parts_is_the_step_of_the_whole_batch(data: ArrayData) 
     for parts in (1, 2, 5):
         d = distiller(clean_loss=2.0)
         d.dual = 0.5
+        for net in (d.teacher.network, d.student):
+            net[-1].weight.data *= 20  # networks that are sure of something
         optimizer = torch.optim.SGD(d.policy.parameters(), lr=0.1)
         found.append(d.policy_step(batch, PolicySteps(), optimizer, generator("step"), parts))
     for other in found[1:]:
         assert other.objective == pytest.approx(found[0].objective, abs=1e-5)
         assert other.violation == pytest.approx(found[0].violation, abs=1e-5)
-        torch.testing.assert_close(other.gradient, found[0].gradient, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(other.gradient, found[0].gradient, atol=1e-7, rtol=1e-3)
     assert found[0].gradient.abs().max() > 1e-3
 
 
