@@ -1,4 +1,4 @@
-"""How long distillation steps take, beside a plain loop of 40 lines that does the same work, in one run.
+"""How long distillation steps take, beside a plain loop that does the same work, in one run.
 
     python benchmarks/distill.py [--json FILE] [--device cuda] [--precision bfloat16] [--compiled] [--rounds 5]
 
@@ -14,7 +14,9 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -33,7 +35,14 @@ OPERATIONS = 4  # per image: the default space's own
 
 
 def plain_loop(
-    teacher: nn.Module, student: nn.Module, data: kd.ArrayData, policy: kd.Policy, *, views: int, device: str
+    teacher: nn.Module,
+    student: nn.Module,
+    data: kd.ArrayData,
+    policy: kd.Policy,
+    *,
+    views: int,
+    device: str,
+    half: Callable[[], AbstractContextManager],
 ) -> None:
     """Distillation as one writes it by hand."""
     optimizer = torch.optim.SGD(student.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
@@ -45,11 +54,12 @@ def plain_loop(
     for step in range(STEPS):
         index = order[step * BATCH : (step + 1) * BATCH].to(device)
         images, labels = data.images[index] / 255, data.labels[index]
-        with torch.no_grad():
+        with torch.no_grad(), half():
             view = policy.augment(policy.draw(BATCH, random), images).images
             seen = torch.cat([images, view]) if views == 2 else view
             told = teacher(seen)
-        said = student(seen)
+        with half():
+            said = student(seen)
         log_p, log_q = log_softmax(told / TEMPERATURE, 1), log_softmax(said / TEMPERATURE, 1)
         soft = (softmax(told / TEMPERATURE, 1) * (log_p - log_q)).sum(1).mean() * TEMPERATURE**2
         loss = cross_entropy(said[:BATCH], labels) + views * soft
@@ -65,6 +75,7 @@ def plain_loop(
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     """One row for each way to do it."""
     device, bfloat16 = options.device, options.precision == "bfloat16"
+    half = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bfloat16)
     torch.manual_seed(0)
     images = torch.randint(256, (BATCH * STEPS, 3, 32, 32), dtype=torch.uint8)
     data = kd.ArrayData(images, torch.randint(10, (len(images),))).to(device)
@@ -82,8 +93,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
     def plain(views: int, networks: list[nn.Module]) -> Callable[[], None]:
         def turn() -> None:
-            with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
-                plain_loop(*networks, data, policy(), views=views, device=device)
+            plain_loop(*networks, data, policy(), views=views, device=device, half=half)
 
         return turn
 
@@ -124,7 +134,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         name, views = key
         row = {"row": name, "views": views, "seconds": seconds, "images_per_s": BATCH / seconds}
         yield row | {"of": base(key)[0], "ratio": statistics.median(ratios[key])}
-    yield from parts(data, policy(), teacher, student, found, device, bfloat16)
+    yield from parts(data, policy(), teacher, student, found, device, half)
 
 
 def base(key: tuple[str, int]) -> tuple[str, int]:
@@ -140,7 +150,7 @@ def parts(
     student: nn.Module,
     found: dict[tuple[str, int], float],
     device: str,
-    bfloat16: bool,
+    half: Callable[[], AbstractContextManager],
 ) -> Iterator[dict]:
     """The parts of a student step of kdsearch, each by itself."""
     images, random = data.images[:BATCH] / 255, torch.Generator().manual_seed(0)
@@ -148,7 +158,7 @@ def parts(
     student.train()
 
     def answer(network: nn.Module, x: Tensor) -> Tensor:
-        with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16):
+        with half():
             return network(x)
 
     for views in (2, 1):

@@ -29,7 +29,7 @@ def main() -> None:
     table = Table("floor", "seed", "probability of noise", "deviation of noise", "teacher right on noisy images",
                   "teacher CE on the policy's images", "clean CE + floor", "dual", box=None)  # fmt: skip
     for row in rows:
-        limit = "" if row["floor"] is None else f"{ready.clean_loss + DELTA:.3f}"
+        limit = "" if row["floor"] is None else f"{ready.clean.loss + DELTA:.3f}"
         table.add_row(
             "off" if row["floor"] is None else "on", str(row["seed"]), f"{row['probability']:.3f}",
             f"{row['low']:.2f} to {row['high']:.2f}", f"{row['noisy']:.1%}", f"{row['teacher_ce']:.3f}", limit,
@@ -44,7 +44,7 @@ def run(ready: Ready, floor: float | None, seed: int) -> dict[str, float | int |
     torch.manual_seed(seed)
     distiller = kd.Distiller(
         ready.teacher, study.student(), policy, ready.task, optimizer=study.optimizer, seed=seed,
-        clean_loss=ready.clean_loss,
+        clean_loss=ready.clean.loss,
     )  # fmt: skip
     steps = kd.PolicySteps(interval=1, prior_strength=0.03, objective={"student_wrong": 1.0}, floor=floor)
     phase = kd.Phase(study.losses, budget.epochs, budget.steps, budget.batch, steps)

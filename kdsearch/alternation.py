@@ -107,7 +107,16 @@ class Phase:
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
     label_weight: float = 1.0  # of the cross-entropy
     views: Views = VIEWS["default"]
-    parts: int = 1  # of a batch, one after another, gradients summed: less memory; BatchNorm sees one part
+    parts: int = (
+        1  # of a batch, one after another, gradients summed: less memory; BatchNorm and relational losses see one
+    )
+
+    def __post_init__(self) -> None:
+        numbers = {"epochs": self.epochs, "steps": self.steps, "batch": self.batch, "parts": self.parts}
+        found = [f"{name} {value}; allowed: whole numbers, 1 or more" for name, value in numbers.items()
+                 if not isinstance(value, int) or value < 1]  # fmt: skip
+        if found:
+            raise problems("phase", found)
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:

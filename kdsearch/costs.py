@@ -12,6 +12,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import measure
 from kdsearch.memory import available_bytes, largest_batch
 from kdsearch.ops import apply
+from kdsearch.steps import parts_of
 from kdsearch.study import Ready
 from kdsearch.values import Batch
 
@@ -22,18 +23,18 @@ Step = Callable[[int], object]  # with that many images
 
 def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     """Seconds of a run with policy steps, and of one without, from a few steps of each kind."""
-    study, budget = ready.study, ready.study.budget
+    study, budget, device = ready.study, ready.study.budget, ready.device
     distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
-    student = _timed(partial(student_step, budget.batch))
-    learner = _timed(partial(policy_step, budget.policy_batch or budget.batch))
+    student = _timed(partial(student_step, budget.batch), device)
+    learner = _timed(partial(policy_step, budget.policy_batch or budget.batch), device)
     images = len(study.search_validation)
-    start = time.perf_counter()
-    measure(distiller.student, study.search_validation, ready.task, budget.batch, ready.device, study.metric)
-    evaluation = time.perf_counter() - start
+    start = _finished(device)
+    measure(distiller.student, study.search_validation, ready.task, budget.batch, device, study.metric)
+    evaluation = _finished(device) - start
     cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
     policy, random = ready.policy(ready.space.settings()), torch.Generator().manual_seed(0)
-    augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images)) * images / len(batch)
-    teacher = _timed(lambda: ready.teacher(batch.images), 1) * images / len(batch)
+    augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images), device) * images / len(batch)
+    teacher = _timed(lambda: ready.teacher(batch.images), device, 1) * images / len(batch)
     plain = budget.epochs * (budget.steps * student + evaluation) + cells * (evaluation + augment + teacher / 4)
     steps = ready.policy_steps(ready.space.settings())
     count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
@@ -54,7 +55,7 @@ def check_memory(ready: Ready, batch: Batch) -> None:
     found = []
     with torch.compiler.set_stance("force_eager"):  # what is compiled does not tell what it allocates
         for (name, images), step in zip(asked.items(), steps, strict=True):
-            at_once = -(-images // budget.parts)
+            at_once = -(-images // parts_of(images, budget.parts))
             fit = largest_batch(step, at_once, int(available / MARGIN))
             if fit.largest < at_once:
                 found.append((fit.needed * MARGIN / GIB, fit.largest, at_once, images, name))
@@ -82,7 +83,7 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
         ready.task,
         optimizer=ready.study.optimizer,
         device=ready.device,
-        clean_loss=ready.clean_loss,
+        clean_loss=ready.clean.loss,
         precision=ready.study.precision,
     )
     distiller.fit(phase, batch.images[:2])
@@ -100,10 +101,17 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
     )
 
 
-def _timed(step: Callable[[], object], repeats: int = 5) -> float:
+def _timed(step: Callable[[], object], device: str, repeats: int = 5) -> float:
     for _ in range(2):
         step()
-    start = time.perf_counter()
+    start = _finished(device)
     for _ in range(repeats):
         step()
-    return (time.perf_counter() - start) / repeats
+    return (_finished(device) - start) / repeats
+
+
+def _finished(device: str) -> float:
+    """The time, when the device has done what it was told."""
+    if torch.device(device).type != "cpu":
+        torch.accelerator.synchronize()
+    return time.perf_counter()

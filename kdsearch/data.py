@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 from kdsearch.errors import KdsearchError
-from kdsearch.items import MapStyle, Place, Raw, Spawned, read
+from kdsearch.items import MapStyle, Place, Raw, Spawned, read, unlike
 from kdsearch.maths import generator
 from kdsearch.memory import available_bytes
-from kdsearch.values import Batch
+from kdsearch.values import Batch, sent
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,19 @@ class ArrayData:
 def placed(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle:
     """A data set where it is read fastest: in the device's memory, read by worker processes, or as it is.
 
-    Arrays go to the device where they take at most a quarter of what it has left, uint8 as uint8.
+    Arrays go to the device where they take at most a quarter of what it has left, uint8 as uint8; otherwise a batch of
+    them is an index into the host's memory, which is faster than workers are.
 
     Raises:
         KdsearchError: fewer than 0 workers; when read, a data set that cannot be sent to them.
     """
     if isinstance(data, ArrayData):
         room = available_bytes(device)
-        here = torch.device(device).type == "cpu" or room is None or 4 * data.images.nbytes > room
+        needed = 4 * (data.images.nbytes + data.labels.nbytes)
+        here = torch.device(device).type == "cpu" or room is None or needed > room
         return data if here else data.to(device)
-    return data if workers == 0 or isinstance(data, Spawned) else Spawned(data, workers)
+    pinned = torch.device(device).type == "cuda"
+    return data if workers == 0 or isinstance(data, Spawned) else Spawned(data, workers, pinned=pinned)
 
 
 def load(data: MapStyle, places: list[list[Place]], device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -56,20 +59,18 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
     Raises:
         KdsearchError: while reading, an item that is none, named, or workers that do not start.
     """
-    for images, target, ids in _indexed(data, places) if isinstance(data, ArrayData) else read(data, places):
-        images, target, ids = (part.to(device, non_blocking=True) for part in (images, target, ids))
+    for raw in _indexed(data, places) if isinstance(data, ArrayData) else read(data, places):
+        images, target, ids = (sent(part, device) for part in raw)
         images = images / 255 if images.dtype == torch.uint8 else images.to(torch.get_default_dtype())
         target = target if target.is_floating_point() else target.long()
         yield Batch(images, target, ids)
 
 
 def _indexed(data: ArrayData, places: list[list[Place]]) -> Iterator[Raw]:
-    pinned = torch.cuda.is_available() and data.images.device.type == "cpu"
     for batch in places:
         ids = torch.tensor([index for index, _ in batch])
-        index = ids.to(data.images.device, non_blocking=True)
-        images, labels = data.images[index], data.labels[index]
-        yield (images.pin_memory(), labels.pin_memory(), ids) if pinned else (images, labels, ids)
+        index = sent(ids, data.images.device)
+        yield data.images[index], data.labels[index], ids
 
 
 def first(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batch:
@@ -135,10 +136,15 @@ def in_memory(data: MapStyle) -> ArrayData:
     """
     if isinstance(data, ArrayData):
         return data
-    batches = list(read(data, _seeded(_ordered(len(data), 1024))))
-    if not batches:
+    if len(data) < 1:
         raise KdsearchError("the data set is empty")
-    images, labels, _ = (torch.cat(part) for part in zip(*batches, strict=True))
+    blocks: list[Raw] = []
+    for block in read(data, _seeded(_ordered(len(data), 1024))):
+        for part, first_part, what in zip(block[:2], (blocks or [block])[0][:2], ("image", "target"), strict=True):
+            if difference := unlike(what, part[0], first_part[0]):
+                raise KdsearchError(f"item {block[2][0]} of {type(data).__name__}: {difference}")
+        blocks.append(block)
+    images, labels, _ = (torch.cat(part) for part in zip(*blocks, strict=True))
     return ArrayData(images, labels)
 
 

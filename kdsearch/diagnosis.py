@@ -88,8 +88,8 @@ def likely_reasons(
     Returns:
         Sentences, the most convincing first; none where nothing fits.
     """
-    batch = next(shuffled(data, min(len(data), LOOKED_AT), 1, "diagnosis"))
-    images, labels = batch.images.to(device), batch.target
+    batch = next(shuffled(data, min(len(data), LOOKED_AT), 1, "diagnosis", device=device))
+    images, labels = batch.images, batch.target.cpu()
     if labels.min() < 0 or labels.max() >= len(task.class_names):
         return (
             f"its labels go from {labels.min()} to {labels.max()}, its classes from 0 to {len(task.class_names) - 1}",

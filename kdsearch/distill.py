@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
 from kdsearch.data import drawn, first, load
-from kdsearch.errors import Diverged
+from kdsearch.errors import Diverged, KdsearchError, unknown
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
 from kdsearch.fixed import FixedTransform
@@ -43,8 +43,7 @@ class Distiller:
         clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
             the first run where it is needed and not given.
         metric: What is measured on search-validation beside the accuracy, from logits and labels.
-        precision: What the networks compute in where torch.autocast says so, in training steps of both kinds; weights,
-            losses and evaluations stay in float32. bfloat16 has its range, so that no scaling of the loss is needed.
+        precision: Of the networks' forwards in training steps, by torch.autocast; all else stays in float32.
     """
 
     def __init__(
@@ -62,8 +61,10 @@ class Distiller:
         precision: Precision = "float32",
     ) -> None:
         self.teacher, self.student, self.policy, self.task = teacher, student.to(device), policy, task
-        self.device, self.seed, self.clean_loss, self.metric = device, seed, clean_loss, metric
-        self.precision = precision
+        self.device, self.seed, self.clean_loss = device, seed, clean_loss
+        if precision not in get_args(Precision):
+            raise KdsearchError(unknown("precision", precision, get_args(Precision)))
+        self.metric, self.precision = metric, precision
         self.optimizer = optimizer(self.student.parameters())
         self.projections: Projections | None = None
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
@@ -107,7 +108,7 @@ class Distiller:
         """
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
-            self.fit(phase, first(train, 2).images)
+            self.fit(phase, first(train, 2, self.device).images)
         schedule = LambdaLR(self.optimizer, lambda step: learning_rate(step, total))
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
@@ -144,9 +145,8 @@ class Distiller:
                     sums += self.student_step(batch, phase, random, step / total)
                     schedule.step()
                     step += 1
-            if not torch.isfinite(torch.cat([sums[:2], sums[6:]])).all() or not all(
-                math.isfinite(s.objective + self.dual) for s in learned
-            ):
+            losses = torch.cat([sums[:2], sums[6:]]).tolist()
+            if not all(map(math.isfinite, (*losses, *(s.objective + self.dual for s in learned)))):
                 raise Diverged(f"epoch {epoch}: a loss is not finite")
             measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
             if not math.isfinite(measured.value):
@@ -202,7 +202,8 @@ class Distiller:
             the base view as it sees them (NaN of a view that is not used), the shares of emptied and of saturated
             second views, each loss by itself.
         """
-        draw = None if self.policy is None else self.policy.draw(len(batch), random)
+        policy = None if phase.views.used == "base" else self.policy
+        draw = policy.draw(len(batch), random) if policy else None
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         measured = [self._learn(*part, phase, progress) for part in in_parts(batch, draw, phase.parts)]

@@ -119,11 +119,12 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
         raise KdsearchError(unknown("estimator of gates", gates, GATES))
     size = len(draw)
     view = apply(draw, images, policy.magnitudes(draw))
-    seen = view.images.detach().requires_grad_()
-    here = loss(View(seen, view.matrix), torch.arange(size))
-    (by_pixel,) = torch.autograd.grad(here.sum(), seen)
-    if view.images.requires_grad:
-        view.images.backward(by_pixel / size)  # pathwise ranges
+    seen, moved = (part.detach().requires_grad_() for part in view)
+    here = loss(View(seen, moved), torch.arange(size))
+    found = torch.autograd.grad(here.sum(), (seen, moved), allow_unused=True)
+    live = [(part, by / size) for part, by in zip(view, found, strict=True) if part.requires_grad and by is not None]
+    if live:  # pathwise ranges: by the pixels, and by targets that move with them
+        torch.autograd.backward([part for part, _ in live], [by for _, by in live])
 
     @torch.no_grad()
     def loss_of(other: Draw, rows: Tensor) -> Tensor:

@@ -36,20 +36,21 @@ def measure(
     Raises:
         KdsearchError: the metric fails, or gives no number.
     """
-    sums, count = torch.zeros(2, device=device, dtype=torch.float64), 0
+    wide = _wide(device)
+    sums, count = torch.zeros(2, device=device, dtype=wide), 0
     kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
         for part in in_order(data, max(batch, 256), device):
             answers = task.check(outputs(network, part.images, "student"), "student")
-            right = task.correct(answers, part.target).double()
+            right = task.correct(answers, part.target).to(wide)
             sums += torch.stack([right.sum(), right.square().sum()])
             count += len(part)
             if metric:
-                kept.append((answers.wide().logits.cpu(), part.target.cpu()))
+                kept.append((answers.wide().logits, part.target))
     rate, error = _mean(sums, count)
     if metric is None:
         return Measured(rate, error, rate, error)
-    logits, labels = (torch.cat(part) for part in zip(*kept, strict=True))
+    logits, labels = (torch.cat(part).cpu() for part in zip(*kept, strict=True))
     return Measured(rate, error, *metric_value(metric, logits, labels))
 
 
@@ -69,16 +70,21 @@ def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torc
     Raises:
         KdsearchError: targets that are not the task's.
     """
-    sums, count = torch.zeros(2, 2, device=device, dtype=torch.float64), 0
-    for part in in_order(data, max(batch, 256)):
-        if found := task.wrong(part.target):
-            raise KdsearchError(found)
-        part = part.to(device)
+    wide = _wide(device)
+    sums, count = torch.zeros(2, 2, device=device, dtype=wide), 0
+    for part in in_order(data, max(batch, 256), device):
+        if wrong := task.wrong(part.target):
+            raise KdsearchError(wrong)
         answers = task.check(teacher(part.images), "teacher")
-        right, losses = task.correct(answers, part.target).double(), task.supervised(answers, part.target).double()
-        sums += torch.stack([torch.stack([v.sum(), v.square().sum()]) for v in (right, losses)])
+        found = (task.correct(answers, part.target).to(wide), task.supervised(answers, part.target).to(wide))
+        sums += torch.stack([torch.stack([values.sum(), values.square().sum()]) for values in found])
         count += len(part)
     return Known(*_mean(sums[0], count), *_mean(sums[1], count))
+
+
+def _wide(device: torch.device | str) -> torch.dtype:
+    """What sums are kept in: MPS has no float64."""
+    return torch.float32 if torch.device(device).type == "mps" else torch.float64
 
 
 def _mean(sums: Tensor, count: int) -> tuple[float, float]:

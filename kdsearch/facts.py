@@ -28,7 +28,7 @@ def facts(checked: Checked) -> dict[str, Any]:
         "teacher_accuracy": checked.validation.accuracy,
         "teacher_loss": checked.validation.loss,
         "teacher_train_accuracy": checked.train.accuracy,
-        "teacher_clean_loss": ready.clean_loss,
+        "teacher_clean_loss": ready.clean.loss,
         "teacher_saw": study.teacher_saw,
         "teacher_remembers": checked.remembers,
         "seed": study.seed,
@@ -65,6 +65,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "policy batch": study.budget.policy_batch,
         "parts": study.budget.parts,
         "precision": study.precision,
+        "compiled": study.compiled,
         "seed": study.seed,
     }
 

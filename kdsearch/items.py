@@ -74,8 +74,19 @@ class _Items:
 
 
 def _target(target: Any) -> Tensor:
-    """A number, an array or a PIL image of labels as a tensor."""
-    return target if isinstance(target, Tensor) else torch.as_tensor(np.array(target))
+    """A number, also in an array of one, an array or a PIL image of labels as a tensor."""
+    found = target if isinstance(target, Tensor) else torch.as_tensor(np.array(target))
+    found = found if found.is_floating_point() else found.long()
+    return found[0] if found.shape == (1,) else found
+
+
+def unlike(what: str, part: Tensor, first: Tensor) -> str | None:
+    """What keeps two items of a data set from lying in one tensor, in words."""
+    if part.shape == first.shape and part.dtype == first.dtype:
+        return None
+    kinds = (tuple(t.shape) if part.shape != first.shape else t.dtype for t in (part, first))
+    found, before = kinds
+    return f"a{'n' * (what == 'image')} {what} of {found} after one of {before}; {what}s of a data set are alike"
 
 
 def _joined(items: list[Item | _Refused]) -> Raw | _Refused:
@@ -85,9 +96,8 @@ def _joined(items: list[Item | _Refused]) -> Raw | _Refused:
         if isinstance(item, _Refused):
             return item
         for part, first, what in zip(item[:2], (given[0] if given else item)[:2], ("image", "target"), strict=True):
-            if part.shape != first.shape:
-                found = f"a{'n' * (what == 'image')} {what} of {tuple(part.shape)} after one of {tuple(first.shape)}"
-                return _Refused(f"item {item[2]}: {found}; {what}s of a data set have one shape")
+            if found := unlike(what, part, first):
+                return _Refused(f"item {item[2]}: {found}")
         given.append(item)
     images, targets, positions = zip(*given, strict=True)
     return torch.stack(images), torch.stack(targets), torch.tensor(positions)
@@ -112,12 +122,13 @@ class Spawned:
     Args:
         items: Any map-style data set that can be pickled; its class may be defined in a study file.
         workers: Processes, 1 or more.
+        pinned: Leave batches in pinned memory, for a GPU.
     """
 
-    def __init__(self, items: MapStyle, workers: int) -> None:
+    def __init__(self, items: MapStyle, workers: int, *, pinned: bool = False) -> None:
         if workers < 1:
             raise KdsearchError(f"workers is {workers}; allowed: 0 or more")
-        self.items, self.workers = items, workers
+        self.items, self.workers, self.pinned = items, workers, pinned
         self._idle: list[tuple[_Order, DataLoader[Any]]] = []
 
     def __len__(self) -> int:
@@ -128,7 +139,7 @@ class Spawned:
 
     def read(self, batches: list[list[Place]]) -> Iterator[Any]:
         """The batches of these places, or why one is none."""
-        order, loader = self._idle.pop() if self._idle else _loader(self.items, self.workers)
+        order, loader = self._idle.pop() if self._idle else _loader(self.items, self.workers, self.pinned)
         order.batches = batches
         alive = True
         try:
@@ -141,14 +152,14 @@ class Spawned:
                 self._idle.append((order, loader))
 
 
-def _loader(items: MapStyle, workers: int) -> tuple[_Order, DataLoader[Any]]:
+def _loader(items: MapStyle, workers: int = 0, pinned: bool = False) -> tuple[_Order, DataLoader[Any]]:
     order = _Order()
     loader: DataLoader[Any] = DataLoader(
         _Items(StudyFile(), items),  # type: ignore[arg-type]
         batch_sampler=order,
         num_workers=workers,
         collate_fn=_joined,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=pinned,
         multiprocessing_context="spawn" if workers else None,
         persistent_workers=workers > 0,
         generator=generator("workers"),
@@ -165,7 +176,7 @@ def read(data: MapStyle, places: list[list[Place]]) -> Iterator[Raw]:
     if isinstance(data, Spawned):
         batches = data.read(places)
     else:
-        own, loader = _loader(data, 0)
+        own, loader = _loader(data)
         own.batches = places
         batches = iter(loader)
     for found in batches:

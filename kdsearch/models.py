@@ -86,8 +86,12 @@ def arranged(network: nn.Module, device: torch.device | str, *, channels: int, c
     """
     network.to(device)
     if channels > 1:
-        network.to(memory_format=torch.channels_last)
+        for weight in network.parameters():
+            if weight.ndim == 4:
+                weight.data = weight.data.contiguous(memory_format=torch.channels_last)
     if compiled:
+        # modes, batches, layouts and gradients of both networks are variants of one code object
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         network.compile()
     return network
 

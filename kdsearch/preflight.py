@@ -147,7 +147,7 @@ def make_ready(
             list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
         )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
-    return Ready(study, task, teacher, space, train.loss, probe, channels, device), dropped, (train, validation)
+    return Ready(study, task, teacher, space, train, probe, channels, device), dropped, (train, validation)
 
 
 def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[str, str]:
@@ -170,9 +170,8 @@ def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     for name, number in asdict(budget).items():
         if number is not None and number < least[name]:
             found.append(f"budget.{name} is {number}; allowed: {least[name]} or more")
-    smallest = min(budget.batch, budget.policy_batch or budget.batch)
-    if budget.parts > max(1, smallest // 2):
-        found.append(f"budget.parts is {budget.parts}; allowed: 1 to {smallest // 2}, at least 2 images in each")
+    if budget.parts > max(1, budget.batch // 2):
+        found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")
     for name, weight in study.objective.items():
         if name not in OBJECTIVES:
             found.append(f"objective: {unknown('term', name, OBJECTIVES)}")

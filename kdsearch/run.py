@@ -82,7 +82,7 @@ def run_trial(
         optimizer=study.optimizer,
         device=ready.device,
         seed=seed,
-        clean_loss=ready.clean_loss,
+        clean_loss=ready.clean.loss,
         metric=study.metric,
         precision=study.precision,
     )
@@ -111,7 +111,7 @@ def run_trial(
                 spent = time.perf_counter() - start
                 Checkpoint(run, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
             on_record(record)
-        found = warnings(records, policy) if policy_steps and isinstance(policy, Policy) else ()
+        found = warnings(records, policy, ready.clean.accuracy) if policy_steps and isinstance(policy, Policy) else ()
         outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
         if folder:
             outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
@@ -131,7 +131,7 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, phase.policy_steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    return repr((distiller.seed, ready.clean_loss, where, losses, start, how, optimizer, rest))
+    return repr((distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))
 
 
 def _described(policy: FixedTransform | None) -> str:

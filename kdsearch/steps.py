@@ -13,8 +13,14 @@ from kdsearch.values import Batch, Draw, Outputs, View, ViewBatch
 from kdsearch.views import Views, geometry_alone
 
 
+def parts_of(images: int, parts: int) -> int:
+    """Into how many a batch is cut: 2 images at least are in each."""
+    return min(parts, max(1, images // 2))
+
+
 def in_parts(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batch, Draw | None, float]]:
     """A batch and its draw cut into parts of about one size, each with its share of the images."""
+    parts = parts_of(len(batch), parts)
     if parts == 1:
         yield batch, draw, 1.0
         return
@@ -34,7 +40,7 @@ def views_of(
     images, size = batch.images, len(batch)
     base = torch.eye(3, dtype=torch.float64).expand(size, 3, 3)
     view, weak = View(images, base), images
-    if policy is not None and draw is not None and rule.used != "base":
+    if policy is not None and draw is not None:
         view = policy.augment(draw, images)
         if rule.teacher == "weak":
             weak = policy.augment(geometry_alone(draw), images).images

@@ -12,6 +12,7 @@ from kdsearch.catalogue import find
 from kdsearch.data import placed
 from kdsearch.disagreement import Probe
 from kdsearch.errors import KdsearchError
+from kdsearch.evaluation import Known
 from kdsearch.items import MapStyle
 from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
@@ -115,7 +116,7 @@ class Ready:
     task: Classification
     teacher: Teacher
     space: SearchSpace
-    clean_loss: float  # of the teacher on the training images, nats
+    clean: Known  # by the teacher, of the training images
     probe: Probe
     channels: int  # of the images
     device: str = "cpu"

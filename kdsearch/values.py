@@ -27,7 +27,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(getattr(self, part.name).to(device, non_blocking=True) for part in fields(self)))
+        return type(self)(*(sent(getattr(self, part.name), device) for part in fields(self)))
 
     def rows(self, index: slice) -> Self:
         """Some of the images."""
@@ -119,6 +119,13 @@ class ViewBatch:
     def rows(self, index: slice) -> Self:
         """Some of the rows; the draw is that of the whole second view."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "draw"})
+
+
+def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+    """A tensor on a device; from the host to a GPU through pinned memory, without waiting for it."""
+    if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
+        return tensor.to(device)
+    return (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
 
 
 class View(NamedTuple):

@@ -48,6 +48,7 @@ def test_a_depth_that_does_not_exist_is_refused_with_one_that_does(depth: int, n
 def study(data_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> kd.Study:
     """The shipped study over the data that is here."""
     monkeypatch.setenv("KDSEARCH_DATA", str(data_file("cifar10.npz").parent))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     data_file("cifar10_resnet56.npz")
     return load_study(NAME)[0]
 
@@ -96,6 +97,7 @@ def test_without_files_data_and_checkpoint_are_downloaded_into_the_folder(
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
     monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
     monkeypatch.setenv("KDSEARCH_DATA", str(tmp_path / "new"))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     found = load_study(NAME)[0]
     folder = tmp_path / "new"
     fetched = ("resnet56-4bfd9763.th", "4bfd9763")

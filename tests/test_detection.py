@@ -17,7 +17,7 @@ from kdsearch.losses import Loss
 from kdsearch.maths import generator
 from kdsearch.objectives import objective
 from kdsearch.ops import OPERATIONS, move_boxes
-from kdsearch.values import Outputs, ViewBatch
+from kdsearch.values import Outputs, View, ViewBatch
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 LEAST = 0.25  # share of a box that has to be inside the image
@@ -42,7 +42,8 @@ class Detection:
 
     def told(self, target: Tensor, h: int, w: int) -> tuple[Tensor, Tensor]:
         """The label (B, h, w) and the box (B, 4, h, w) of each point of a map."""
-        x, y = (torch.arange(w) + 0.5) * self.width / w, (torch.arange(h) + 0.5) * self.height / h
+        x, y = (torch.arange(n, device=target.device) + 0.5 for n in (w, h))
+        x, y = x * self.width / w, y * self.height / h
         label, x0, y0, x1, y1 = (part[..., None, None] for part in target.unbind(-1))  # (B, M, 1, 1)
         inside = (x >= x0) & (x < x1) & (y[:, None] >= y0) & (y[:, None] < y1) & (label > 0)
         area = ((x1 - x0) * (y1 - y0)).where(inside, torch.inf)
@@ -113,6 +114,52 @@ def test_a_few_steps_of_both_kinds_on_blood_cells(data_file: Callable[[str], Pat
     after = (*policy.parameters(), *teacher.network.state_dict().values())
     same = [torch.equal(one, other) for one, other in zip(before, after, strict=True)]
     assert not any(same[:3]) and all(same[3:])
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_boxes_are_those_of_their_moved_corners_and_know_what_share_is_seen(name: str) -> None:
+    """Against NumPy, point by point."""
+    random, height, width = generator("corners"), 48, 64
+    corner = torch.rand(12, 2, 2, generator=random) * torch.tensor([50.0, 40.0]) - 4
+    boxes = torch.cat([corner, corner + 4 + 20 * torch.rand(12, 2, 2, generator=random)], -1)
+    policy = kd.Policy([name], 1, extent=0.999, probability=0.999)
+    matrix = kd.apply(policy.draw(12, generator("corners", name)), torch.zeros(12, 1, height, width)).matrix
+    found, shares = move_boxes(boxes, matrix, height, width)
+    for i in range(12):
+        for box, moved, share in zip(boxes[i].tolist(), found[i].tolist(), shares[i].tolist(), strict=True):
+            points = []
+            for x, y in ((box[0], box[1]), (box[2], box[1]), (box[0], box[3]), (box[2], box[3])):
+                column, row, scale = matrix[i].numpy() @ [x - width / 2, y - height / 2, 1]
+                points.append((column / scale + width / 2, row / scale + height / 2))
+            (x0, y0), (x1, y1) = np.min(points, 0), np.max(points, 0)
+            seen = [max(0, min(x0, width)), max(0, min(y0, height)), max(0, min(x1, width)), max(0, min(y1, height))]
+            assert moved == pytest.approx(seen, abs=1e-3)
+            area = (seen[2] - seen[0]) * (seen[3] - seen[1])
+            assert share == pytest.approx(area / ((x1 - x0) * (y1 - y0)), abs=1e-4)
+    assert ((shares > 0) & (shares < 1)).any()
+    whole = move_boxes(boxes.long(), matrix, height, width)[0]
+    assert whole.is_floating_point()
+
+
+def test_ranges_learn_through_boxes_that_move_with_the_pixels() -> None:
+    """A teacher that always answers where the box was: moving it costs as much, whatever the pixels say."""
+    policy = kd.Policy({"translate_x": 0.4}, 1, probability=0.999)
+    boxes, where = torch.tensor([[[24.0, 16.0, 40.0, 32.0]]]).repeat(64, 1, 1), torch.zeros(64, 1, 48, 64)
+    draw = policy.draw(64, generator("through boxes"))
+
+    def loss(view: View, rows: Tensor) -> Tensor:
+        moved, _ = move_boxes(boxes[rows], view.matrix, 48, 64)
+        return (moved - boxes[rows]).abs().mean((1, 2)) + 0 * view.images.sum()
+
+    kd.policy_gradient(policy, draw, where, loss)
+    step, ends = 1e-4, []
+    for sign in (1, -1):
+        with torch.no_grad():
+            policy.a += sign * step
+            ends.append(loss(kd.apply(draw, where, policy.magnitudes(draw)), torch.arange(64)).mean())
+            policy.a -= sign * step
+    assert policy.a.grad.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), rel=1e-2)
+    assert policy.a.grad.item() > 0.1
 
 
 @pytest.mark.parametrize("name", GEOMETRY)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 import kdsearch as kd
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.errors import Diverged
+from kdsearch.evaluation import Known
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.records import EpochRecord
 from kdsearch.run import _named, run_trial
@@ -90,7 +91,9 @@ def study(**changes: Any) -> Study:
 def ready() -> Ready:
     """Without a look at anything."""
     made = study()
-    return Ready(made, TASK, kd.Teacher(made.teacher), kd.SearchSpace.load("default"), 2.0, None, 1)  # type: ignore[arg-type]
+    return Ready(
+        made, TASK, kd.Teacher(made.teacher), kd.SearchSpace.load("default"), Known(0.9, 0.01, 2.0, 0.1), None, 1
+    )  # type: ignore[arg-type]
 
 
 SPACE = """

@@ -12,6 +12,8 @@ from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.data import ArrayData, in_order, load
 from kdsearch.distill import Distiller
 from kdsearch.errors import KdsearchError
+from kdsearch.evaluation import known
+from kdsearch.facts import fixed_by
 from kdsearch.maths import generator
 from kdsearch.models import arranged
 from kdsearch.preflight import check, preflight
@@ -41,17 +43,27 @@ def distiller(**settings: Any) -> Distiller:
     return Distiller(kd.Teacher(network(1, norm=False)), network(2, norm=False), policy(), TASK, **settings)
 
 
+def noted_sizes(*networks: nn.Module) -> list[int]:
+    """Filled with how many images each forward of these has."""
+    sizes: list[int] = []
+    for network in networks:
+        network.register_forward_hook(lambda module, given, out: sizes.append(len(out)))
+    return sizes
+
+
 # Parts of a batch
 
 
 @pytest.mark.parametrize("loss", ["kd", "dkd"])
 def test_a_student_step_in_parts_is_the_step_of_the_whole_batch(loss: str, data: ArrayData) -> None:
     batch, ends = next(in_order(data, 22)), []
-    for parts in (1, 2, 5):
+    for parts, most in ((1, 44), (2, 22), (5, 10)):
         d = distiller(optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+        sizes = noted_sizes(d.student, d.teacher.network)
         phase = Phase((kd.LOSSES[loss](),), parts=parts)
         measured = d.student_step(batch, phase, generator("step"), progress=0.5)
         ends.append([measured, *d.student.parameters()])
+        assert max(sizes) == most and sum(sizes) == 2 * 44
     for one, *others in zip(*ends, strict=True):
         for other in others:
             torch.testing.assert_close(one, other, atol=2e-6, rtol=1e-4)
@@ -59,13 +71,15 @@ def test_a_student_step_in_parts_is_the_step_of_the_whole_batch(loss: str, data:
 
 def test_a_policy_step_in_parts_is_the_step_of_the_whole_batch(data: ArrayData) -> None:
     batch, found = next(in_order(data, 22)), []
-    for parts in (1, 2, 5):
+    for parts, first in ((1, 22), (2, 11), (5, 5)):
         d = distiller(clean_loss=2.0)
         d.dual = 0.5
+        sizes = noted_sizes(d.teacher.network)
         for net in (d.teacher.network, d.student):
             net[-1].weight.data *= 20  # networks that are sure of something
         optimizer = torch.optim.SGD(d.policy.parameters(), lr=0.1)
         found.append(d.policy_step(batch, PolicySteps(), optimizer, generator("step"), parts))
+        assert sizes[0] == first and max(sizes) <= 2 * first
     for other in found[1:]:
         assert other.objective == pytest.approx(found[0].objective, abs=1e-5)
         assert other.violation == pytest.approx(found[0].violation, abs=1e-5)
@@ -166,13 +180,105 @@ def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: Arr
         ({"precision": "float16"}, r"unknown precision 'float16'.*bfloat16"),
         ({"compiled": True, "loss": kd.LOSSES["at"]("2")}, r"losses on features .*; allowed: compiled=False"),
         ({"budget": kd.Budget(batch=8, parts=5)}, r"budget\.parts is 5; allowed: 1 to 4, at least 2 images in each"),
-        ({"budget": kd.Budget(batch=8, policy_batch=4, parts=3)}, r"budget\.parts is 3; allowed: 1 to 2"),
         ({"budget": kd.Budget(policy_batch=1)}, r"budget\.policy_batch is 1; allowed: 2 or more"),
     ],
 )
 def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str, tiny_study: kd.Study) -> None:
     with pytest.raises(KdsearchError, match=said):
         check(replace(tiny_study, **wrong))
+
+
+def test_what_a_distiller_does_not_know_is_refused() -> None:
+    with pytest.raises(KdsearchError, match=r"unknown precision 'bf16'.*bfloat16"):
+        distiller(precision="bf16")
+    with pytest.raises(KdsearchError, match="parts 0; allowed: whole numbers, 1 or more"):
+        Phase((KD,), parts=0)
+    with pytest.raises(KdsearchError, match=r"epochs 2\.5; allowed: whole numbers"):
+        Phase((KD,), 2.5)  # type: ignore[arg-type]
+
+
+def test_a_batch_of_few_images_is_cut_into_fewer_parts(data: ArrayData) -> None:
+    d = distiller()
+    sizes = noted_sizes(d.student)
+    d.student_step(next(in_order(data, 5)), Phase((KD,), parts=9), generator("step"))
+    assert sizes == [6, 4]  # two views of 3 and of 2 images
+
+
+# A study's own
+
+
+@pytest.fixture
+def fast(tiny_study: kd.Study) -> kd.Study:
+    return replace(tiny_study, precision="bfloat16", budget=kd.Budget(1, 1, 4, 16, 0, policy_batch=8, parts=2))
+
+
+def test_a_run_of_a_study_has_its_precision_parts_and_policy_batch(
+    fast: kd.Study, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = preflight(fast, tmp_path).ready
+    made: list[Distiller] = []
+    sizes: dict[str, set[tuple[int, int]]] = {"student_step": set(), "policy_step": set()}
+    original = Distiller.run
+    monkeypatch.setattr(
+        Distiller, "run", lambda self, *rest, **more: made.append(self) or original(self, *rest, **more)
+    )
+    for name in sizes:
+        step = getattr(Distiller, name)
+
+        def noted(self: Distiller, batch: kd.Batch, *rest: Any, name: str = name, step: Any = step) -> Any:
+            parts = rest[0].parts if name == "student_step" else rest[3]
+            sizes[name].add((len(batch), parts))
+            return step(self, batch, *rest)
+
+        monkeypatch.setattr(Distiller, name, noted)
+    settings = ready.space.settings()
+    run_trial(ready, None, policy=ready.policy(settings), policy_steps=ready.policy_steps(settings))
+    assert made[0].precision == "bfloat16" and sizes == {"student_step": {(16, 2)}, "policy_step": {(8, 2)}}
+
+
+def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
+    tiny_study: kd.Study, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = preflight(tiny_study, tmp_path).ready
+    names: list[str] = []
+
+    class Stop(Exception):
+        pass
+
+    def named(path: Any, run: str) -> None:
+        names.append(run)
+        raise Stop
+
+    monkeypatch.setattr("kdsearch.checkpoint.Checkpoint.load", named)
+    monkeypatch.setattr(nn.Module, "compile", lambda self: None)
+    budget = tiny_study.budget
+    changes: list[dict[str, Any]] = [
+        {}, {"precision": "bfloat16"}, {"compiled": True}, {"budget": replace(budget, parts=2)},
+        {"budget": replace(budget, policy_batch=8)},
+    ]  # fmt: skip
+    fixed = []
+    for change in changes:
+        other = replace(ready, study=replace(tiny_study, **change))
+        fixed.append(fixed_by(other))
+        with pytest.raises(Stop):
+            run_trial(
+                other, None, policy=None, policy_steps=other.policy_steps(ready.space.settings()),
+                checkpoint=tmp_path / "c.pt",
+            )  # fmt: skip
+    assert len(set(names)) == len(changes) and all(fixed.count(one) == 1 for one in fixed)
+
+
+def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
+    tiny_study: kd.Study, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    placed: list[tuple[int, str]] = []
+    monkeypatch.setattr(
+        "kdsearch.study.placed", lambda data, *, workers, device: placed.append((workers, device)) or data
+    )
+    preflight(replace(tiny_study, workers=2), tmp_path, device="cpu:0")
+    assert placed == [(2, "cpu:0")] * 2
+    with pytest.raises(KdsearchError, match="device 'gpu' cannot be used"):
+        preflight(tiny_study, tmp_path, device="gpu")
 
 
 # Data on the device
@@ -201,6 +307,20 @@ def test_a_data_set_read_once_stays_uint8_and_gives_the_same_batches(data: Array
     assert items.asked == len(data) and kd.in_memory(data) is data
     with pytest.raises(KdsearchError, match="the data set is empty"):
         kd.in_memory(Counted(data.subset(torch.arange(0))))
+
+
+@pytest.mark.parametrize("odd", [3, 1500])
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (torch.zeros(3, 4, 5, dtype=torch.uint8), r"an image of \(3, 4, 5\) after one of \(3, 4, 4\)"),
+        (torch.zeros(3, 4, 4), r"an image of torch.float32 after one of torch.uint8"),
+    ],
+)
+def test_a_data_set_of_unlike_images_is_not_read_into_memory(odd: int, image: Tensor, said: str) -> None:
+    items = [(image if i == odd else torch.zeros(3, 4, 4, dtype=torch.uint8), i % 3) for i in range(1600)]
+    with pytest.raises(KdsearchError, match=rf"item \d+.*: {said}; images of a data set are alike"):
+        kd.in_memory(items)
 
 
 def test_arrays_on_a_device_are_indexed_there_and_others_travel_as_they_are(
@@ -253,12 +373,31 @@ def test_a_student_step_reads_nothing_back_from_the_device(loss: str, rule: str,
     assert measured.device.type == "meta" and measured.shape == (7,)
 
 
+def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
+    data: ArrayData, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    devices: list[Any] = []
+
+    def noted(data: ArrayData, size: int, device: Any = "cpu") -> Any:
+        devices.append(device)
+        return in_order(data, size)
+
+    for module in ("evaluation", "disagreement", "scores"):
+        monkeypatch.setattr(f"kdsearch.{module}.in_order", noted)
+    teacher = kd.Teacher(network(1))
+    known(teacher, data, TASK, 8, "cpu:0")
+    kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")
+    kd.Baseline.of(teacher, data, TASK, device="cpu:0")
+    kd.Probe(teacher, data, TASK, {"invert": None}, device="cpu:0").report(network(2), policy())
+    assert {*devices} == {"cpu:0"} and len(devices) >= 6
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_student_steps_do_not_wait_for_a_gpu(data: ArrayData) -> None:
-    held = kd.placed(data, device="cuda")
+@pytest.mark.parametrize("there", [True, False])
+def test_student_steps_do_not_wait_for_a_gpu(there: bool, data: ArrayData) -> None:
     d = distiller(device="cuda")
-    first, *batches = load(held, [[(i, 0) for i in range(8)]] * 3, "cuda")
-    d.student_step(first, Phase((KD,)), generator("warm"))
+    batches = load(data.to("cuda") if there else data, [[(i, 0) for i in range(8)]] * 3, "cuda")
+    d.student_step(next(batches), Phase((KD,)), generator("warm"))
     torch.cuda.set_sync_debug_mode("error")
     try:
         for batch in batches:

@@ -39,6 +39,7 @@ def move_boxes(boxes: Tensor, matrix: Tensor, height: int, width: int) -> tuple[
     >>> move_boxes(torch.tensor([[[0.0, 0.0, 4.0, 2.0]]]), turn, 8, 8)
     (tensor([[[6., 0., 8., 4.]]]), tensor([[1.]]))
     """
+    boxes = boxes if boxes.is_floating_point() else boxes.to(torch.get_default_dtype())
     x0, y0, x1, y1 = boxes.unbind(-1)
     x, y = torch.stack([x0, x1, x1, x0], -1) - width / 2, torch.stack([y0, y0, y1, y1], -1) - height / 2
     corners = torch.stack([x, y, torch.ones_like(x)], -1)  # (B, M, 4, 3)
