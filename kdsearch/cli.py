@@ -51,7 +51,7 @@ def search(
     sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
     pruner: Annotated[str, typer.Option(help="median or none.")] = "median",
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder; ./runs/<study> by default.")] = None,
 ) -> None:
     """Search a policy: references, trials, confirmation, report. A second call resumes."""

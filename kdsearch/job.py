@@ -61,7 +61,7 @@ def search(
     sampler: str = "tpe",
     pruner: str = "median",
     seed: int | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     quiet: bool = False,
 ) -> Result:
     """Search augmentation policies for the teacher and student of a study; a second call goes on where one ended.
@@ -71,6 +71,7 @@ def search(
         trials: COMPLETE + PRUNED in all, interrupted ones not counted; by default the study's.
         epochs: Per run, in place of the study's.
         confirmation: Fresh seeds for the winner and the references at the end, in place of the study's.
+        device: In place of the study's.
         out: The run folder; `./runs/<study name>` by default.
         storage: Database URL; SQLite in the run folder by default.
 
@@ -91,7 +92,8 @@ def search(
     with Display(metric_name(study.metric), quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
-        checked = preflight(study, folder, device=device)
+        display.say("looking at the study: data, networks, memory, time")
+        checked = preflight(study, folder, device=device or study.device)
         make_folder(folder)
         with _only_one(folder):
             search_ = _Search(checked, folder, url, sampler, pruner, display)
@@ -151,9 +153,10 @@ class _Search:
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {self.budget.trials} trials are done")
+        seeds = self.budget.confirmation
         say(
             f"{self.budget.trials} trials of {self.budget.epochs} epochs, {len(REFERENCES)} references, "
-            f"confirmation on {self.budget.confirmation} seeds: about {duration(left)}"
+            f"{f'confirmation on {seeds} seeds' if seeds else 'no confirmation'}: about {duration(left)}"
         )
 
     def references(self) -> None:

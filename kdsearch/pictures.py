@@ -117,7 +117,7 @@ def rank(
     which: Part = Which.final,
     table: Annotated[Path | None, typer.Option(help="Also write the frame, as a .csv or .parquet file.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG file.")] = None,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")] = "cpu",
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, for the teacher; ./runs/<study> by default.")] = None,
 ) -> None:
     """Score policies by what they do to the teacher; no student is trained."""

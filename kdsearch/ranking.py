@@ -39,7 +39,7 @@ def rank(
     most: int | None = MOST,
     which: str = "final",
     out: Path | str | None = None,
-    device: str = "cpu",
+    device: str | None = None,
     quiet: bool = False,
 ) -> Frame:
     """Score policies by what they do to the answers of a study's teacher; no student is made or trained.
@@ -74,6 +74,7 @@ def rank(
     given = gather(policies, which)
     if taken := [f"'{name}' is the name of a reference or an operation" for name in given if name in TAKEN]:
         raise problems("policies", taken)
+    device = device or study.device
     first = check(study, device)
     folder = Path(out) if out else Path("runs") / study.name
     with Display(quiet=quiet) as display:

@@ -67,6 +67,7 @@ class Study:
         precision: "float32", or "bfloat16" for what torch.autocast computes in it during training steps.
         compiled: Run both networks through `torch.compile`, which takes about a minute at first; not with losses on
             features, which are tapped while a network runs.
+        device: Where all of it runs unless a search is told otherwise: "cpu", "cuda", "cuda:1", "mps".
         workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
         objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
             are the space's.
@@ -91,6 +92,7 @@ class Study:
     metric: Metric | None = None
     precision: Precision = "float32"
     compiled: bool = False
+    device: str = "cpu"
     workers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3

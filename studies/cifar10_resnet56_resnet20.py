@@ -66,6 +66,8 @@ study = kd.Study(
     teacher_saw="both",
     classes=CLASSES,
     optimizer=partial(torch.optim.SGD, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    device="cuda" if GPU else "cpu",
+    precision="bfloat16" if GPU else "float32",
     budget=kd.Budget(
         trials=20 if GPU else 3,
         epochs=20 if GPU else 3,

@@ -72,6 +72,7 @@ def test_the_splits_of_the_study_share_no_image_and_are_the_same_each_time(study
     assert not keys[0] & keys[1] and len(keys[0]) > 9_990
     assert study.train.labels.bincount().min() > 900
     assert study.budget.steps * study.budget.batch <= len(study.train)
+    assert study.device == "cpu" and study.precision == "float32"
 
 
 def test_without_files_data_and_checkpoint_are_downloaded_into_the_folder(

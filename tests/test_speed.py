@@ -277,8 +277,12 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
     )
     preflight(replace(tiny_study, workers=2), tmp_path, device="cpu:0")
     assert placed == [(2, "cpu:0")] * 2
-    with pytest.raises(KdsearchError, match="device 'gpu' cannot be used"):
-        preflight(tiny_study, tmp_path, device="gpu")
+    nowhere = replace(tiny_study, device="gpu")
+    for run in (kd.search, kd.rank):
+        with pytest.raises(KdsearchError, match="device 'gpu' cannot be used"):
+            run(nowhere, out=tmp_path, quiet=True)
+        with pytest.raises(KdsearchError, match="device 'tpu' cannot be used"):
+            run(nowhere, out=tmp_path, quiet=True, device="tpu")
 
 
 # Data on the device

@@ -49,7 +49,7 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
         values = ", ".join(f"{row.run} {scale.text(row.value)}" for row in references.itertuples())
         return (
             f"{name} reached {_named(scale, best)} on search-validation ({values}); the best of several noisy trials "
-            "is too good, and this is not confirmed on fresh seeds."
+            "is too good, and this is not confirmed on fresh seeds (`--confirmation 3` does it)."
         )
     seeds = evaluations["seed"].nunique()
     mean = evaluations.query("run == 'learned'")["value"].mean()
