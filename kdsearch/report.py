@@ -86,9 +86,11 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
         worst = regions[regions["kind"] == "operation"].nlargest(12, "teacher_only_low")
         columns = ["operation", "low", "high", "unit", "n", "teacher_accuracy", "student_accuracy", "teacher_only_rate"]
         shown["worst"] = worst[[*columns, "teacher_only_low", "teacher_only_high", "kl"]]
-    return {
-        name: table.to_html(index=False, border=0, na_rep="", float_format=_number) for name, table in shown.items()
-    }
+    found = {}
+    for name, table in shown.items():
+        words = table.rename(columns=lambda column: str(column).replace("_", " "))  # so that long heads wrap
+        found[name] = words.to_html(index=False, border=0, na_rep="", float_format=_number)
+    return found
 
 
 def _number(value: float) -> str:

@@ -267,7 +267,7 @@ def _panels(count: int, columns: int = 5) -> tuple[Figure, list[Axes]]:
     width, height = 2.2 * columns, 2.1 * rows + 0.5
     figure = Figure(figsize=(width, height))
     grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
-    figure.subplots_adjust(0.44 / width, 0.45 / height, 1 - 0.11 / width, 1 - 0.9 / height, wspace=0.3, hspace=0.8)
+    figure.subplots_adjust(0.44 / width, 0.58 / height, 1 - 0.11 / width, 1 - 0.9 / height, wspace=0.3, hspace=0.8)
     for axes in grid:
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
