@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.estimators import GATES
 from kdsearch.losses import Loss
 from kdsearch.objectives import OBJECTIVES, TST
@@ -47,10 +47,7 @@ class PolicySteps:
         found += [unknown("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
         if not self.objective:
             found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
-        for name, least in (("interval", 1), ("passes", 1), ("batch", 2)):
-            value = getattr(self, name)
-            if not ((isinstance(value, int) and value >= least) or (name == "batch" and value is None)):
-                found.append(f"{name} {value}; allowed: whole numbers, {least} or more")
+        found += not_whole(vars(self), {"interval": 1, "passes": 1, **({} if self.batch is None else {"batch": 2})})
         for name in ("learning_rate", "prior_strength", "floor", "floor_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -107,15 +104,10 @@ class Phase:
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
     label_weight: float = 1.0  # of the cross-entropy
     views: Views = VIEWS["default"]
-    parts: int = (
-        1  # of a batch, one after another, gradients summed: less memory; BatchNorm and relational losses see one
-    )
+    parts: int = 1  # of a batch, one after another: less memory; BatchNorm and relational losses see one part
 
     def __post_init__(self) -> None:
-        numbers = {"epochs": self.epochs, "steps": self.steps, "batch": self.batch, "parts": self.parts}
-        found = [f"{name} {value}; allowed: whole numbers, 1 or more" for name, value in numbers.items()
-                 if not isinstance(value, int) or value < 1]  # fmt: skip
-        if found:
+        if found := not_whole(vars(self), {"epochs": 1, "steps": 1, "batch": 1, "parts": 1}):
             raise problems("phase", found)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from kdsearch import catalogue, pictures
-from kdsearch.console import policy_path, print_frame, print_table
+from kdsearch.console import policy_path, print_frame, print_mark, print_table
 from kdsearch.errors import KdsearchError
 from kdsearch.pictures import Which
 
@@ -77,7 +77,7 @@ def search(
 @app.command()
 def status(folder: Folder) -> None:
     """What a run folder holds: trials, references, the best so far."""
-    from kdsearch.analysis.compare import remembered, sentence
+    from kdsearch.analysis.compare import sentence
     from kdsearch.analysis.frames import frames
 
     tables = frames(folder)
@@ -88,8 +88,7 @@ def status(folder: Folder) -> None:
         tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
     )
     print(sentence(tables))
-    if note := remembered(tables):
-        print(note)
+    print_mark(tables)
 
 
 @app.command()
@@ -100,7 +99,6 @@ def regions(
     picture: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG file.")] = None,
 ) -> None:
     """Where teacher and student disagree, strongest first."""
-    from kdsearch.analysis.compare import remembered
     from kdsearch.analysis.frames import frames
     from kdsearch.analysis.plots import save, sweeps
     from kdsearch.analysis.regions import of_trial
@@ -109,8 +107,7 @@ def regions(
     table = of_trial(tables, str(folder), trial)
     columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
     print_frame(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
-    if note := remembered(tables):
-        print(note)
+    print_mark(tables)
     if picture:
         save(sweeps(table), picture)
         print(picture)

@@ -1,6 +1,8 @@
 """What commands share: tables on the terminal, and the policy that a path means."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -24,6 +26,14 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         table.add_row(*row)
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
+
+
+def print_mark(tables: Mapping[str, Any]) -> None:
+    """What to bear in mind of the frames of a search whose teacher has seen search-validation."""
+    from kdsearch.analysis.compare import remembered
+
+    if note := remembered(tables):
+        print(note)
 
 
 def policy_path(path: Path) -> Path:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdsearch.errors import KdsearchError
-from kdsearch.items import MapStyle, Place, Raw, Spawned, read, unlike
+from kdsearch.items import MapStyle, Place, Raw, Spawned, read
 from kdsearch.maths import generator
 from kdsearch.memory import available_bytes
 from kdsearch.values import Batch, sent
@@ -37,7 +37,7 @@ def placed(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle
     """A data set where it is read fastest: in the device's memory, read by worker processes, or as it is.
 
     Arrays go to the device where they take at most a quarter of what it has left, uint8 as uint8; otherwise a batch of
-    them is an index into the host's memory, which is faster than workers are.
+    them is an index into the host's memory, without workers.
 
     Raises:
         KdsearchError: fewer than 0 workers; when read, a data set that cannot be sent to them.
@@ -138,13 +138,7 @@ def in_memory(data: MapStyle) -> ArrayData:
         return data
     if len(data) < 1:
         raise KdsearchError("the data set is empty")
-    blocks: list[Raw] = []
-    for block in read(data, _seeded(_ordered(len(data), 1024))):
-        for part, first_part, what in zip(block[:2], (blocks or [block])[0][:2], ("image", "target"), strict=True):
-            if difference := unlike(what, part[0], first_part[0]):
-                raise KdsearchError(f"item {block[2][0]} of {type(data).__name__}: {difference}")
-        blocks.append(block)
-    images, labels, _ = (torch.cat(part) for part in zip(*blocks, strict=True))
+    images, labels, _ = next(read(data, _seeded(_ordered(len(data), len(data)))))
     return ArrayData(images, labels)
 
 

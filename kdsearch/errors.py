@@ -1,11 +1,25 @@
 """What goes wrong for a user: one class, one clear message, exit code 2."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 
 
 class KdsearchError(Exception):
     """A mistake in what kdsearch was given: the message names the place, what is allowed and the nearest name."""
+
+
+def not_whole(numbers: Mapping[str, object], least: Mapping[str, int]) -> list[str]:
+    """What is to be said of numbers that are not whole, or less than they may be.
+
+    >>> not_whole({"epochs": 0, "steps": 30}, {"epochs": 1, "steps": 1})
+    ['epochs is 0; allowed: whole numbers, 1 or more']
+    """
+    found = []
+    for name, lowest in least.items():
+        value = numbers[name]
+        if not isinstance(value, int) or value < lowest:
+            found.append(f"{name} is {value}; allowed: whole numbers, {lowest} or more")
+    return found
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> str:

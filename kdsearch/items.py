@@ -80,12 +80,11 @@ def _target(target: Any) -> Tensor:
     return found[0] if found.shape == (1,) else found
 
 
-def unlike(what: str, part: Tensor, first: Tensor) -> str | None:
+def _unlike(what: str, part: Tensor, first: Tensor) -> str | None:
     """What keeps two items of a data set from lying in one tensor, in words."""
     if part.shape == first.shape and part.dtype == first.dtype:
         return None
-    kinds = (tuple(t.shape) if part.shape != first.shape else t.dtype for t in (part, first))
-    found, before = kinds
+    found, before = (tuple(t.shape) if part.shape != first.shape else t.dtype for t in (part, first))
     return f"a{'n' * (what == 'image')} {what} of {found} after one of {before}; {what}s of a data set are alike"
 
 
@@ -96,7 +95,7 @@ def _joined(items: list[Item | _Refused]) -> Raw | _Refused:
         if isinstance(item, _Refused):
             return item
         for part, first, what in zip(item[:2], (given[0] if given else item)[:2], ("image", "target"), strict=True):
-            if found := unlike(what, part, first):
+            if found := _unlike(what, part, first):
                 return _Refused(f"item {item[2]}: {found}")
         given.append(item)
     images, targets, positions = zip(*given, strict=True)

@@ -9,11 +9,12 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
+from kdsearch.alternation import Precision
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation
-from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.evaluation import Known, known
 from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator
@@ -22,7 +23,7 @@ from kdsearch.models import arranged, outputs
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
-from kdsearch.study import Precision, Ready, Saw, Study
+from kdsearch.study import Ready, Saw, Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.values import Batch, Outputs
@@ -166,10 +167,10 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[s
 
 def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     budget, found = study.budget, []
-    least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "policy_batch": 2, "parts": 1}
-    for name, number in asdict(budget).items():
-        if number is not None and number < least[name]:
-            found.append(f"budget.{name} is {number}; allowed: {least[name]} or more")
+    least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "parts": 1}
+    if budget.policy_batch is not None:
+        least["policy_batch"] = 2
+    found += [f"budget.{text}" for text in not_whole(asdict(budget), least)]
     if budget.parts > max(1, budget.batch // 2):
         found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")
     for name, weight in study.objective.items():

@@ -65,8 +65,8 @@ class Study:
         metric: What trials are compared by, in place of the accuracy: a function of logits (N, K) and labels (N,) of
             search-validation; larger is better.
         precision: "float32", or "bfloat16" for what torch.autocast computes in it during training steps.
-        compiled: Run both networks through `torch.compile`, which takes about a minute at first; not with losses on
-            features, which are tapped while a network runs.
+        compiled: Run both networks through `torch.compile`, which takes a while at first; not with losses on features,
+            which are tapped while a network runs.
         device: Where all of it runs unless a search is told otherwise: "cpu", "cuda", "cuda:1", "mps".
         workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
         objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names

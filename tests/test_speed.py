@@ -180,7 +180,7 @@ def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: Arr
         ({"precision": "float16"}, r"unknown precision 'float16'.*bfloat16"),
         ({"compiled": True, "loss": kd.LOSSES["at"]("2")}, r"losses on features .*; allowed: compiled=False"),
         ({"budget": kd.Budget(batch=8, parts=5)}, r"budget\.parts is 5; allowed: 1 to 4, at least 2 images in each"),
-        ({"budget": kd.Budget(policy_batch=1)}, r"budget\.policy_batch is 1; allowed: 2 or more"),
+        ({"budget": kd.Budget(policy_batch=1)}, r"budget\.policy_batch is 1; allowed: whole numbers, 2 or more"),
     ],
 )
 def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str, tiny_study: kd.Study) -> None:
@@ -191,9 +191,9 @@ def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str, 
 def test_what_a_distiller_does_not_know_is_refused() -> None:
     with pytest.raises(KdsearchError, match=r"unknown precision 'bf16'.*bfloat16"):
         distiller(precision="bf16")
-    with pytest.raises(KdsearchError, match="parts 0; allowed: whole numbers, 1 or more"):
+    with pytest.raises(KdsearchError, match="parts is 0; allowed: whole numbers, 1 or more"):
         Phase((KD,), parts=0)
-    with pytest.raises(KdsearchError, match=r"epochs 2\.5; allowed: whole numbers"):
+    with pytest.raises(KdsearchError, match=r"epochs is 2\.5; allowed: whole numbers"):
         Phase((KD,), 2.5)  # type: ignore[arg-type]
 
 
