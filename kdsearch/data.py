@@ -68,9 +68,8 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
 
 def _indexed(data: ArrayData, places: list[list[Place]]) -> Iterator[Raw]:
     for batch in places:
-        ids = torch.tensor([index for index, _ in batch])
-        index = sent(ids, data.images.device)
-        yield data.images[index], data.labels[index], ids
+        index = sent(torch.tensor([position for position, _ in batch]), data.images.device)
+        yield data.images[index], data.labels[index], index
 
 
 def first(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batch:
