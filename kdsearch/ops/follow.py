@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from kdsearch.ops.warp import grid
 
@@ -10,16 +11,13 @@ def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:
     """Masks moved as their images were, each pixel with the label of the nearest pixel it comes from.
 
     Args:
-        labels: (B, H, W), integers.
+        labels: (B, H, W), integers below 2^24.
         matrix: (B, 3, 3), of the `View`.
         outside: The label where no pixel comes from, such as the one that a task ignores.
     """
-    height, width = labels.shape[1:]
-    places = grid(matrix, labels[:, None].float())
-    column, row = (((places[..., i] + 1) * side / 2).floor().long() for i, side in enumerate((width, height)))
-    there = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    found = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    return labels.flatten(1).gather(1, found.flatten(1)).view_as(labels).where(there, outside)
+    shifted = labels[:, None].float() - outside  # grid_sample pads with zeros
+    moved = grid_sample(shifted, grid(matrix, shifted), mode="nearest", align_corners=False)
+    return (moved[:, 0] + outside).to(labels.dtype)
 
 
 def move_boxes(boxes: Tensor, matrix: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
