@@ -31,7 +31,7 @@ class PolicySteps:
     """
 
     interval: int = 3  # student steps per policy step
-    batch: int | None = None  # images of a policy step; None for as many as of a student step
+    batch: int | None = None  # images of a policy step; None for half as many as of a student step
     phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
     passes: int = 1  # over the training images, in each phase
     warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
@@ -58,6 +58,10 @@ class PolicySteps:
         if found:
             raise problems("policy steps", found)
 
+    def images(self, batch: int) -> int:
+        """Of one policy step, where a student step has `batch`."""
+        return self.batch or max(2, batch // 2)
+
     def due(self, step: int, total: int) -> bool:
         """Does a policy step come before this student step, counted from 1?"""
         return not self.phases and step > self.warm_up * total and step % self.interval == 0
@@ -79,7 +83,7 @@ class PolicySteps:
 
     def per_phase(self, images: int, batch: int) -> int:
         """Policy steps of one phase."""
-        return math.ceil(self.passes * images / (self.batch or batch))
+        return math.ceil(self.passes * images / self.images(batch))
 
     def turns(self, epoch: int, epochs: int, steps: int, images: int, batch: int) -> list[bool]:
         """Whose steps an epoch, counted from 1, is made of: True for the policy's, those of a phase first."""

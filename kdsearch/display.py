@@ -55,6 +55,8 @@ class Display:
         self._curve.append(record.value)
         value = self.scale.text(record.value, record.value_se)
         self._now = f"{run}  epoch {record.epoch}/{epochs}  {self.scale.name} {value}"
+        if record.epoch == epochs:
+            self._now += "  looking for disagreement"
         if self._live:
             self._live.update(self._panel())
             return

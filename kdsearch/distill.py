@@ -116,7 +116,7 @@ class Distiller:
         policy = self.policy
         every = phase.policy_steps if isinstance(policy, Policy) else None
         pauses = every.pauses(phase.epochs) if every else []
-        policy_batch = (every and every.batch) or phase.batch
+        policy_batch = every.images(phase.batch) if every else 0
         if every:
             optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
             if every.floor is not None and self.clean_loss is None:

@@ -38,7 +38,7 @@ class Budget:
     steps: int = 30  # student steps per epoch
     batch: int = 64  # images per step; each has two views
     confirmation: int = 3  # fresh seeds for the winner and the references; 0 leaves the confirmation out
-    policy_batch: int | None = None  # images of a policy step; as many as of a student step where None
+    policy_batch: int | None = None  # images of a policy step; half as many as of a student step where None
     parts: int = 1  # of a batch, one after another: for batches that do not fit into memory at once
 
 

@@ -73,7 +73,6 @@ study = kd.Study(
         epochs=20 if GPU else 3,
         steps=351 if GPU else 78,  # the training images once
         batch=128,
-        policy_batch=64,  # a policy step then takes the time of .6 student steps (results/distill.md)
         confirmation=3 if GPU else 0,
     ),
 )

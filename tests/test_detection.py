@@ -139,6 +139,8 @@ def test_boxes_are_those_of_their_moved_corners_and_know_what_share_is_seen(name
     assert ((shares > 0) & (shares < 1)).any()
     whole = move_boxes(boxes.long(), matrix, height, width)[0]
     assert whole.is_floating_point()
+    empty = torch.tensor([5.0, 6.0, 5.0, 6.0]).expand(12, 1, 4)  # what fills the rows of images with few boxes
+    assert torch.equal(move_boxes(empty, matrix, height, width)[1], torch.zeros(12, 1))
 
 
 def test_ranges_learn_through_boxes_that_move_with_the_pixels() -> None:

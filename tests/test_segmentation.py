@@ -129,7 +129,11 @@ def test_masks_of_rendered_shapes_follow_their_images_and_an_independent_warp(na
 
 def test_a_mask_that_does_not_move_stays_as_it_is() -> None:
     masks = shapes(4, 9, 12)
-    assert torch.equal(move_labels(masks, torch.eye(3).repeat(4, 1, 1), 7), masks)
+    for outside in (7, -100, 255):
+        moved = move_labels(masks, torch.eye(3).repeat(4, 1, 1), outside)
+        assert torch.equal(moved, masks) and moved.dtype == masks.dtype
+    few = masks.to(torch.uint8)
+    assert torch.equal(move_labels(few, torch.eye(3).repeat(4, 1, 1), 255), few)
 
 
 def test_the_views_of_published_methods_are_those_of_any_task() -> None:
