@@ -21,23 +21,6 @@ import kdsearch as kd
 from kdsearch.run import run_trial
 
 
-class OneView(kd.Distiller):
-    """The same step on the base view alone."""
-
-    def student_step(self, batch, phase, random, progress=0.0):  # type: ignore[no-untyped-def]
-        with torch.no_grad():
-            teacher = self.teacher(batch.images)
-            views = self._views(batch, random, phase.views).rows(slice(0, len(batch)))
-        self.student.train()
-        student = type(teacher)(self.student(batch.images))
-        supervised = self.task.supervised(student, batch.target).mean()
-        distillation = phase.losses[0](student, teacher, views).mean()
-        self.optimizer.zero_grad()
-        (supervised + distillation).backward()
-        self.optimizer.step()
-        return torch.cat([torch.stack([supervised.detach(), distillation.detach()]), torch.zeros(5)])
-
-
 def main() -> None:
     arguments = options(__doc__, seeds=8).parse_args()
     ready = made_ready()
@@ -51,11 +34,8 @@ def main() -> None:
         return accuracy(run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed).student)
 
     def one_view(seed: int) -> float:
-        torch.manual_seed(seed)
-        student = study.student()
-        distiller = OneView(ready.teacher, student, None, task, optimizer=study.optimizer, seed=seed)
-        list(distiller.run(ready.phase(None), study.train, study.search_validation))
-        return accuracy(student)
+        base = replace(ready, study=replace(study, views=kd.Views(labels="base", distillation="base")))
+        return accuracy(run_trial(base, None, policy=None, seed=seed).student)
 
     teacher = accuracy(ready.teacher.network)
     rows, learned = [], []

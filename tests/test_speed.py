@@ -127,7 +127,9 @@ def test_in_bfloat16_networks_compute_in_it_and_weights_and_losses_do_not(
         watched.extend((student.logits.dtype, teacher.logits.dtype))
         return student.logits.sum(1)
 
-    def objective(task: kd.Classification, weights: Any, student: kd.Outputs, teacher: kd.Outputs, *rest: Any) -> Tensor:
+    def objective(
+        task: kd.Classification, weights: Any, student: kd.Outputs, teacher: kd.Outputs, *rest: Any
+    ) -> Tensor:
         watched.extend((student.logits.dtype, teacher.logits.dtype))
         return terms(task, weights, student, teacher, *rest)
 
