@@ -193,6 +193,19 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     assert "study tiny: a step of 32 images needs about" in refused(tiny_study, tmp_path)
 
 
+@pytest.mark.parametrize(("budget", "sizes"), [({}, [32, 16]), ({"policy_batch": 6}, [32, 6]), ({"parts": 2}, [16, 8])])
+def test_memory_is_looked_at_for_steps_of_both_kinds(budget, sizes, tiny_study, tmp_path, monkeypatch) -> None:
+    ready, asked = preflight(tiny_study, tmp_path).ready, []
+
+    def noted(step, images: int, limit: int):
+        asked.append(images)
+        return largest_batch(step, images, limit)
+
+    monkeypatch.setattr(costs, "largest_batch", noted)
+    assert memory_problem(ready, check(tiny_study), 32, **budget) is None
+    assert asked == sizes
+
+
 def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:
     data = tiny_study.search_validation
     right = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1) == data.labels

@@ -87,8 +87,9 @@ def test_a_policy_step_in_parts_is_the_step_of_the_whole_batch(data: ArrayData) 
     assert found[0].gradient.abs().max() > 1e-3
 
 
-def test_a_policy_step_may_take_another_number_of_images_than_a_student_step(
-    data: ArrayData, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("asked", "taken"), [(None, 8), (6, 6), (20, 20)])
+def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_is_told(
+    asked: int | None, taken: int, data: ArrayData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sizes: dict[str, set[int]] = {"student_step": set(), "policy_step": set()}
     for name in sizes:
@@ -99,9 +100,9 @@ def test_a_policy_step_may_take_another_number_of_images_than_a_student_step(
             return original(self, batch, *rest)
 
         monkeypatch.setattr(Distiller, name, noted)
-    steps = PolicySteps(interval=2, warm_up=0.0, batch=6)
+    steps = PolicySteps(interval=2, warm_up=0.0, batch=asked)
     (record,) = distiller(clean_loss=2.0).run(Phase((KD,), 1, 4, 16, steps), data, data)
-    assert sizes == {"student_step": {16}, "policy_step": {6}} and record.policy_steps == 2
+    assert sizes == {"student_step": {16}, "policy_step": {taken}} and record.policy_steps == 2
 
 
 def test_phases_are_passes_of_policy_batches() -> None:
