@@ -29,6 +29,12 @@ def made_ready(study: Study | None = None) -> Ready:
         return preflight(study or load_study("digits")[0], Path(folder)).ready
 
 
+def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:
+    """On the test images, in percent."""
+    assert network is not None and ready.study.test is not None
+    return 100 * kd.evaluate(network, ready.study.test, ready.task, 256, "cpu")[0]
+
+
 def digits_teacher(
     name: str, seed: int, augment: Callable[[torch.Tensor], torch.Tensor] | None = None
 ) -> torch.nn.Module:

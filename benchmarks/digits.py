@@ -12,7 +12,7 @@ import json
 from dataclasses import replace
 
 import torch
-from common import interval, made_ready, options
+from common import accuracy, interval, made_ready, options
 from rich.console import Console
 from rich.table import Table
 from torchvision.transforms import InterpolationMode, v2
@@ -24,20 +24,17 @@ from kdsearch.run import run_trial
 def main() -> None:
     arguments = options(__doc__, seeds=8).parse_args()
     ready = made_ready()
-    study, settings, task, batch = ready.study, ready.space.settings(), ready.task, ready.study.budget.batch
-
-    def accuracy(network: torch.nn.Module) -> float:
-        return 100 * kd.evaluate(network, study.test, task, batch, "cpu")[0]
+    study, settings, batch = ready.study, ready.space.settings(), ready.study.budget.batch
 
     def run(seed: int, policy: kd.Policy | kd.FixedTransform | None, learn: int | None = None) -> float:
         steps = replace(ready.policy_steps(settings), batch=learn) if learn else None
-        return accuracy(run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed).student)
+        return accuracy(ready, run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed).student)
 
     def one_view(seed: int) -> float:
         base = replace(ready, study=replace(study, views=kd.Views(labels="base", distillation="base")))
-        return accuracy(run_trial(base, None, policy=None, seed=seed).student)
+        return accuracy(ready, run_trial(base, None, policy=None, seed=seed).student)
 
-    teacher = accuracy(ready.teacher.network)
+    teacher = accuracy(ready, ready.teacher.network)
     rows, learned = [], []
     for seed in range(arguments.seeds):
         policy = ready.policy(settings)

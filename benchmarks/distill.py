@@ -93,7 +93,8 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
     def plain(views: int, networks: list[nn.Module]) -> Callable[[], None]:
         def turn() -> None:
-            plain_loop(*networks, data, policy(), views=views, device=device, half=half)
+            teacher, student = networks
+            plain_loop(teacher, student, data, policy(), views=views, device=device, half=half)
 
         return turn
 

@@ -23,10 +23,11 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from common import made_ready
@@ -163,13 +164,14 @@ def patches() -> Pair:
         right = kd.evaluate(network, data.subset(torch.arange(3000, 4000)), task, 256, "cpu")[0]
         print(f"patches: network of width {width} is right on {right:.1%} of held-out patches")
     batch = next(in_order(data, RANGE_IMAGES))
-    return _pair("patches", *networks, batch, limits, 2)
+    teacher, student = networks
+    return _pair("patches", teacher, student, batch, limits, 2)
 
 
 PAIRS: dict[str, Callable[[], Pair]] = {"digits": digits, "patches": patches}
 
 
-def _pair(name: str, teacher: torch.nn.Module, student: torch.nn.Module, batch: kd.Batch, *rest) -> Pair:  # type: ignore[no-untyped-def]
+def _pair(name: str, teacher: torch.nn.Module, student: torch.nn.Module, batch: kd.Batch, *rest: Any) -> Pair:
     for network in (teacher, student):
         network.eval().requires_grad_(False)
     return Pair(name, teacher, student, batch.images, batch.target, *rest)
@@ -208,7 +210,11 @@ def flip_one(sample: Sample, probability: Tensor, random: torch.Generator) -> Te
     return torch.zeros_like(probability).index_put_((rows, slots), derivative)
 
 
-FORMS = {**GATES, "flip one": partial(flip_one, random=generator("flip one")), "straight-through": straight_through}
+FORMS: Mapping[str, Callable[..., Tensor]] = {
+    **GATES,
+    "flip one": partial(flip_one, random=generator("flip one")),
+    "straight-through": straight_through,
+}
 
 
 class Common:
@@ -394,8 +400,8 @@ def _range_step(
         by_low, by_high = (by * (1 - u)).mean(), (by * u).mean()
     else:
         sample = pair.sample(draw, rows, False)
-        ends = (torch.full(slot.shape, end, dtype=torch.float64) for end in (low, high))
-        by_low, by_high = (by[slot].mean() for by in endpoint(sample, *ends, slot))
+        lows, highs = (torch.full(slot.shape, end, dtype=torch.float64) for end in (low, high))
+        by_low, by_high = (by[slot].mean() for by in endpoint(sample, lows, highs, slot))
     part = 1 / (1 + math.exp(-LOW_START))
     by_a = 0.5 * high * (by_high + part * by_low)  # d high / d a = high (1 - sigmoid(a))
     return share * torch.stack([by_a, high * part * (1 - part) * by_low])
@@ -440,7 +446,7 @@ def _measure(
 
     The first draws are timed and run the networks; further ones look losses up where all of them are known.
     """
-    times, values = [], []
+    times, values = list[float](), list[Tensor]()
     while len(values) < draws * most:
         for _ in range(draws):
             start = time.perf_counter()
@@ -499,7 +505,7 @@ def show(rows: list[Row]) -> None:
             f"{row.error:.3f}", row.verdict,
         )  # fmt: skip
     Console(width=170, highlight=False).print(table)
-    kinds = {"gates": "gate", "ranges": ("a ", "b ")}
+    kinds: dict[str, str | tuple[str, ...]] = {"gates": "gate", "ranges": ("a ", "b ")}
     for kind, prefix in kinds.items():
         some = [row for row in rows if row.number.startswith(prefix)]
         for estimator in dict.fromkeys(row.estimator for row in some):

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from common import digits_teacher, interval, kept, made_ready, options
+from common import accuracy, digits_teacher, interval, kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
@@ -43,12 +43,6 @@ def runs(ready: Ready, seeds: int) -> Iterator[dict[str, object]]:
         learned = run_trial(ready, None, policy=policy, policy_steps=steps, seed=seed)
         found = {"identity": accuracy(ready, plain.student), "learned": accuracy(ready, learned.student)}
         yield {"seed": seed, **found, "warnings": learned.warnings}
-
-
-def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:
-    """On the test images, in percent."""
-    assert network is not None
-    return 100 * kd.evaluate(network, ready.study.test, ready.task, 256, "cpu")[0]
 
 
 if __name__ == "__main__":

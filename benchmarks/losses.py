@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from common import interval, kept, made_ready, options
+from common import accuracy, interval, kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
@@ -27,7 +27,7 @@ LAST = "10"  # the pooled vector before the linear layer
 def losses_of(ready: Ready) -> dict[str, tuple[kd.Loss, ...]]:
     """The losses of each row."""
     plain = kd.LOSSES["kd"]()
-    made = {"labels alone": (plain.times(0.0),)}
+    made: dict[str, tuple[kd.Loss, ...]] = {"labels alone": (plain.times(0.0),)}
     for name, kind in kd.LOSSES.items():
         if kind.compares == "logits":
             made[name] = (kind(),)
@@ -57,7 +57,7 @@ def measured(seeds: int) -> Iterator[dict]:
         for name, losses in rows.items():
             other = replace(ready, study=replace(study, loss=losses))
             outcome = run_trial(other, None, policy=ready.policy(settings), seed=seed)
-            right = 100 * kd.evaluate(outcome.student, study.test, ready.task, study.budget.batch, "cpu")[0]
+            right = accuracy(ready, outcome.student)
             weight = losses[-1].weight
             yield {
                 "losses": name,

@@ -8,6 +8,7 @@ the red channel where ours shifts any one. Albumentations works with OpenCV's th
 import math
 import random
 from collections.abc import Callable
+from typing import Any
 
 import albumentations as A
 import kornia.augmentation as K
@@ -74,7 +75,9 @@ def _degrees(name: str) -> float:
 # torchvision: functions of one image or a batch (..., C, H, W), uint8, and a magnitude
 
 
-def _affine(image: Tensor, angle: float = 0.0, x: float = 0.0, y: float = 0.0, scale: float = 1.0, **shear: float):
+def _affine(
+    image: Tensor, angle: float = 0.0, x: float = 0.0, y: float = 0.0, scale: float = 1.0, **shear: float
+) -> Tensor:
     height, width = image.shape[-2:]
     slopes = [math.degrees(math.atan(shear.get(axis, 0.0))) for axis in ("shear_x", "shear_y")]
     return F.affine(image, angle, [x * width, y * height], scale, slopes, interpolation=BILINEAR)
@@ -149,14 +152,18 @@ def _torchvision(operations: tuple[str, ...], per_image: int, *, one: bool) -> C
 
 # Kornia: modules of a float batch
 
-_ALWAYS = {"p": 1.0}
-_WARP = {"resample": "bilinear", "p": 1.0}
-KORNIA: dict[str, Callable[[], torch.nn.Module]] = {
+_ALWAYS: dict[str, Any] = {"p": 1.0}
+_WARP: dict[str, Any] = {"resample": "bilinear", "p": 1.0}
+KORNIA: dict[str, Callable[[], Any]] = {
     "horizontal_flip": lambda: K.RandomHorizontalFlip(p=1.0),
     "vertical_flip": lambda: K.RandomVerticalFlip(p=1.0),
     "scale": lambda: K.RandomAffine(0.0, scale=(1 - _limit("scale"), 1 + _limit("scale")), **_WARP),
     "shear_x": lambda: K.RandomAffine(0.0, shear=(-_degrees("shear_x"), _degrees("shear_x")), **_WARP),
-    "shear_y": lambda: K.RandomAffine(0.0, shear=(0.0, 0.0, -_degrees("shear_y"), _degrees("shear_y")), **_WARP),
+    "shear_y": lambda: K.RandomAffine(
+        0.0,
+        shear=(0.0, 0.0, -_degrees("shear_y"), _degrees("shear_y")),  # type: ignore[arg-type]
+        **_WARP,
+    ),
     "rotate": lambda: K.RandomRotation(_limit("rotate"), **_WARP),
     "translate_x": lambda: K.RandomAffine(0.0, translate=(_limit("translate_x"), 0.0), **_WARP),
     "translate_y": lambda: K.RandomAffine(0.0, translate=(0.0, _limit("translate_y")), **_WARP),

@@ -34,7 +34,7 @@ def main() -> None:
     show(kept(runs(arguments.seeds, arguments.prior_strength), arguments.json))
 
 
-def runs(seeds: int, prior_strength: float) -> Iterator[dict]:  # type: ignore[type-arg]
+def runs(seeds: int, prior_strength: float) -> Iterator[dict]:
     for seed in range(seeds):
         row: dict[str, float | str | int | dict[str, float]] = {"seed": seed}
         found = {}
@@ -78,7 +78,7 @@ def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple
     return found, 100 * kd.evaluate(distiller.student, test, TASK, 256, "cpu")[0], high
 
 
-def show(rows: list[dict]) -> None:  # type: ignore[type-arg]
+def show(rows: list[dict]) -> None:
     table = Table("operation", "null", "planted", "rise", *(f"seed {row['seed']}" for row in rows), box=None)
     mean = {kind: {name: sum(row[kind][name] for row in rows) / len(rows) for name in NAMES}
             for kind in ("null", "planted", "rise")}  # fmt: skip
