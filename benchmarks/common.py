@@ -26,7 +26,8 @@ def options(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
 def made_ready(study: Study | None = None) -> Ready:
     """A study, the shipped digits unless given, checked and with its teacher trained."""
     with tempfile.TemporaryDirectory() as folder:
-        return preflight(study or load_study("digits")[0], Path(folder)).ready
+        study = study or load_study("digits")[0]
+        return preflight(study, Path(folder), device=study.device).ready
 
 
 def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:

@@ -5,7 +5,8 @@
 ResNet-56 teaches ResNet-20 on 32x32 images, batch 128: as many views as a row says, the second one by the policy of the
 default search space at its start, cross-entropy on the base view, soft targets on all. Rows take turns, 10 student
 steps each, evaluation of 256 images at the end included; a policy step of the default size, half the batch, comes every
-10 student steps, without warm-up, so that each turn has a whole one. Shares are those of single parts, timed alone.
+10 student steps, without warm-up, so that each turn has a whole one. Below them stand steps and parts of one by
+themselves, in turn as well.
 """
 
 import argparse
@@ -13,7 +14,7 @@ import json
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -98,21 +99,23 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
         return turn
 
+    def distiller() -> kd.Distiller:
+        return kd.Distiller(
+            kd.Teacher(teacher),
+            student,
+            policy(),
+            task,
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+            device=device,
+            clean_loss=2.3,
+            precision=options.precision,
+        )
+
     def ours(views: str, steps: PolicySteps | None) -> Callable[[], None]:
         phase = Phase((kd.LOSSES["kd"](TEMPERATURE),), 1, STEPS, BATCH, steps, views=kd.VIEWS[views])
 
         def turn() -> None:
-            distiller = kd.Distiller(
-                kd.Teacher(teacher),
-                student,
-                policy(),
-                task,
-                optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-                device=device,
-                clean_loss=2.3,
-                precision=options.precision,
-            )
-            list(distiller.run(phase, data, few))
+            list(distiller().run(phase, data, few))
 
         return turn
 
@@ -135,7 +138,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         name, views = key
         row = {"row": name, "views": views, "seconds": seconds, "images_per_s": BATCH / seconds}
         yield row | {"of": base(key)[0], "ratio": statistics.median(ratios[key])}
-    yield from parts(data, policy(), teacher, student, found, device, half)
+    yield from parts(data, distiller(), device, half)
 
 
 def base(key: tuple[str, int]) -> tuple[str, int]:
@@ -145,53 +148,43 @@ def base(key: tuple[str, int]) -> tuple[str, int]:
 
 
 def parts(
-    data: kd.ArrayData,
-    policy: kd.Policy,
-    teacher: nn.Module,
-    student: nn.Module,
-    found: dict[tuple[str, int], float],
-    device: str,
-    half: Callable[[], AbstractContextManager],
+    data: kd.ArrayData, distiller: kd.Distiller, device: str, half: Callable[[], AbstractContextManager]
 ) -> Iterator[dict]:
-    """The parts of a student step of kdsearch, each by itself."""
-    images, random = data.images[:BATCH] / 255, torch.Generator().manual_seed(0)
-    teacher.eval()
-    student.train()
+    """Steps of kdsearch and the parts of one, each by itself, in turn."""
+    policy, random = distiller.policy, torch.Generator().manual_seed(0)
+    assert isinstance(policy, kd.Policy)
+    steps, optimizer = PolicySteps(), torch.optim.Adam(policy.parameters())
+    batch = kd.Batch(data.images[:BATCH] / 255, data.labels[:BATCH], torch.arange(BATCH))
+    few = batch.rows(slice(0, BATCH // 2))
 
-    def answer(network: nn.Module, x: Tensor) -> Tensor:
-        with half():
-            return network(x)
-
-    for views in (2, 1):
-        x = torch.cat([images] * views)
+    for views, rule in ((2, "default"), (1, "one")):
+        phase, x = Phase((kd.LOSSES["kd"](TEMPERATURE),), views=kd.VIEWS[rule]), torch.cat([batch.images] * views)
 
         def told(x: Tensor = x) -> None:
-            with torch.no_grad():
-                answer(teacher, x)
+            distiller.teacher.network.eval()
+            with torch.no_grad(), half():
+                distiller.teacher.network(x)
 
         def learned(x: Tensor = x) -> None:
-            answer(student, x).float().logsumexp(1).mean().backward()
+            distiller.student.train()
+            with half():
+                said = distiller.student(x)
+            said.float().logsumexp(1).mean().backward()
 
-        def augmented() -> None:
-            policy.augment(policy.draw(BATCH, random), images)
-
-        whole = found["kdsearch", views]
-        for name, part in (("teacher forward", told), ("student forward and backward", learned),
-                           ("augmentation", augmented)):  # fmt: skip
-            (times,) = in_turn([part], 9, device)
-            seconds = statistics.median(times)
-            yield {"row": name, "views": views, "seconds": seconds, "of": "a student step", "ratio": seconds / whole}
-        policy_step = STEPS * (found["kdsearch, a policy step every 10", views] - whole)
-        yield {
-            "row": "a policy step",
-            "views": views,
-            "seconds": policy_step,
-            "of": "a student step",
-            "ratio": policy_step / whole,
+        found: dict[str, Callable[[], object]] = {
+            "a student step": partial(distiller.student_step, batch, phase, random),
+            "teacher forward": told,
+            "student forward and backward": learned,
+            "augmentation": lambda: policy.augment(policy.draw(BATCH, random), batch.images),
+            "a policy step": partial(distiller.policy_step, few, steps, optimizer, random),
+            "a policy step of 128 images": partial(distiller.policy_step, batch, steps, optimizer, random),
         }
+        seconds = [statistics.median(times) for times in in_turn(list(found.values()), 9, device)]
+        for name, value in zip(found, seconds, strict=True):
+            yield {"row": name, "views": views, "seconds": value, "of": "a student step", "ratio": value / seconds[0]}
 
 
-def in_turn(calls: list[Callable[[], None]], rounds: int, device: str) -> list[list[float]]:
+def in_turn(calls: Sequence[Callable[[], object]], rounds: int, device: str) -> list[list[float]]:
     """Seconds of each call, one after another, round by round; a round to warm up."""
     times: list[list[float]] = [[] for _ in calls]
     for turn in range(rounds + 1):

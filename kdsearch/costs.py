@@ -26,7 +26,7 @@ def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     study, budget, device = ready.study, ready.study.budget, ready.device
     distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
     student = _timed(partial(student_step, budget.batch), device)
-    learner = _timed(partial(policy_step, _policy_batch(ready)), device)
+    learner = _timed(partial(policy_step, ready.policy_batch), device)
     images = len(study.search_validation)
     start = _finished(device)
     measure(distiller.student, study.search_validation, ready.task, budget.batch, device, study.metric)
@@ -51,7 +51,7 @@ def check_memory(ready: Ready, batch: Batch) -> None:
     if available is None:
         return
     _, *steps = _steps(ready, batch, parts=1)
-    asked = {"batch": budget.batch, "policy_batch": _policy_batch(ready)}
+    asked = {"batch": budget.batch, "policy_batch": ready.policy_batch}
     found = []
     with torch.compiler.set_stance("force_eager"):  # what is compiled does not tell what it allocates
         for (name, images), step in zip(asked.items(), steps, strict=True):
@@ -69,10 +69,6 @@ def check_memory(ready: Ready, batch: Batch) -> None:
         f"a step of {at_once} images needs about {needed:.1f} GiB beside the networks, and {ready.device} has "
         f"{available / GIB:.1f} GiB; allowed: {cure}"
     )
-
-
-def _policy_batch(ready: Ready) -> int:
-    return ready.policy_steps(ready.space.settings()).images(ready.study.budget.batch)
 
 
 def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Step]:

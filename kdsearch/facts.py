@@ -62,7 +62,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
-        "policy batch": study.budget.policy_batch,
+        "policy batch": ready.policy_batch,
         "parts": study.budget.parts,
         "precision": study.precision,
         "compiled": study.compiled,

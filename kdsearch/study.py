@@ -157,6 +157,11 @@ class Ready:
             batch=self.study.budget.policy_batch,
         )
 
+    @property
+    def policy_batch(self) -> int:
+        """Images of a policy step."""
+        return self.policy_steps(self.space.settings()).images(self.study.budget.batch)
+
     def phase(self, policy_steps: PolicySteps | None) -> Phase:
         study, budget = self.study, self.study.budget
         return Phase(

@@ -220,7 +220,7 @@ def test_a_batch_of_few_images_is_cut_into_fewer_parts(data: ArrayData) -> None:
 
 @pytest.fixture
 def fast(tiny_study: kd.Study) -> kd.Study:
-    return replace(tiny_study, precision="bfloat16", budget=kd.Budget(1, 1, 4, 16, 0, policy_batch=8, parts=2))
+    return replace(tiny_study, precision="bfloat16", budget=kd.Budget(1, 1, 4, 16, 0, policy_batch=6, parts=2))
 
 
 def test_a_run_of_a_study_has_its_precision_parts_and_policy_batch(
@@ -244,7 +244,7 @@ def test_a_run_of_a_study_has_its_precision_parts_and_policy_batch(
         monkeypatch.setattr(Distiller, name, noted)
     settings = ready.space.settings()
     run_trial(ready, None, policy=ready.policy(settings), policy_steps=ready.policy_steps(settings))
-    assert made[0].precision == "bfloat16" and sizes == {"student_step": {(16, 2)}, "policy_step": {(8, 2)}}
+    assert made[0].precision == "bfloat16" and sizes == {"student_step": {(16, 2)}, "policy_step": {(6, 2)}}
 
 
 def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
@@ -265,7 +265,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
     budget = tiny_study.budget
     changes: list[dict[str, Any]] = [
         {}, {"precision": "bfloat16"}, {"compiled": True}, {"budget": replace(budget, parts=2)},
-        {"budget": replace(budget, policy_batch=8)},
+        {"budget": replace(budget, policy_batch=6)},
     ]  # fmt: skip
     fixed = []
     for change in changes:
