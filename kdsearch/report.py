@@ -73,10 +73,10 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
         points = scale.factor * rows[["difference", "low", "high"]]
         unit = "points" if scale.name == ACCURACY else scale.name
         shown["differences"] = rows[["against", "n"]].join(points.add_suffix(f", {unit}"))
-    trials = tables["trials"]
     params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
-    columns = ["run", "state", "value", "value_se", "seconds", "origin", "fail_reason", "warnings"]
-    shown["trials"] = trials[columns].join(params, on="run").dropna(axis=1, how="all")
+    columns, long = ["run", "state", "value", "value_se", "seconds", "origin"], ["fail_reason", "warnings"]
+    trials = tables["trials"][[*columns, *long]].join(params, on="run")
+    shown["trials"] = trials[[*columns, *params, *long]].dropna(axis=1, how="all")  # the last column wraps
     if not final.empty:
         columns = ["operation", "probability", "rate", "low", "high", "limit", "unit", "range"]
         shown["policy"] = final[columns]

@@ -1,5 +1,6 @@
 """The main job, end to end on tiny digits, with a test split that nobody may touch."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,14 @@ def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
     assert "http" not in page.replace("http-equiv", "")
     assert "digit 3" in page
     tiny_study.student().load_state_dict(load_file(finished.student_path))
+
+
+def test_the_page_shows_the_parameters_of_trials_before_their_long_texts(finished):
+    page = (finished.folder / "report.html").read_text().split("<h2>Trials</h2>")[1]
+    heads = re.findall("<th>(.*?)</th>", page.split("</thead>")[0])
+    names = [name.replace("_", " ") for name in kd.frames(finished.folder)["params"]["name"].unique()]
+    assert heads[: 6 + len(names)] == ["run", "state", "value", "value se", "seconds", "origin", *names]
+    assert "learning rate" in names
 
 
 def test_the_references_ran_through_the_same_loop(finished):
