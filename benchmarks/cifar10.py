@@ -2,10 +2,11 @@
 
 Rows: plain KD on the base view alone; a second view identical to it; flip and crop, as everybody does; TrivialAugment's
 rule over the default space; and the policy: learned beside the student at the default settings, or, with `--policy`,
-one that was searched, held fixed. Same images, steps, loss and seeds for all. The study is the shipped one, whose data
-is looked for in `data` or in $KDSEARCH_DATA; on a GPU it has the full set and 20 epochs.
+one that was searched, held fixed. Same images, steps and seeds for all, and the same losses of each view, of which the
+first row has one. The study is the shipped one, whose data is looked for in `data` or in $KDSEARCH_DATA; on a GPU it
+has the full set and 20 epochs. With several runs at once seconds and images/s are those of a run among the others.
 
-Run:  python benchmarks/cifar10.py [--seeds 2] [--epochs 20] [--policy policy.json] [--at-once 5] [--json FILE]
+Run:  python benchmarks/cifar10.py [--seeds 2] [--epochs EPOCHS] [--policy policy.json] [--at-once 1] [--json FILE]
 """
 
 import multiprocessing
@@ -25,6 +26,7 @@ import kdsearch as kd
 from kdsearch.run import run_trial
 from kdsearch.study import Ready, load_study
 
+STUDY = "cifar10_resnet56_resnet20"
 NAMES = ("one view", "identity", "flip and crop", "trivial", "policy")
 Asked = tuple[str, int, int | None, str | None]  # row, seed, epochs, policy
 
@@ -36,20 +38,21 @@ def main() -> None:
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time, each in a process of its own")
     arguments = parser.parse_args()
     asked = [(name, seed, arguments.epochs, arguments.policy) for seed in range(arguments.seeds) for name in NAMES]
-    show(kept(runs(asked, arguments.at_once), arguments.json))
+    show(kept(runs(asked, arguments.at_once), arguments.json), arguments.at_once)
 
 
 @cache
 def ready() -> Ready:
     """The study made ready, once in each process."""
-    return made_ready(load_study("cifar10_resnet56_resnet20")[0])
+    return made_ready(load_study(STUDY)[0])
 
 
 def runs(asked: list[Asked], at_once: int) -> Iterator[dict]:
     if at_once == 1:
         yield from map(run, asked)
         return
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))  # for the processes
+    load_study(STUDY)  # what is not there is downloaded once
+    os.environ["OMP_NUM_THREADS"] = str(max(1, torch.get_num_threads() // at_once))  # of the processes
     with ProcessPoolExecutor(at_once, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(run, asked)
 
@@ -76,14 +79,16 @@ def run(asked: Asked) -> dict:
         "seed": seed,
         "epochs": budget.epochs,
         "images": len(study.train),
-        "device": here.device,
+        "device": torch.cuda.get_device_name() if here.device != "cpu" else "cpu",
+        "precision": study.precision,
+        "policy": file,
         "accuracy": accuracy(here, outcome.student),
         "seconds": outcome.seconds,
         "images_per_s": images / outcome.seconds,
     }
 
 
-def show(rows: list[dict]) -> None:
+def show(rows: list[dict], at_once: int) -> None:
     """Means over seeds, and paired differences to the identical second view."""
     of = {name: [row for row in rows if row["row"] == name] for name in NAMES}
     first, seeds = rows[0], len(of["identity"])
@@ -98,8 +103,8 @@ def show(rows: list[dict]) -> None:
         table.add_row(name, f"{mean:.1f}", each, less, f"{seconds:.0f}", f"{rate:,.0f}")
     console = Console(width=120, highlight=False)
     console.print(
-        f"\n{first['device']}: {first['images']:,} training images, {first['epochs']} epochs, {seeds} paired seeds, "
-        "95 % intervals"
+        f"\n{first['device']}, {first['precision']}, torch {torch.__version__}, {at_once} at once; "
+        f"{first['images']:,} training images, {first['epochs']} epochs, {seeds} paired seeds, 95 % intervals"
     )
     console.print(table)
 

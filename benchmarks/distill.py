@@ -154,7 +154,7 @@ def parts(
     policy, random = distiller.policy, torch.Generator().manual_seed(0)
     assert isinstance(policy, kd.Policy)
     steps, optimizer = PolicySteps(), torch.optim.Adam(policy.parameters())
-    batch = kd.Batch(data.images[:BATCH] / 255, data.labels[:BATCH], torch.arange(BATCH))
+    batch = kd.Batch(data.images[:BATCH] / 255, data.labels[:BATCH], torch.arange(BATCH, device=device))
     few = batch.rows(slice(0, BATCH // 2))
 
     for views, rule in ((2, "default"), (1, "one")):
@@ -192,7 +192,7 @@ def in_turn(calls: Sequence[Callable[[], object]], rounds: int, device: str) -> 
             start = time.perf_counter()
             call()
             if device != "cpu":
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(device)
             if turn:
                 kept.append(time.perf_counter() - start)
     return times

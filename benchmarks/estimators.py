@@ -12,8 +12,8 @@ photographs (eight classes: which quarter of which photograph). The loss of an i
 
 A form is offered where, in all its rows, the standard error is at most .1 |exact| and |bias| <= .2 |exact| + 2 SE;
 draws go on until the first holds, up to 8 times as many (100 times where all losses are known), else the row is
-undecided. `error` is the root of the mean squared error by the time in which the first form makes 90 steps (a default
-trial), over |exact|; among others the time is that of a whole step with pathwise ranges.
+undecided. `error` is the root of the mean squared error by the time in which the first form makes 90 steps of 64
+images, over |exact|; among others the time is that of a whole step with pathwise ranges.
 
 Run:  python benchmarks/estimators.py [--pairs digits patches] [--draws 200] [--json FILE]      (20 minutes on 2 cores)
 """

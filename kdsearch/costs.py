@@ -58,15 +58,18 @@ def check_memory(ready: Ready, batch: Batch) -> None:
             at_once = -(-images // parts_of(images, budget.parts))
             fit = largest_batch(step, at_once, int(available / MARGIN))
             if fit.largest < at_once:
-                found.append((fit.needed * MARGIN / GIB, fit.largest, at_once, images, name))
+                found.append((fit.needed * MARGIN / GIB, name, at_once, images, fit.largest))
     if not found:
         return
-    needed, largest, at_once, images, name = max(found)
+    needed, name, at_once, *_ = max(found)
+    kind = {"batch": "student", "policy_batch": "policy"}[name]
     cure = "smaller images or networks"
-    if largest:
-        cure = f"budget.parts from {-(-images // largest)} on, or budget.{name} up to {largest * budget.parts}"
+    if all(largest for *_, largest in found):
+        parts = max(-(-images // largest) for *_, images, largest in found)
+        most = " and ".join(f"budget.{name} up to {largest * budget.parts}" for _, name, *_, largest in found)
+        cure = f"budget.parts from {parts} on, or {most}"
     raise KdsearchError(
-        f"a step of {at_once} images needs about {needed:.1f} GiB beside the networks, and {ready.device} has "
+        f"a {kind} step of {at_once} images needs about {needed:.1f} GiB beside the networks, and {ready.device} has "
         f"{available / GIB:.1f} GiB; allowed: {cure}"
     )
 

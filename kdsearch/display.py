@@ -55,8 +55,6 @@ class Display:
         self._curve.append(record.value)
         value = self.scale.text(record.value, record.value_se)
         self._now = f"{run}  epoch {record.epoch}/{epochs}  {self.scale.name} {value}"
-        if record.epoch == epochs:
-            self._now += "  looking for disagreement"
         if self._live:
             self._live.update(self._panel())
             return
@@ -67,6 +65,14 @@ class Display:
             parts.append(f"best {self._best}")
         parts.append(f"about {duration(self._left())} left")
         self.say("  ".join(parts))
+
+    def looking(self, run: str) -> None:
+        """A run has finished its last epoch, and looks where teacher and student disagree."""
+        self._now = f"{run}  looking for disagreement"
+        if self._live:
+            self._live.update(self._panel())
+        else:
+            self.say(self._now)
 
     def ended(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
         """A run has finished; `best` names the best trial so far, and is missing for a reference."""

@@ -33,6 +33,7 @@ def facts(checked: Checked) -> dict[str, Any]:
         "teacher_remembers": checked.remembers,
         "seed": study.seed,
         **{f"budget_{name}": value for name, value in asdict(study.budget).items()},
+        "budget_policy_batch": ready.policy_batch,
         "precision": study.precision,
         "compiled": study.compiled,
         "device": ready.device,

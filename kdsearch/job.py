@@ -162,7 +162,12 @@ class _Search:
     def references(self) -> None:
         """Runs without a learned policy."""
         self.display.expect(self._seconds_left())
-        for name, found in refer(self.ready, self.folder, self.provenance, self._show):
+
+        def show(run: str, record: EpochRecord) -> None:
+            self._show(run, record)
+            self._look(run, record)
+
+        for name, found in refer(self.ready, self.folder, self.provenance, show):
             if isinstance(found, Diverged):
                 self.display.say(f"{name}: failed (nan: {found})")
             else:
@@ -219,6 +224,7 @@ class _Search:
         def on_record(record: EpochRecord) -> None:
             self._show(name, record)
             report(record)
+            self._look(name, record)
 
         self.display.expect(self._seconds_left())
         self._take_over(trial, folder)
@@ -261,6 +267,10 @@ class _Search:
 
     def _show(self, run: str, record: EpochRecord) -> None:
         self.display.epoch(run, record, self.budget.epochs)
+
+    def _look(self, run: str, record: EpochRecord) -> None:
+        if record.epoch == self.budget.epochs:
+            self.display.looking(run)
 
     def _trial_folder(self, number: int) -> Path:
         return self.folder / "trials" / f"{number:04d}"

@@ -128,7 +128,8 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
     how = (policy.operations_per_image, policy.fill) if isinstance(policy, Policy) else _described(policy)
     start = [weights_hash(network) for network in (student, policy) if isinstance(network, nn.Module)]
-    rest = (phase.epochs, phase.steps, phase.batch, phase.parts, phase.policy_steps, phase.label_weight, phase.views)
+    steps = phase.policy_steps and replace(phase.policy_steps, batch=phase.policy_steps.images(phase.batch))
+    rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
     return repr((distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))

@@ -159,7 +159,7 @@ def test_the_student_learns_in_train_mode_also_after_it_was_scored(data: ArrayDa
     for _ in d.run(PHASE, data, data):
         d.student.eval()
     sizes = {len(images): training for training, images in d.student[0].seen}
-    assert sizes == {32: True, 16: False, 96: False}  # student steps, policy steps, scores
+    assert sizes == {32: True, 8: False, 16: False, 96: False}  # student steps, policy steps, flipped gates, scores
     assert sum(training for training, _ in d.student[0].seen) == 12
 
 
@@ -354,7 +354,7 @@ def test_warm_up_is_a_share_of_the_student_steps_and_the_count_is_known_before()
     assert [step for step in range(1, 41) if steps.due(step, 40)] == [21, 24, 27, 30, 33, 36, 39]
     assert steps.count(4, 10, 96, 8) == 7
     assert replace(steps, warm_up=0.0).count(4, 10, 96, 8) == 13
-    phases = PolicySteps(phases=(0.125, 0.375), passes=2)
+    phases = PolicySteps(phases=(0.125, 0.375), passes=2, batch=16)
     assert phases.pauses(240) == [30, 90]  # the epochs of TST
     assert phases.count(240, 10, 100, 16) == 2 * 13
 
@@ -381,7 +381,7 @@ def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
 
     monkeypatch.setattr(Distiller, "policy_step", policy_step)
     monkeypatch.setattr(Distiller, "student_step", student_step)
-    steps = PolicySteps(phases=(0.25, 0.5), passes=2, learning_rate=0.2)
+    steps = PolicySteps(phases=(0.25, 0.5), passes=2, learning_rate=0.2, batch=32)
     records = list(distiller(policy()).run(Phase((KD,), epochs=4, steps=2, batch=32, policy_steps=steps), data, data))
     assert events == [*["student"] * 2, *["policy"] * 6, *["student"] * 2, *["policy"] * 6, *["student"] * 4]
     assert [state > 0 for state in optimizers] == [False, *[True] * 5] * 2  # Adam begins anew

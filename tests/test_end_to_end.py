@@ -40,6 +40,17 @@ def test_the_page_shows_the_parameters_of_trials_before_their_long_texts(finishe
     assert "learning rate" in names
 
 
+def test_the_disagreement_is_announced_where_it_is_looked_for(tiny_study, tmp_path, capsys):
+    study = replace(tiny_study, budget=replace(tiny_study.budget, trials=1, epochs=2, confirmation=1))
+    kd.search(study, out=tmp_path / "run")
+    lines = capsys.readouterr().out.splitlines()
+    said = [line.removesuffix("  looking for disagreement") for line in lines if line.endswith("disagreement")]
+    assert said == ["identity", "trivial", "start", "trial 0"]  # not in the confirmation
+    assert "confirm learned  epoch 2/2" in "\n".join(lines)
+    first = lines.index("trial 0  looking for disagreement")
+    assert lines[first - 1].startswith("trial 0  epoch 2/2") and lines[first + 1].startswith("trial 0: ")
+
+
 def test_the_references_ran_through_the_same_loop(finished):
     tables = kd.frames(finished.folder)
     references = tables["trials"].query("origin == 'reference'")

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kdsearch.display import Display
 from kdsearch.distill import EpochRecord
 from kdsearch.guards import warnings
 from kdsearch.maths import noise_scale, spoiled
@@ -102,12 +101,3 @@ def test_the_noise_scale_is_the_batch_at_which_noise_and_signal_are_alike() -> N
     assert noise_scale(nothing, 16)[1] != noise_scale(nothing, 16)[1]  # NaN: no signal is left
     assert [value != value for value in noise_scale([], 16)] == [True, True]
     assert noise_scale([steps[0]], 16)[0] == pytest.approx(steps[0].norm().item())
-
-
-def test_the_line_of_the_last_epoch_says_what_follows_it(capsys: pytest.CaptureFixture[str]) -> None:
-    display = Display()
-    for epoch in (9, 10):
-        display.epoch("trial 3", replace(FINE, epoch=epoch), 10)
-    first, last = capsys.readouterr().out.splitlines()
-    assert first.startswith("trial 3  epoch 9/10  accuracy 90.0 ± 1.0 %  teacher on") and "left" in first
-    assert last.startswith("trial 3  epoch 10/10  accuracy 90.0 ± 1.0 %  looking for disagreement  teacher on")

@@ -14,7 +14,7 @@ from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
-from kdsearch.memory import largest_batch
+from kdsearch.memory import Fit, largest_batch
 from kdsearch.preflight import _remembers, check, preflight
 from kdsearch.study import Ready, Study
 from kdsearch.values import Batch
@@ -174,11 +174,11 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**30)
     said = memory_problem(ready, batch, 300_000)
-    assert said.startswith("a step of 300000 images needs about ")
+    assert said.startswith("a student step of 300000 images needs about ")
     assert "GiB beside the networks, and cpu has 1.0 GiB; allowed: budget.parts from " in said
-    parts, fits = map(int, re.search(r"from (\d+) on, or budget.batch up to (\d+)$", said).groups())
+    parts, fits = map(int, re.search(r"from (\d+) on, or budget.batch up to (\d+)", said).groups())
     assert memory_problem(ready, batch, 300_000, parts=parts) is None
-    assert "a step of 100000 images" in memory_problem(ready, batch, 300_000, parts=3)
+    assert "a student step of 100000 images" in memory_problem(ready, batch, 300_000, parts=3)
     assert "or budget.policy_batch up to" in memory_problem(ready, batch, 32, policy_batch=300_000)
     assert memory_problem(ready, batch, fits, policy_batch=32) is None
     assert 100 < fits < 300_000
@@ -190,7 +190,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     monkeypatch.setattr(costs, "available_bytes", lambda device: None)
     assert memory_problem(ready, batch, 300_000) is None
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**16)
-    assert "study tiny: a step of 32 images needs about" in refused(tiny_study, tmp_path)
+    assert "study tiny: a student step of 32 images needs about" in refused(tiny_study, tmp_path)
 
 
 @pytest.mark.parametrize(("budget", "sizes"), [({}, [32, 16]), ({"policy_batch": 6}, [32, 6]), ({"parts": 2}, [16, 8])])
@@ -204,6 +204,17 @@ def test_memory_is_looked_at_for_steps_of_both_kinds(budget, sizes, tiny_study, 
     monkeypatch.setattr(costs, "largest_batch", noted)
     assert memory_problem(ready, check(tiny_study), 32, **budget) is None
     assert asked == sizes
+
+
+def test_what_fits_is_named_for_steps_of_both_kinds(tiny_study, tmp_path, monkeypatch) -> None:
+    ready = preflight(tiny_study, tmp_path).ready
+    sizes = [(2**20, 40), (2**30, 13), (1, 64), (2**30, 0)]
+    fits = (Fit(needed=needed, largest=largest) for needed, largest in sizes)
+    monkeypatch.setattr(costs, "largest_batch", lambda step, images, limit: next(fits))
+    said = memory_problem(ready, check(tiny_study), 64)
+    assert said.startswith("a policy step of 32 images needs about 1.2 GiB")
+    assert said.endswith("budget.parts from 3 on, or budget.batch up to 40 and budget.policy_batch up to 13")
+    assert memory_problem(ready, check(tiny_study), 64).endswith("allowed: smaller images or networks")
 
 
 def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:

@@ -112,6 +112,15 @@ def shapes(count: int, height: int, width: int) -> Tensor:
     return (((column - x - 0.15) / a) ** 2 + ((row - y - 0.15) / b) ** 2 < 0.7).long()
 
 
+@pytest.mark.parametrize("outside", [-100, 0, 255])
+def test_what_comes_from_nowhere_is_what_the_task_says(outside: int) -> None:
+    masks = shapes(4, 9, 12) + 1
+    right = torch.eye(3).repeat(4, 1, 1)
+    right[:, 0, 2] = 5  # pixels
+    moved = move_labels(masks, right, outside)
+    assert (moved[:, :, :5] == outside).all() and torch.equal(moved[:, :, 5:], masks[:, :, :-5])
+
+
 @pytest.mark.parametrize("name", GEOMETRY)
 def test_masks_of_rendered_shapes_follow_their_images_and_an_independent_warp(name: str) -> None:
     masks = shapes(24, 48, 64)

@@ -108,6 +108,7 @@ def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_
 def test_phases_are_passes_of_policy_batches() -> None:
     assert PolicySteps(phases=(0.5,), batch=16).per_phase(100, 64) == 7
     assert PolicySteps(phases=(0.5,)).per_phase(100, 64) == 4  # of half as many images as a student step's
+    assert [PolicySteps().images(batch) for batch in (1, 2, 3, 4, 65)] == [2, 2, 2, 2, 32]
 
 
 # Precision
@@ -277,6 +278,12 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
                 checkpoint=tmp_path / "c.pt",
             )  # fmt: skip
     assert len(set(names)) == len(changes) and all(fixed.count(one) == 1 for one in fixed)
+    half = replace(ready, study=replace(tiny_study, budget=replace(budget, policy_batch=budget.batch // 2)))
+    assert fixed_by(half) == fixed[0]
+    with pytest.raises(Stop):
+        steps = half.policy_steps(ready.space.settings())
+        run_trial(half, None, policy=None, policy_steps=steps, checkpoint=tmp_path / "c.pt")
+    assert names[-1] == names[0]  # what is the default is not another run
 
 
 def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(

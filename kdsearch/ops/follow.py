@@ -11,7 +11,7 @@ def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:
     """Masks moved as their images were, each pixel with the label of the nearest pixel it comes from.
 
     Args:
-        labels: (B, H, W), integers below 2^24.
+        labels: (B, H, W), integers; neither they nor they minus `outside` reach 2^24.
         matrix: (B, 3, 3), of the `View`.
         outside: The label where no pixel comes from, such as the one that a task ignores.
     """
