@@ -206,6 +206,16 @@ def test_memory_is_looked_at_for_steps_of_both_kinds(budget, sizes, tiny_study, 
     assert asked == sizes
 
 
+def test_time_is_told_from_steps_of_the_sizes_they_have(tiny_study, tmp_path, monkeypatch) -> None:
+    checked, batch = preflight(tiny_study, tmp_path), check(tiny_study)
+    distiller, *_ = costs._steps(checked.ready, batch, 1)
+    of_student, of_policy = list[int](), list[int]()
+    monkeypatch.setattr(costs, "_steps", lambda ready, batch, parts: (distiller, of_student.append, of_policy.append))
+    budget = replace(tiny_study.budget, batch=30)
+    costs.seconds_of(replace(checked.ready, study=replace(tiny_study, budget=budget)), batch)
+    assert {*of_student} == {30} and {*of_policy} == {15}
+
+
 def test_what_fits_is_named_for_steps_of_both_kinds(tiny_study, tmp_path, monkeypatch) -> None:
     ready = preflight(tiny_study, tmp_path).ready
     sizes = [(2**20, 40), (2**30, 13), (1, 64), (2**30, 0)]

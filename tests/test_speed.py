@@ -17,6 +17,7 @@ from kdsearch.facts import fixed_by
 from kdsearch.maths import generator
 from kdsearch.models import arranged
 from kdsearch.preflight import check, preflight
+from kdsearch.records import of_policy
 from kdsearch.run import run_trial
 
 KD = kd.LOSSES["kd"]()
@@ -100,9 +101,14 @@ def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_
             return original(self, batch, *rest)
 
         monkeypatch.setattr(Distiller, name, noted)
+    told: list[int] = []
+    monkeypatch.setattr(
+        "kdsearch.distill.of_policy", lambda policy, steps, batch: told.append(batch) or of_policy(policy, steps, batch)
+    )
     steps = PolicySteps(interval=2, warm_up=0.0, batch=asked)
     (record,) = distiller(clean_loss=2.0).run(Phase((KD,), 1, 4, 16, steps), data, data)
     assert sizes == {"student_step": {16}, "policy_step": {taken}} and record.policy_steps == 2
+    assert told == [taken]  # the noise scale is counted in these images
 
 
 def test_phases_are_passes_of_policy_batches() -> None:
