@@ -69,8 +69,8 @@ def run(asked: Asked) -> dict:
         policy = kd.FixedTransform(v2.Compose([v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]))
     elif name == "policy" and file:
         policy = kd.Policy.from_spec(kd.PolicySpec.load(file))
-    elif name in ("policy", "trivial"):
-        policy = here.policy(settings) if name == "policy" else here.reference("trivial", settings)
+    elif name != "one view":
+        policy = here.reference("start" if name == "policy" else name, settings)
     steps = here.policy_steps(settings) if name == "policy" and not file else None
     outcome = run_trial(here, None, policy=policy, policy_steps=steps, seed=seed)
     images = budget.epochs * budget.steps * budget.batch

@@ -23,7 +23,7 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -458,8 +458,14 @@ def _measure(
     return 1000 * sorted(times[:draws])[draws // 2], torch.stack(values)
 
 
-def _rows(  # type: ignore[no-untyped-def]
-    pair: Pair, number: str, operations, estimators: list[str], exact: Tensor, exact_se: Tensor, found
+def _rows(
+    pair: Pair,
+    number: str,
+    operations: Sequence[str],
+    estimators: list[str],
+    exact: Tensor,
+    exact_se: Tensor,
+    found: list[tuple[float, Tensor]],
 ) -> list[Row]:
     rows = []
     for k, operation in enumerate(operations):
