@@ -1,7 +1,10 @@
 """What goes wrong for a user: one class, one clear message, exit code 2."""
 
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
+from pathlib import Path
 
 
 class KdsearchError(Exception):
@@ -41,6 +44,42 @@ def problems(place: str, found: list[str]) -> KdsearchError:
     count = "1 problem" if len(found) == 1 else f"{len(found)} problems"
     rest = [f"  and {len(found) - 40} more"] if len(found) > 40 else []
     return KdsearchError("\n".join([f"{place}: {count}", *(f"  {line}" for line in found[:40]), *rest]))
+
+
+@contextmanager
+def calling(what: str, cure: str = "") -> Iterator[None]:
+    """Around a call into a user's code: whatever it raises becomes one sentence that names the call and the line.
+
+    An interruption, kdsearch's own errors and a lack of memory pass through; `sys.exit()` does not end the program.
+
+    Args:
+        what: The call, as its subject: "student()", "train: item 3".
+        cure: What is allowed, as the end of the sentence.
+
+    >>> with calling("student()", "allowed: a factory, which makes a new network each time"):
+    ...     int("x")
+    Traceback (most recent call last):
+    ...
+    kdsearch.errors.KdsearchError: student(): ValueError: invalid literal for int() with base 10: 'x' (<doctest \
+kdsearch.errors.calling[0]>, line 2); allowed: a factory, which makes a new network each time
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, KdsearchError, Diverged, MemoryError):
+        raise
+    except BaseException as error:
+        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+            raise
+        raise KdsearchError(f"{what}: {in_words(error)}{f'; {cure}' if cure else ''}") from error
+
+
+def in_words(error: BaseException) -> str:
+    """An exception of somebody else's code in one line: its kind, its first line of text, the last line of theirs."""
+    text = str(error).strip().partition("\n")[0]
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not {"site-packages", "kdsearch"} & {*Path(frame.filename).parts[:-1]}]
+    where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (theirs or frames)[-1:])
+    return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
 class Diverged(Exception):
