@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from sysconfig import get_path
+
+_NOT_THEIRS = (Path(__file__).parent, *(Path(get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
 
 
 class KdsearchError(Exception):
@@ -77,7 +80,7 @@ def in_words(error: BaseException) -> str:
     """An exception of somebody else's code in one line: its kind, its first line of text, the last line of theirs."""
     text = str(error).strip().partition("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not {"site-packages", "kdsearch"} & {*Path(frame.filename).parts[:-1]}]
+    theirs = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THEIRS))]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (theirs or frames)[-1:])
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
