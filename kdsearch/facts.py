@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdsearch.metrics import metric_name
+from kdsearch.models import state_tensors
 from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import Checked
 from kdsearch.study import Ready, Study
@@ -46,7 +47,7 @@ def facts(checked: Checked) -> dict[str, Any]:
 def fixed_by(ready: Ready) -> dict[str, Any]:
     """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
     study = ready.study
-    student = {name: list(value.shape) for name, value in study.student().state_dict().items()}
+    student = {name: list(value.shape) for name, value in state_tensors(study.student()).items()}
     return {
         "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
         **ready.space.fingerprint(),

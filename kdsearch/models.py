@@ -1,15 +1,20 @@
 """Adapters to networks: whatever they return becomes `Outputs`; features by module path; ensembles; the digits pair."""
 
+import io
+import json
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
-from kdsearch.errors import KdsearchError, unknown
+from kdsearch.errors import KdsearchError, calling, unknown
 from kdsearch.values import Outputs
 
 RETURNED = "a tensor, a tuple whose first element is the logits, or a dict or an object with `logits` (or `out`)"
@@ -29,6 +34,95 @@ class Normalised(nn.Module):
 
     def forward(self, images: Tensor) -> Any:
         return self.network((images - self.mean) / self.std)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Takes the weights of the network in it by that network's own names too."""
+        if not any(name.startswith(f"{prefix}network.") for name in state):
+            for name in [name for name in state if name.startswith(prefix)]:
+                state[f"{prefix}network.{name.removeprefix(prefix)}"] = state.pop(name)
+        super()._load_from_state_dict(state, prefix, *rest)
+
+
+def inner(network: nn.Module) -> nn.Module:
+    """The network inside wrappers that leave what it answers, or only normalise its images, in any nesting.
+
+    >>> network = nn.Flatten()
+    >>> inner(Normalised(nn.DataParallel(network), [0.5], [0.5])) is network
+    True
+    """
+    while True:
+        if isinstance(network, Normalised):
+            network = network.network
+        elif isinstance(network, DataParallel | DistributedDataParallel | AveragedModel):
+            network = network.module
+        elif type(network).__name__ == "OptimizedModule":  # of torch.compile, whose module is slow to import
+            network = network._orig_mod  # type: ignore[assignment]
+        else:
+            return network
+
+
+EXTRA = "_extra_state"  # the end of the name of what `get_extra_state` of a module gives
+_JSON, _SAVED = b"kdsearch json\n", b"kdsearch torch.save\n"  # before extra state that is kept as bytes
+
+
+def state_tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by the names of the network inside its wrappers, as safetensors keeps them.
+
+    Copies on the host, each contiguous and with memory of its own, tied or not. Extra state of modules that is no
+    tensor becomes bytes, of JSON or of `torch.save`; one that neither reads back is left out. `load_state_tensors` puts
+    all of it back; a network without extra state takes it by its `load_state_dict`.
+    """
+    with calling(f"{type(inner(network)).__name__}.state_dict()"):
+        state = inner(network).state_dict()
+    kept = {name: value if isinstance(value, Tensor) else _as_bytes(value) for name, value in state.items()}
+    return {
+        name: value.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
+        for name, value in kept.items()
+        if value is not None
+    }
+
+
+def load_state_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what `state_tensors` gave.
+
+    Raises:
+        RuntimeError: as `load_state_dict` does, of other names or shapes.
+    """
+    own = inner(network).state_dict()
+    state = OrderedDict(
+        (name, _from_bytes(value) if name.endswith(EXTRA) else value) for name, value in tensors.items()
+    )
+    for name, value in own.items():
+        if name.endswith(EXTRA):
+            state.setdefault(name, value)
+    state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # the modules' present versions
+    inner(network).load_state_dict(state)
+
+
+def _as_bytes(value: Any) -> Tensor | None:
+    """Extra state as uint8, if it can be read back."""
+    with suppress(TypeError, ValueError, RecursionError):
+        text = json.dumps(value, sort_keys=True)
+        if json.loads(text) == value:
+            return torch.frombuffer(bytearray(_JSON + text.encode()), dtype=torch.uint8)
+    file = io.BytesIO()
+    with suppress(Exception):  # whatever keeps an object of the user's from being pickled, or from being read
+        torch.save(value, file)
+        torch.load(io.BytesIO(file.getvalue()), weights_only=True)
+        return torch.frombuffer(bytearray(_SAVED + file.getvalue()), dtype=torch.uint8)
+    return None
+
+
+def _from_bytes(value: Tensor) -> Any:
+    """Extra state as it was given, from its bytes; a tensor of a module's own stays one."""
+    if value.dtype != torch.uint8 or value.ndim != 1:
+        return value
+    kept = value.cpu().numpy().tobytes()
+    if kept.startswith(_JSON):
+        return json.loads(kept.removeprefix(_JSON))
+    if kept.startswith(_SAVED):
+        return torch.load(io.BytesIO(kept.removeprefix(_SAVED)), weights_only=True)
+    return value
 
 
 class Ensemble(nn.Module):
@@ -174,16 +268,14 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
     """While inside, keep what modules return: a dict from module path to the tensor of the module's last call.
 
     The tensors are copies, which a ReLU in place cannot change, and carry the gradient. Paths are those of
-    `network.named_modules()`; of a `Normalised` network those of the network in it. Nothing stays on the modules.
+    `named_modules()` of the network inside its wrappers (`inner`). Nothing stays on the modules.
 
     Raises:
         KdsearchError: no such module; a module that returns no tensor; at the end, a module that was not run.
     """
     if isinstance(layers, str):
         raise KdsearchError(f"{who}: layers is the string '{layers}'; allowed: a list of module paths, ['{layers}']")
-    while isinstance(network, Normalised):
-        network = network.network
-    known = {path: module for path, module in network.named_modules(remove_duplicate=False) if path}
+    known = {path: module for path, module in inner(network).named_modules(remove_duplicate=False) if path}
     for path in layers:
         if path not in known:
             raise KdsearchError(f"{who}: {unknown('layer', path, known)}")
@@ -198,8 +290,11 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
         known[path].register_forward_hook(lambda module, given, result, path=path: keep(path, result))
         for path in dict.fromkeys(layers)
     ]
+    compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in network.modules())
+    eager = torch.compiler.set_stance("force_eager") if layers and compiled else nullcontext()  # it runs no new hooks
     try:
-        yield seen
+        with eager:
+            yield seen
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,6 +20,7 @@ from kdsearch.files import make_folder, plain, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import warnings
 from kdsearch.maths import derive_seed
+from kdsearch.models import state_tensors
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Snapshot
@@ -155,9 +156,7 @@ def _keep(
     """Write what a finished run leaves; `result.json` last, which makes it finished."""
     assert outcome.student is not None
     start = time.perf_counter()
-    save_file(
-        {k: v.clone().contiguous() for k, v in outcome.student.state_dict().items()}, folder / "student.safetensors"
-    )
+    save_file(state_tensors(outcome.student), folder / "student.safetensors")
     report = ready.probe.report(outcome.student, policy)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
     if isinstance(policy, Policy):

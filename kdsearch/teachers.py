@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kdsearch.errors import KdsearchError
 from kdsearch.maths import derive_seed
-from kdsearch.models import outputs
+from kdsearch.models import Normalised, outputs, state_tensors
 from kdsearch.values import Outputs
 
 
@@ -91,12 +91,12 @@ def still(network: nn.Module) -> Iterator[None]:
 
 
 def weights_hash(network: nn.Module) -> str:
-    """A fingerprint of parameters and buffers."""
+    """A fingerprint of parameters and buffers, the same in any wrappers that leave the answers as they are."""
     digest = hashlib.blake2b(digest_size=16)
-    for name, value in network.state_dict().items():
+    for name, value in state_tensors(network).items():
         digest.update(name.encode())
-        if not isinstance(value, Tensor):  # a module's extra state
-            digest.update(repr(value).encode())
-            continue
-        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+        digest.update(value.reshape(-1).view(torch.uint8).numpy().tobytes())
+    for wrapper in network.modules():
+        if isinstance(wrapper, Normalised):
+            digest.update(repr((wrapper.mean.tolist(), wrapper.std.tolist())).encode())
     return digest.hexdigest()
