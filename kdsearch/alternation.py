@@ -39,7 +39,9 @@ class PolicySteps:
     prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
     objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
     floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
-    floor_rate: float = 0.1  # step of the dual variable per nat of violation
+    floor_rate: float = (
+        0.5  # step of the dual variable per nat of violation; at .1 a run of 90 policy steps ends over it
+    )
     gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
 
     def __post_init__(self) -> None:
