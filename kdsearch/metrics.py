@@ -9,11 +9,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, calling
 
 Metric = Callable[[Tensor, Tensor], float]  # logits (N, K) and labels (N,), on the host; larger is better
 GROUPS = 20  # of images, for the standard error of a metric
 ACCURACY = "accuracy"
+MOST_DIGITS = 9  # after the point
 
 
 class Measured(NamedTuple):
@@ -54,12 +55,27 @@ class Scale:
 
     def text(self, value: float, error: float | None = None) -> str:
         """A value, with its standard error if it is known."""
-        written = [f"{self.factor * number:.{self.digits}f}" for number in (value, error) if number is not None]
-        return " ± ".join(written) + (" %" if self._percent else "")
+        known = [value, *([] if error is None or math.isnan(error) else [error])]
+        return " ± ".join(f"{self.factor * number:.{self.digits}f}" for number in known) + (" %" if self._percent else "")
 
-    def difference(self, value: float) -> str:
+    def difference(self, value: float, digits: int | None = None) -> str:
         """With its sign; of accuracies in points."""
-        return f"{self.factor * value:+.{self.digits}f}"
+        return f"{self.factor * value:+.{self.digits if digits is None else digits}f}"
+
+    def interval(self, low: float, high: float) -> str:
+        """Two different ends, with as many digits as tell them from each other and from nothing.
+
+        >>> Scale("accuracy").interval(-0.011, 0.067), Scale("accuracy").interval(-0.0002, 0.0004)
+        ('-1.1 to +6.7', '-0.02 to +0.04')
+        """
+        digits = self.digits
+        while digits < MOST_DIGITS and self._reads_alike(low, high, digits):
+            digits += 1
+        return f"{self.difference(low, digits)} to {self.difference(high, digits)}"
+
+    def _reads_alike(self, low: float, high: float, digits: int) -> bool:
+        ends = [self.difference(end, digits) for end in (low, high)]
+        return ends[0] == ends[1] or any(end and not float(text) for end, text in zip((low, high), ends, strict=True))
 
     def by(self, value: float) -> str:
         """The size of a difference, in words."""
@@ -101,18 +117,20 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
     >>> metric_value(lambda x, y: (x.argmax(1) == y).double().mean(), logits, labels)[0]
     0.9
     """
-    try:
+    asked = (
+        f"it is called with logits {tuple(logits.shape)} and labels {tuple(labels.shape)} and gives one number, larger "
+        "is better"
+    )
+    what = f"metric {metric_name(metric)}"
+    with calling(what, asked):
         value = float(metric(logits, labels))
-    except Exception as error:
-        raise KdsearchError(
-            f"metric {metric_name(metric)}: {type(error).__name__}: {error}; it is called with logits "
-            f"{tuple(logits.shape)} and labels {tuple(labels.shape)} and gives one number, larger is better"
-        ) from error
     groups = min(GROUPS, len(labels))
-    group = torch.arange(len(labels)) % groups
+    # in a fixed random order: data sets with interleaved classes would lose whole classes at a time
+    group = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % groups
     try:
-        left = [float(metric(logits[group != i], labels[group != i])) for i in range(groups if groups > 1 else 0)]
-    except Exception:  # such as a class that has but one image
+        with calling(what, asked):
+            left = [float(metric(logits[group != i], labels[group != i])) for i in range(groups if groups > 1 else 0)]
+    except KdsearchError:  # such as a class that has but one image
         return value, math.nan
     spread = torch.tensor(left, dtype=torch.float64)
     return value, ((groups - 1) / groups * (spread - spread.mean()).square().sum()).sqrt().item() if left else math.nan
