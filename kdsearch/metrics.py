@@ -56,7 +56,9 @@ class Scale:
     def text(self, value: float, error: float | None = None) -> str:
         """A value, with its standard error if it is known."""
         known = [value, *([] if error is None or math.isnan(error) else [error])]
-        return " ± ".join(f"{self.factor * number:.{self.digits}f}" for number in known) + (" %" if self._percent else "")
+        return " ± ".join(f"{self.factor * number:.{self.digits}f}" for number in known) + (
+            " %" if self._percent else ""
+        )
 
     def difference(self, value: float, digits: int | None = None) -> str:
         """With its sign; of accuracies in points."""

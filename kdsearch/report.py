@@ -73,6 +73,8 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
         points = scale.factor * rows[["difference", "low", "high"]]
         unit = "points" if scale.name == ACCURACY else scale.name
         shown["differences"] = rows[["against", "n"]].join(points.add_suffix(f", {unit}"))
+        if rows["note"].notna().any():
+            shown["differences"]["note"] = rows["note"]
     params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
     columns, long = ["run", "state", "value", "value_se", "seconds", "origin"], ["fail_reason", "warnings"]
     trials = tables["trials"][[*columns, *long]].join(params, on="run")

@@ -2,7 +2,9 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
@@ -13,56 +15,80 @@ WORDS = {
     "trivial": "TrivialAugment's rule",
     "start": "its own unlearned start",
 }
+SAME = 1e-9  # of their size, by which differences that are equal may differ
 
 
 def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
     """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
 
     Args:
-        evaluations: With columns `run`, `seed`, `value`.
+        evaluations: With columns `run`, `seed`, `value`; a run that diverged has no value.
 
     Returns:
-        One row per other run: `against`, `n`, `difference`, `low`, `high`, in the unit of the values; the bounds are
-        missing with a single seed.
+        One row per other run: `against`, `n` seeds on which both have a value, `seeds` in all, `difference`, `low`,
+        `high` in the unit of the values, and a `note` where the interval is not that of all seeds. The bounds are
+        missing with a single seed, and where the difference is the same on all of them.
     """
-    wide = evaluations.pivot_table(index="seed", columns="run", values="value", sort=False)
+    wide = by_seed(evaluations)
     rows = []
     for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
-        d = (wide[run] - wide[other]).dropna()
-        half = math.nan
-        if len(d) > 1:
-            half = float(stats.t.ppf(0.975, len(d) - 1) * d.std(ddof=1) / math.sqrt(len(d)))
-        rows.append((other, len(d), d.mean(), d.mean() - half, d.mean() + half))
-    columns = {"against": "str", "n": "Int64", "difference": "float64", "low": "float64", "high": "float64"}
+        d = (wide[run] - wide[other]).dropna().to_numpy()
+        size = float(wide[[run, other]].abs().max().max())
+        alike = len(d) > 0 and float(np.ptp(d)) <= SAME * size
+        low, high = (math.nan, math.nan) if len(d) < 2 or alike else map(float, t_interval(d))
+        notes = [_lacking(evaluations, name) for name in (run, other)]
+        notes += [_no_interval(len(d), len(wide))] if len(d) and math.isnan(low) else []
+        note = "; ".join(filter(None, notes)) or None
+        rows.append((other, len(d), len(wide), d.mean() if len(d) else math.nan, low, high, note))
+    columns = {"against": "str", "n": "Int64", "seeds": "Int64", "difference": "float64", "low": "float64",
+               "high": "float64", "note": "str"}  # fmt: skip
     return pd.DataFrame(rows, columns=list(columns)).astype(columns)
 
 
+def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Ends of the 95 % t interval of a mean, over the last axis (..., n), n at least 2.
+
+    >>> [round(float(end), 2) for end in t_interval(np.array([1.0, 2.0, 3.0]))]
+    [-0.48, 4.48]
+    """
+    n = differences.shape[-1]
+    half = stats.t.ppf(0.975, n - 1) * differences.std(-1, ddof=1) / math.sqrt(n)
+    return differences.mean(-1) - half, differences.mean(-1) + half
+
+
 def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
-    """One sentence: by how much the searched policy beats or misses each reference, with an interval."""
+    """By how much the searched policy beats or misses each reference, with an interval; a verdict where there is one.
+
+    "It helped" takes values of the policy and of all references on two seeds or more, with every lower bound above 0;
+    on how many seeds a run diverged is said.
+    """
     study, evaluations = tables["studies"].iloc[0], tables["evaluations"]
     if pd.isna(study["best_trial"]):
         ended = f"{study['pruned']} pruned, {study['failed']} failed"
         return f"No trial finished ({ended}), so there is no policy to speak of; see the column fail_reason of trials."
     name, best, scale = f"trial {study['best_trial']}", study["best_value"], Scale(study["metric"])
     if evaluations.empty:
-        references = tables["trials"].query("origin == 'reference' and state == 'COMPLETE'")
-        values = ", ".join(f"{row.run} {scale.text(row.value)}" for row in references.itertuples())
+        known = [_reference(scale, row) for row in tables["trials"].query("origin == 'reference'").itertuples()]
+        others = ", ".join(filter(None, known))
         return (
-            f"{name} reached {_named(scale, best)} on search-validation ({values}); the best of several noisy trials "
-            "is too good, and this is not confirmed on fresh seeds (`--confirmation 3` does it)."
+            f"{name} reached {_named(scale, best)} on search-validation{f' ({others})' if others else ''}; the best of "
+            "several noisy trials is too good, and this is not confirmed on fresh seeds (`--confirmation 3` does it)."
         )
-    seeds = evaluations["seed"].nunique()
-    mean = evaluations.query("run == 'learned'")["value"].mean()
+    seeds, wanted = evaluations["seed"].nunique(), study["budget_confirmation"]
+    of = "" if pd.isna(wanted) or wanted <= seeds else f" of {wanted}"
+    start = f"On {seeds}{of} fresh {'seed' if f'{seeds}{of}' == '1' else 'seeds'} the searched policy ({name})"
+    own = _lacking(evaluations, "learned")
+    values = evaluations.query("run == 'learned'")["value"].dropna()
+    if values.empty:
+        return f"{start}: {own or 'learned has not run'}: nothing is confirmed.{_frozen(scale, evaluations)}"
     differences = paired_differences(evaluations, "learned").set_index("against")
-    against = [reference for reference in WORDS if reference in differences.index]
-    parts = [_part(scale, WORDS[reference], differences.loc[reference]) for reference in against]
-    shown = [reference for reference in against if differences.loc[reference, "low"] > 0]
-    rest = [WORDS[reference] for reference in against if reference not in shown]
-    verdict = "It helped" if not rest else f"No help is shown over {' or '.join(rest)}"
+    parts = [_part(scale, evaluations, "learned", reference) for reference in WORDS]
+    shown = [name for name in WORDS if name in differences.index and differences.loc[name, "low"] > 0]
+    rest = [WORDS[reference] for reference in WORDS if reference not in shown]
+    verdict = f"No help is shown over {' or '.join(rest)}" if rest else f"It helped{' where it ended' if own else ''}"
     return (
-        f"On {seeds} fresh {'seed' if seeds == 1 else 'seeds'} the searched policy ({name}) brings the student to "
-        f"{_named(scale, mean)} on search-validation; it {', '.join(parts)}. {verdict}."
-        f"{_frozen(scale, evaluations)}"
+        f"{start} brings the student to {_named(scale, values.mean())} on search-validation{f' ({own})' if own else ''}"
+        f"; it {', '.join(parts)}. {verdict}.{_frozen(scale, evaluations)}"
     )
 
 
@@ -80,20 +106,64 @@ def remembered(tables: Mapping[str, pd.DataFrame]) -> str | None:
 
 def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
     """What the exported policy does for a fresh student, against the unlearned start."""
-    differences = paired_differences(evaluations, "frozen").set_index("against")
-    if "start" not in differences.index:
+    rows = evaluations.query("run == 'frozen'")
+    if rows.empty:
         return ""
-    mean = evaluations.query("run == 'frozen'")["value"].mean()
-    part = _part(scale, WORDS["start"], differences.loc["start"])
-    return f" The exported policy, held fixed with fresh students, brings them to {scale.text(mean)}; it {part}."
+    start, lacking, values = " The exported policy, held fixed with fresh students,", "", rows["value"].dropna()
+    if said := _lacking(evaluations, "frozen"):
+        lacking = f" ({said})"
+    if values.empty:
+        return f"{start} is not measured{lacking}."
+    part = _part(scale, evaluations, "frozen", "start")
+    return f"{start} brings them to {scale.text(values.mean())}{lacking}; it {part}."
+
+
+def by_seed(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """A row a seed and a column a run, as they came; runs without any value too."""
+    return evaluations.pivot_table(index="seed", columns="run", values="value", sort=False, dropna=False)
+
+
+def _lacking(evaluations: pd.DataFrame, run: str) -> str:
+    """On how many seeds a run has no value, and why: "trivial diverged on 1 of 3 seeds"; "" where it has them all."""
+    seeds, rows = evaluations["seed"].nunique(), evaluations[evaluations["run"] == run]
+    diverged, absent = int(rows["value"].isna().sum()), seeds - rows["seed"].nunique()
+    found = [f"{what} on {_of(count, seeds)}" for what, count in
+             (("diverged", diverged), ("has not run", absent)) if count]  # fmt: skip
+    return f"{run} {' and '.join(found)}" if found else ""
+
+
+def _of(count: int, seeds: int) -> str:
+    if count < seeds:
+        return f"{count} of {seeds} seeds"
+    return "the one seed" if seeds == 1 else f"{'both' if seeds == 2 else f'all {seeds}'} seeds"
+
+
+def _no_interval(n: int, seeds: int) -> str:
+    return "one seed, no interval" if n == 1 else f"the same on {_of(n, max(n, seeds))}: no interval"
+
+
+def _reference(scale: Scale, row: Any) -> str | None:
+    if row.state == "COMPLETE":
+        return f"{row.run} {scale.text(row.value)}"
+    return f"{row.run} failed" if row.state == "FAIL" else None
 
 
 def _named(scale: Scale, value: float) -> str:
     return scale.text(value) if scale.name == ACCURACY else f"a {scale.name} of {scale.text(value)}"
 
 
-def _part(scale: Scale, words: str, row: pd.Series) -> str:
-    d = row["difference"]
+def _part(scale: Scale, evaluations: pd.DataFrame, run: str, reference: str) -> str:
+    """One comparison in words, with its interval, or why there is none."""
+    differences, words = paired_differences(evaluations, run).set_index("against"), WORDS[reference]
+    lacking = _lacking(evaluations, reference)
+    if reference not in differences.index or not differences.loc[reference, "n"]:
+        return f"is not compared with {words} ({lacking or 'no seed has both'})"
+    row = differences.loc[reference]
+    d, n = row["difference"], int(row["n"])
     how = f"equals {words}" if scale.equal(d) else f"{'beats' if d > 0 else 'misses'} {words} by {scale.by(abs(d))}"
-    interval = f"95 % interval {scale.difference(row['low'])} to {scale.difference(row['high'])}"
-    return f"{how} ({'one seed, no interval' if pd.isna(row['low']) else interval})"
+    if pd.isna(row["low"]):
+        interval = _no_interval(n, int(row["seeds"]))
+    else:
+        interval = f"95 % interval {scale.interval(row['low'], row['high'])}"
+        interval += f", {n} seeds" if n < row["seeds"] else ""
+    return f"{how} ({'; '.join(filter(None, (interval, lacking)))})"

@@ -158,8 +158,10 @@ def _read(folder: Path) -> dict[str, Rows]:
         rows["policies"] += [{**key, **row} for row in _policy_file(path / "policy.json")]
         rows["regions"] += [{**key, **row} for row in _regions(path / "regions.json")]
     if (folder / "confirmation.json").is_file():
-        kept = read_json(folder / "confirmation.json")["rows"]
-        rows["evaluations"] = [{**row, "study": study, "split": "search-validation"} for row in kept]
+        kept = read_json(folder / "confirmation.json")
+        of_best = best is not None and kept["winner"] == best.number  # not those of an earlier winner
+        evaluations = kept["rows"] if of_best else []
+        rows["evaluations"] = [{**row, "study": study, "split": "search-validation"} for row in evaluations]
     states = [t.state for t in trials]
     rows["studies"] = [
         {

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
+from kdsearch.analysis.compare import by_seed
 from kdsearch.errors import KdsearchError
 from kdsearch.files import write_bytes
 from kdsearch.metrics import Scale
@@ -24,19 +25,26 @@ Frames = Mapping[str, pd.DataFrame]
 
 
 def did_it_help(tables: Frames) -> Figure:
-    """The confirmation: each fresh seed a dot, lines join the runs of one seed, a bar at the mean."""
-    wide = tables["evaluations"].pivot_table(index="seed", columns="run", values="value", sort=False)
+    """The confirmation: each fresh seed a dot, lines join the runs of one seed, a bar at the mean.
+
+    Below a run stands on how many seeds it has no value.
+    """
+    wide = by_seed(tables["evaluations"])
     order = [run for run in ("identity", "trivial", "start", "frozen", "learned") if run in wide.columns]
     scale = _scale(tables)
     wide = wide[order]
     figure, axes = _figure(7, 3)
     axes.plot(range(len(order)), scale.factor * wide.T.to_numpy(), "o-", color=GRAY, alpha=0.5, lw=0.8, ms=4)
-    for i, run in enumerate(order):
-        mean = wide[run].mean()
+    for i, mean in enumerate(wide.mean()):
+        if np.isnan(mean):
+            continue
+        run = order[i]
         y, text = scale.factor * mean, scale.text(mean).removesuffix(" %")
         axes.hlines(y, i - 0.25, i + 0.25, color=ALONE if run == "learned" else "black", lw=2.5)
         axes.annotate(text, (i + 0.28, y), va="center", fontsize=9)
-    axes.set_xticks(range(len(order)), order)
+    lost = wide.isna().sum()
+    names = [f"{run}\n({lost[run]} of {len(wide)} without value)" if lost[run] else run for run in order]
+    axes.set_xticks(range(len(order)), names)
     axes.set_xlim(-0.5, len(order) - 0.3)
     axes.set_ylabel(scale.label.replace(scale.name, f"{scale.name}\non search-validation"))
     return figure
@@ -59,7 +67,7 @@ def trials(tables: Frames) -> Figure:
     axes.set_xlabel("trial")
     axes.set_ylabel(scale.label)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes, rows["trial"])
     return figure
 
 
@@ -73,13 +81,14 @@ def curves(tables: Frames) -> Figure:
         color = ALONE if run in best else colors.get(str(run), "black")
         strong = run in best or run in colors
         axes.plot(
-            rows["epoch"], scale.factor * rows["value"], color=color, lw=2 if strong else 0.8,
-            alpha=1 if strong else 0.3, label=run if strong else None, zorder=2 if strong else 1,
+            rows["epoch"], scale.factor * rows["value"], "o-" if len(rows) == 1 else "-", color=color,
+            ms=4, lw=2 if strong else 0.8, alpha=1 if strong else 0.3, label=run if strong else None,
+            zorder=2 if strong else 1,
         )  # fmt: skip
     axes.set_xlabel("epoch")
     axes.set_ylabel(scale.label)
     axes.legend(fontsize=8, frameon=False)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _whole_numbers(axes, tables["epochs"]["epoch"])
     return figure
 
 
@@ -252,6 +261,15 @@ def number(value: float) -> str:
 def _short(name: str, most: int = LONGEST_NAME) -> str:
     """The end of a long name."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
+
+
+def _whole_numbers(axes: Axes, numbers: pd.Series) -> None:
+    """An x axis that counts; a single number stands in the middle of it."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    low, high = numbers.min(), numbers.max()
+    if low == high:
+        axes.set_xticks([low])
+        axes.set_xlim(low - 0.75, low + 0.75)
 
 
 def _figure(width: float, height: float) -> tuple[Figure, Axes]:
