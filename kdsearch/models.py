@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
@@ -74,7 +75,8 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     """
     with calling(f"{type(inner(network)).__name__}.state_dict()"):
         state = inner(network).state_dict()
-    kept = {name: value if isinstance(value, Tensor) else _as_bytes(value) for name, value in state.items()}
+    names = plain_names(network)
+    kept = {names[name]: value if isinstance(value, Tensor) else _as_bytes(value) for name, value in state.items()}
     return {
         name: value.detach().cpu().resolve_conj().clone(memory_format=torch.contiguous_format)
         for name, value in kept.items()
@@ -88,15 +90,28 @@ def load_state_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     Raises:
         RuntimeError: as `load_state_dict` does, of other names or shapes.
     """
-    own = inner(network).state_dict()
-    state = OrderedDict(
-        (name, _from_bytes(value) if name.endswith(EXTRA) else value) for name, value in tensors.items()
-    )
+    own, names = inner(network).state_dict(), {plain: name for name, plain in plain_names(network).items()}
+    state = OrderedDict((names.get(name, name), value) for name, value in tensors.items())
     for name, value in own.items():
         if name.endswith(EXTRA):
-            state.setdefault(name, value)
-    state._metadata = getattr(own, "_metadata", {})  # type: ignore[attr-defined]  # the modules' present versions
+            state[name] = extra_from_bytes(state[name]) if name in state else value
+    if set(state) == set(own):
+        state._metadata = own._metadata  # type: ignore[attr-defined]  # the modules' present versions
     inner(network).load_state_dict(state)
+
+
+def plain_names(network: nn.Module) -> dict[str, str]:
+    """From the names in the state of the network inside wrappers to those without wrappers around its own modules."""
+    own = inner(network)
+    wrapped = [path for path, module in own.named_modules(remove_duplicate=False) if inner(module) is not module]
+
+    def plain(name: str) -> str:
+        for path in reversed(wrapped):  # the innermost first
+            if match := re.match(rf"{re.escape(path)}\.(module|_orig_mod|network)\.", name):
+                name = f"{path}.{name[match.end() :]}"
+        return name
+
+    return {name: plain(name) for name in own.state_dict()}
 
 
 def _as_bytes(value: Any) -> Tensor | None:
@@ -113,9 +128,9 @@ def _as_bytes(value: Any) -> Tensor | None:
     return None
 
 
-def _from_bytes(value: Tensor) -> Any:
+def extra_from_bytes(value: Any) -> Any:
     """Extra state as it was given, from its bytes; a tensor of a module's own stays one."""
-    if value.dtype != torch.uint8 or value.ndim != 1:
+    if not isinstance(value, Tensor) or value.dtype != torch.uint8 or value.ndim != 1:
         return value
     kept = value.cpu().numpy().tobytes()
     if kept.startswith(_JSON):

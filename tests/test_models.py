@@ -296,7 +296,7 @@ def test_a_mismatch_of_many_names_shows_a_handful(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("a.bin", b"", r"weights in a .bin; allowed: .safetensors .npz .pt .pth .th"),
+        ("a.zip", b"", r"weights in a .zip; allowed: .safetensors .npz .pt .pth .th .ckpt .bin .tar"),
         ("a.pt", b"", "cannot be read as weights: EOFError"),
         ("a.pt", b"nonsense", "holds Python objects or is torn, which is not read"),
         ("a.npz", b"nonsense", "cannot be read as weights"),

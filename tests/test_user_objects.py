@@ -4,6 +4,7 @@ from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
+from urllib.error import URLError
 
 import pytest
 import torch
@@ -53,7 +54,7 @@ def test_layers_have_the_paths_of_the_network_in_the_wrappers(wrap: str) -> None
     with torch.no_grad(), kd.tapped(wrapped, ["6"]) as seen:
         wrapped(images)
     assert seen["6"].shape == (2, 8, 2, 2)
-    with pytest.raises(kd.KdsearchError, match=r"unknown layer '10'; did you mean '1'"), kd.tapped(wrapped, ["10"]):
+    with pytest.raises(kd.KdsearchError, match=r"unknown layer .head.; known: 0, 1,"), kd.tapped(wrapped, ["head"]):
         pass
 
 
@@ -120,3 +121,125 @@ def test_weights_of_any_layout_and_tied_ones_are_kept(tmp_path: Path) -> None:
     fresh.add_module("tied", nn.Linear(8, 3))
     fresh.load_state_dict(load_file(tmp_path / "w.safetensors"))
     assert weights_hash(fresh) == weights_hash(network)
+
+
+def test_wrappers_around_modules_inside_leave_their_names() -> None:
+    network, other = nn.Sequential(nn.DataParallel(nn.DataParallel(tiny()))), nn.Sequential(tiny())
+    assert list(state_tensors(network)) == list(other.state_dict())
+    load_state_tensors(network, state_tensors(other))
+    assert weights_hash(network) == weights_hash(other)
+
+
+# Weights in files
+
+
+def under(prefix: str, network: nn.Module) -> dict[str, Tensor]:
+    return {prefix + name: value for name, value in network.state_dict().items()}
+
+
+HELD: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
+    "Lightning": lambda n: {"state_dict": under("model.", n), "epoch": 3, "hyper_parameters": {"lr": 0.1}},
+    "Lightning, a loss beside": lambda n: {"state_dict": {**under("net.", n), "criterion.weight": torch.ones(3)}},
+    "Lightning, EMA beside": lambda n: {"state_dict": {**under("model.", n), **under("ema_model.module.", tiny())}},
+    "Lightning, another student": lambda n: {
+        "state_dict": {**under("teacher.", n), **under("student.", kd.small_convnet(3, classes=3))}
+    },
+    "in a part": lambda n: {**under("backbone.encoder.", n), "head.weight": torch.ones(3, 3)},
+    "compile in Lightning in DDP": lambda n: {"state_dict": under("module.model._orig_mod.", n)},
+    "EMA beside": lambda n: {"model": n.state_dict(), "model_ema": tiny().state_dict(), "optimizer": {"state": {}}},
+    "EMA alone": lambda n: {"model_ema": under("module.", n)},
+    "averaged": lambda n: AveragedModel(n).state_dict(),
+    "net": lambda n: {"net": n.state_dict(), "acc": 93.1},
+    "network": lambda n: {"network": under("module.", n)},
+    "two of the same": lambda n: {"model": n.state_dict(), "best": dict(n.state_dict())},
+    "any name": lambda n: {"checkpoint": {"generator": n.state_dict()}},
+}
+
+
+@pytest.mark.parametrize("held", HELD)
+@pytest.mark.parametrize("into", [tiny, lambda: kd.Normalised(nn.DataParallel(tiny()), [0.5], [0.5])])
+def test_weights_are_found_whatever_stands_before_their_names(
+    held: str, into: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    network, other = tiny(), into()
+    torch.save(HELD[held](network), tmp_path / "last.ckpt")
+    kd.load_weights(other, tmp_path / "last.ckpt")
+    assert weights_hash(inner(other)) == weights_hash(network)
+
+
+@pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pth.tar", ".tar", ".PT"])
+def test_files_that_torch_writes_have_many_suffixes(suffix: str, tmp_path: Path) -> None:
+    network = tiny()
+    torch.save(network.state_dict(), tmp_path / f"w{suffix}")
+    assert weights_hash(kd.load_weights(tiny(), tmp_path / f"w{suffix}")) == weights_hash(network)
+
+
+def test_of_two_weights_that_fit_one_is_asked_for(tmp_path: Path) -> None:
+    student, teacher, path = tiny(), tiny(), tmp_path / "both.ckpt"
+    torch.save({"state_dict": {**under("student.", student), **under("teacher.", teacher)}}, path)
+    with pytest.raises(kd.KdsearchError, match=r"'state_dict/student.' and 'state_dict/teacher.' fit .* prefix='"):
+        kd.load_weights(tiny(), path)
+    for prefix in ("teacher.", "state_dict/teacher."):
+        assert weights_hash(kd.load_weights(tiny(), path, prefix=prefix)) == weights_hash(teacher)
+    with pytest.raises(kd.KdsearchError, match=r"unknown prefix 'techer\.'; did you mean 'teacher\.'"):
+        kd.load_weights(tiny(), path, prefix="techer.")
+
+
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (under("0.", tiny()) | under("1.", nn.Linear(3, 3)), "unexpected: 0.0.weight"),
+        (under("model.", nn.Sequential(*tiny(), nn.Linear(3, 3))), "unexpected: 12.weight"),
+        ({n: v.long() for n, v in tiny().state_dict().items()}, "another type: 0.weight torch.int64 in place of"),
+    ],
+    ids=["a part of a Sequential", "of a larger network", "integers"],
+)
+def test_weights_of_more_than_the_network_are_refused(state: dict[str, Tensor], said: str, tmp_path: Path) -> None:
+    torch.save(state, tmp_path / "w.pt")
+    network = tiny()
+    before = weights_hash(network)
+    with pytest.raises(kd.KdsearchError, match=said):
+        kd.load_weights(network, tmp_path / "w.pt")
+    assert weights_hash(network) == before
+
+
+def test_weights_with_extra_state_are_loaded_and_without_it_too(tmp_path: Path) -> None:
+    torch.save(Stateful({"format": 3}).state_dict(), tmp_path / "w.pt")
+    assert kd.load_weights(Stateful(None), tmp_path / "w.pt").state == {"format": 3}
+    torch.save(under("net.", tiny()), tmp_path / "w.pt")
+    assert kd.load_weights(Stateful(5), tmp_path / "w.pt").state == 5
+    save_file(state_tensors(Stateful({"format": 4})), tmp_path / "w.safetensors")
+    assert kd.load_weights(Stateful(None), tmp_path / "w.safetensors").state == {"format": 4}
+
+
+class Strict(Stateful):
+    def set_extra_state(self, state: Any) -> None:
+        raise SystemExit("not mine")
+
+
+def test_what_a_users_module_raises_while_loading_is_told(tmp_path: Path) -> None:
+    torch.save(Stateful(None).state_dict(), tmp_path / "w.pt")
+    with pytest.raises(kd.KdsearchError, match="not the weights of this Strict: SystemExit: not mine"):
+        kd.load_weights(Strict(1), tmp_path / "w.pt")
+
+
+def test_lazy_and_meta_networks(tmp_path: Path) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+    torch.save(network.state_dict(), tmp_path / "w.pt")
+    lazy = kd.load_weights(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), tmp_path / "w.pt")
+    assert torch.equal(lazy[1].weight, network[1].weight)
+    with pytest.raises(kd.KdsearchError, match="the network is on the meta device"):
+        kd.load_weights(nn.Linear(64, 3, device="meta"), tmp_path / "w.pt")
+
+
+def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*args: Any, **kwargs: Any) -> None:
+        raise URLError(OSError(-2, "Name or service not known"))
+
+    monkeypatch.setattr("torch.hub.download_url_to_file", fails)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    said = (
+        r"resnet18: weights DEFAULT cannot be had: URLError: .* put https://.*\.pth there as .*/checkpoints/resnet18-"
+    )
+    with pytest.raises(kd.KdsearchError, match=said):
+        kd.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
