@@ -1,9 +1,12 @@
 """The command line: one short function per command, each a thin call of a public function."""
 
 import shutil
+import signal
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -19,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Which augmentation policy makes this student learn most from this teacher?",
 )
-BAD_INPUT, NO_BUDGET, INTERRUPTED = 2, 3, 130
+BAD_INPUT, NO_BUDGET, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 
 
 class Target(StrEnum):
@@ -288,11 +291,26 @@ def _typed() -> str:
 
 
 def main() -> None:
-    """Run the command line; a user's mistake is one message and exit code 2, an interruption is 130."""
-    try:
-        app()
-    except KdsearchError as error:
-        print(f"kdsearch: {error}", file=sys.stderr)
-        raise SystemExit(BAD_INPUT) from None
-    except KeyboardInterrupt:
-        raise SystemExit(INTERRUPTED) from None
+    """Run the command line; a user's mistake is one message and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
+    terminated = list[int]()
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        terminated.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    code: int | str | None = INTERRUPTED
+    with suppress(KeyboardInterrupt):  # also of a second signal, while the first is on its way here
+        try:
+            app()
+        except KdsearchError as error:
+            print(f"kdsearch: {error}", file=sys.stderr)
+            code = BAD_INPUT
+        except SystemExit as ended:
+            code = ended.code
+    if code == INTERRUPTED:
+        with suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt
+        code = TERMINATED if terminated else INTERRUPTED
+    signal.signal(signal.SIGTERM, before)
+    raise SystemExit(code)
