@@ -68,10 +68,10 @@ kdsearch.errors.calling[0]>, line 2); allowed: a factory, which makes a new netw
     """
     try:
         yield
-    except (KeyboardInterrupt, KdsearchError, Diverged, MemoryError):
+    except (KeyboardInterrupt, KdsearchError, Diverged):
         raise
     except BaseException as error:
-        if type(error).__name__ == "OutOfMemoryError":  # torch's, which this module does not import
+        if out_of_memory(error):
             raise
         raise KdsearchError(f"{what}: {in_words(error)}{f'; {cure}' if cure else ''}") from error
 
@@ -83,6 +83,18 @@ def in_words(error: BaseException) -> str:
     theirs = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THEIRS))]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (theirs or frames)[-1:])
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Is it a lack of memory? torch has several errors for it, and oneDNN says it in its own way.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("could not create a primitive"))
+    (True, True)
+    """
+    text = str(error)
+    said = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory")
+    named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return named or (isinstance(error, RuntimeError) and any(words in text for words in said))
 
 
 class Diverged(Exception):

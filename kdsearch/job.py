@@ -1,9 +1,8 @@
 """One search from preflight over references and trials to confirmation and report: `kd.search`."""
 
 import importlib.metadata
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,9 @@ from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
-from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
-from kdsearch.files import make_folder, read_json, write_json
+from kdsearch.files import make_folder, read_json, write_bytes, write_json
 from kdsearch.hpo import (
     Trial,
     TrialEvent,
@@ -27,7 +26,9 @@ from kdsearch.hpo import (
     open_search,
     rows_of,
     run_trials,
+    storage_in_words,
 )
+from kdsearch.interrupts import Interrupts, uninterrupted
 from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
@@ -89,42 +90,91 @@ def search(
     url = storage or database(folder.absolute())
     check_storage(url)
     check_names(sampler, pruner)
-    with Display(metric_name(study.metric), quiet=quiet) as display:
-        if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
-            display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
-        display.say("looking at the study: data, networks, memory, time")
-        checked = preflight(study, folder, device=device or study.device)
-        make_folder(folder)
-        with _only_one(folder):
-            search_ = _Search(checked, folder, url, sampler, pruner, display)
+    with (
+        Display(metric_name(study.metric), quiet=quiet) as display,
+        Interrupts() as interrupts,
+        _in_words(folder, url),
+        interrupts.first(),
+        _only_one(folder),
+    ):
+        search_: _Search | None = None
+        try:
+            if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
+                display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
+            display.say("looking at the study: data, networks, memory, time")
+            checked = preflight(study, folder, device=device or study.device)
+            search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts)
             search_.begin(source)
-            try:
-                search_.references()
-                search_.trials()
-                search_.confirm()
-            except KeyboardInterrupt:
+            search_.references()
+            search_.trials()
+            search_.confirm()
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
                 display.say("interrupted; the same command goes on")
-                raise
-            finally:
-                result = search_.finish()
-    return result
+            if search_ and search_.begun:
+                search_.finish_after_error()
+            raise
+        return search_.finish()
 
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
+    """One search in a folder; one that leaves nothing in it leaves no folder."""
+    lock = FileLock(make_folder(folder) / "search.lock", timeout=0)
     try:
-        with FileLock(folder / "search.lock", timeout=0):
-            yield
+        lock.acquire()
     except Timeout:
         raise KdsearchError(f"another search is running in {folder}") from None
+    except (OSError, NotImplementedError) as error:
+        cure = "allowed: a run folder that can be written and locked"
+        raise KdsearchError(f"cannot write {lock.lock_file}: {in_words(error)}; {cure}") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            if [*folder.iterdir()] == [Path(lock.lock_file)]:
+                Path(lock.lock_file).unlink()
+                folder.rmdir()
+        lock.release()
+
+
+@contextmanager
+def _in_words(folder: Path, url: str) -> Iterator[None]:
+    """What the machine refuses a search in one sentence: memory, files, the storage."""
+    try:
+        with storage_in_words(url):
+            yield
+    except OSError as error:
+        raise KdsearchError(f"the search in {folder}: {in_words(error)}; the same command goes on") from error
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        cure = "the same command goes on, where there is more or with a smaller budget.batch or more budget.parts"
+        raise KdsearchError(f"the search in {folder}: out of memory: {in_words(error)}; {cure}") from error
+
+
+def _keep_source(source: Path, kept: Path) -> None:
+    """A copy of the study file, which may be that copy itself."""
+    if not (kept.exists() and kept.samefile(source)):
+        write_bytes(kept, source.read_bytes())
 
 
 class _Search:
     """The steps of one search over one run folder."""
 
-    def __init__(self, checked: Checked, folder: Path, url: str, sampler: str, pruner: str, display: Display) -> None:
+    def __init__(
+        self,
+        checked: Checked,
+        folder: Path,
+        url: str,
+        sampler: str,
+        pruner: str,
+        display: Display,
+        interrupts: Interrupts,
+    ) -> None:
         self.checked, self.ready, self.folder, self.url = checked, checked.ready, folder, url
-        self.sampler, self.pruner, self.display = sampler, pruner, display
+        self.sampler, self.pruner, self.display, self.interrupts = sampler, pruner, display, interrupts
+        self.begun = False  # is there anything to report of?
         self.study = checked.ready.study
         self.budget = self.study.budget
         self.outcomes: dict[int, Outcome] = {}
@@ -134,13 +184,23 @@ class _Search:
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.ready)
-        self.optuna = open_search(
-            self.url, known, fixed, sampler=self.sampler, pruner=self.pruner, epochs=self.budget.epochs
-        )
         own = self.url == database(self.folder.absolute())
-        write_json(self.folder / "study.json", {**known, "storage": None if own else self.url})
+        for partial in self.folder.rglob("*.partial"):  # of a process that died while it wrote
+            partial.unlink(missing_ok=True)
+        with uninterrupted():
+            self.optuna = open_search(
+                self.url,
+                known,
+                fixed,
+                sampler=self.sampler,
+                pruner=self.pruner,
+                epochs=self.budget.epochs,
+                folder=None if own else self.folder,
+            )
+            write_json(self.folder / "study.json", {**known, "storage": None if own else self.url})
+            self.begun = True
         if source:
-            shutil.copyfile(source, self.folder / "study.py")
+            _keep_source(source, self.folder / "study.py")
         say, right = self.display.say, Scale(ACCURACY).text(self.checked.validation.accuracy)
         say(
             f"study {self.study.name}: teacher right on {right} of search-validation; "
@@ -198,6 +258,13 @@ class _Search:
         for _ in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
             self.display.expect(self._seconds_left())
 
+    def finish_after_error(self) -> None:
+        """As `finish`, of what there is when an error ends the search, which stays the error that is told."""
+        try:
+            self.finish()
+        except Exception as another:
+            self.display.say(f"no report: {in_words(another)}")
+
     def finish(self) -> Result:
         """Frames, report and the last words, from the folder alone."""
         tables = frames(self.folder)
@@ -228,16 +295,17 @@ class _Search:
 
         self.display.expect(self._seconds_left())
         self._take_over(trial, folder)
-        outcome = run_trial(
-            self.ready,
-            folder,
-            policy=self.ready.policy(settings),
-            policy_steps=self.ready.policy_steps(settings),
-            seed=trial.seed,
-            provenance={**self.provenance, "run": name, "seed": trial.seed, **settings.numbers()},
-            checkpoint=folder / CHECKPOINT,
-            on_record=on_record,
-        )
+        with self.interrupts.first():
+            outcome = run_trial(
+                self.ready,
+                folder,
+                policy=self.ready.policy(settings),
+                policy_steps=self.ready.policy_steps(settings),
+                seed=trial.seed,
+                provenance={**self.provenance, "run": name, "seed": trial.seed, **settings.numbers()},
+                checkpoint=folder / CHECKPOINT,
+                on_record=on_record,
+            )
         self.measured[True].append(outcome.seconds)
         self.outcomes[trial.number] = replace(outcome, student=None)
         return outcome.value
@@ -246,19 +314,20 @@ class _Search:
         """Fetch the checkpoint of the interrupted trial that this one goes on with."""
         if not trial.retries:
             return
-        self.display.say(f"trial {trial.number} goes on with trial {trial.retries[0]}, which was interrupted")
+        self.display.say(f"trial {trial.number} goes on with trial {trial.retries[0]}, which did not end")
         left = (self._trial_folder(number) / CHECKPOINT for number in trial.retries)
         if found := next((path for path in left if path.exists()), None):
             found.replace(make_folder(folder) / CHECKPOINT)
 
     def _ended(self, event: TrialEvent) -> None:
+        if not event.again:
+            (self._trial_folder(event.number) / CHECKPOINT).unlink(missing_ok=True)
         outcome = self.outcomes.get(event.number)
-        if outcome is None:
+        if outcome is None or event.state != "COMPLETE":
             self.display.say(
                 f"trial {event.number}: {event.state.lower()}{f' ({event.reason})' if event.reason else ''}"
             )
             return
-        (self._trial_folder(event.number) / CHECKPOINT).unlink(missing_ok=True)
         best = self._best()
         assert best is not None
         result = read_json(self._trial_folder(best.number) / "result.json")
@@ -266,6 +335,7 @@ class _Search:
         self.display.ended(f"trial {event.number}", outcome, best=named)
 
     def _show(self, run: str, record: EpochRecord) -> None:
+        self.interrupts.check()
         self.display.epoch(run, record, self.budget.epochs)
 
     def _look(self, run: str, record: EpochRecord) -> None:

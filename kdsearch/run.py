@@ -16,6 +16,7 @@ from kdsearch.checkpoint import Checkpoint
 from kdsearch.data import first
 from kdsearch.disagreement import DisagreementReport
 from kdsearch.distill import Distiller
+from kdsearch.errors import Diverged
 from kdsearch.files import make_folder, plain, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import warnings
@@ -116,7 +117,7 @@ def run_trial(
         outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
         if folder:
             outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
-    except Exception:  # it would end in the same way again; an interruption would not
+    except Diverged:  # it would end in the same way again; whatever else ends it may not
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
         raise

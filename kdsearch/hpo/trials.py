@@ -2,16 +2,19 @@
 
 import json
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import optuna
-import torch
 from optuna.trial import TrialState
+from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.errors import Diverged, KdsearchError, unknown
+from kdsearch.errors import Diverged, KdsearchError, out_of_memory, unknown
 from kdsearch.hpo.storage import NAME, open_storage
+from kdsearch.interrupts import uninterrupted
 from kdsearch.maths import derive_seed
 from kdsearch.records import EpochRecord
 from kdsearch.space import WHOLE, SearchSpace, Settings
@@ -19,6 +22,8 @@ from kdsearch.space import WHOLE, SearchSpace, Settings
 STARTUP = 3  # random trials before the sampler models anything, and before anything is pruned
 FAILURES = 3  # in a row end the search
 INTERRUPTED = "interrupted"  # the fail_reason of a trial that is retried
+FAIL = TrialState.FAIL.name
+STORAGE_ERRORS = (optuna.exceptions.StorageInternalError, SQLAlchemyError)
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 
 SAMPLERS: Mapping[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -41,8 +46,10 @@ class TrialEvent:
 
     number: int
     state: str
-    value: float | None
+    value: float | None = None
     reason: str | None = None
+    again: bool = False  # it failed, and is tried again
+    ends: bool = False  # it failed, and the search ends by it
 
 
 @dataclass(frozen=True)
@@ -66,16 +73,24 @@ def check_names(sampler: str, pruner: str) -> None:
 
 
 def open_search(
-    url: str, facts: Mapping[str, Any], fixed: Mapping[str, Any], *, sampler: str, pruner: str, epochs: int
+    url: str,
+    facts: Mapping[str, Any],
+    fixed: Mapping[str, Any],
+    *,
+    sampler: str,
+    pruner: str,
+    epochs: int,
+    folder: Path | None = None,
 ) -> optuna.Study:
     """Open a search or begin one; trials that a process left when it died or was interrupted wait to be retried.
 
     Args:
         facts: Stored with a new search, and updated: what `studies` says of it.
         fixed: What fixes a trial; a stored search with another one is refused.
+        folder: The run folder, where the storage lies elsewhere: two of them share none.
 
     Raises:
-        KdsearchError: the stored search is of another study, with the differences.
+        KdsearchError: the stored search is of another study, with the differences, or of another folder.
     """
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
@@ -87,14 +102,26 @@ def open_search(
             + "\n".join(f"  {line}" for line in _differences(json.loads(stored), fixed))
             + "\ntake another folder with --out, or go back"
         )
+    if folder is not None:
+        _claim(study, url, folder.absolute())
     for key, value in {**facts, "sampler": sampler, "pruner": pruner, "fixed": fixed}.items():
         study.set_user_attr(key, json.dumps(value))
     for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
         storage.set_trial_user_attr(trial._trial_id, "fail_reason", INTERRUPTED)
         storage.set_trial_state_values(trial._trial_id, TrialState.FAIL)
-    _retry_interrupted(study)
+    _retry(study)
     study.pruner = PRUNERS[pruner](epochs)
     return study
+
+
+def _claim(study: optuna.Study, url: str, folder: Path) -> None:
+    """Note whose search a storage holds; one whose folder is still there is not taken over."""
+    owner = json.loads(study.user_attrs.get("folder", "null"))
+    if owner and (Path(owner) / "study.json").exists() and not (folder.exists() and folder.samefile(owner)):
+        raise KdsearchError(
+            f"{url} holds the search of the folder {owner}; go on there with --out {owner}, or take another storage"
+        )
+    study.set_user_attr("folder", json.dumps(str(folder)))
 
 
 def run_trials(
@@ -112,72 +139,132 @@ def run_trials(
     The sampler is made anew for each trial from the seed and the number of trials before it, retries not counted, so
     that a resumed search suggests what an uninterrupted one would.
 
+    A trial that fails by itself is tried once more, at once; failing again it is failed, and the search goes on. A
+    failure from outside it (of files, storage, memory, workers, data) ends the search, and so does any while no trial
+    has finished, or the third failed trial in a row; the next search then tries that trial again. Only failures of
+    files and of the storage are tried again without end.
+
     Raises:
-        Exception: of a trial, while none has succeeded yet, or for the third time in a row.
+        Exception: of a trial, where it ends the search.
+        KeyboardInterrupt: the trial is retried by the next search.
     """
     failures = 0
     while len(study.get_trials(deepcopy=False, states=DONE)) < target:
-        if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
-            index = len({_index(trial) for trial in study.get_trials(deepcopy=False)})
-            origin = "sampled" if index else "default"
-            fixed = {} if index else {name: _start(space, name) for name in space.ranges}
-            study.enqueue_trial(fixed, user_attrs={"index": index, "origin": origin})
-        next_one = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))[0]
-        study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", _index(next_one)) % 2**32)
-        ended: list[TrialEvent] = []
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            try:
-                study.optimize(lambda trial: _objective(trial, space, run, seed, ended), n_trials=1)  # noqa: B023
-            except Exception:
-                failures += 1
-                if failures >= FAILURES or not study.get_trials(deepcopy=False, states=DONE):
-                    raise
-            else:
-                failures = 0
-        for event in ended:
-            on_trial(event)
+            with uninterrupted():
+                trial = _next_trial(study, space, seed, sampler)
+            event, error = _run_one(trial, space, run, seed, failures)
+        on_trial(event)
+        if event.ends and error is not None:
+            raise error
+        if event.state != FAIL:
+            failures = 0
+        elif not event.again:
+            failures += 1
 
 
-def _objective(trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, ended: list[TrialEvent]) -> float:
+def _next_trial(study: optuna.Study, space: SearchSpace, seed: int, sampler: str) -> optuna.Trial:
+    """The first trial that waits, or the next in the order."""
+    if not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        index = len({_index(trial) for trial in study.get_trials(deepcopy=False)})
+        origin = "sampled" if index else "default"
+        fixed = {} if index else {name: _start(space, name) for name in space.ranges}
+        study.enqueue_trial(fixed, user_attrs={"index": index, "origin": origin})
+    next_one = study.get_trials(deepcopy=False, states=(TrialState.WAITING,))[0]
+    study.sampler = SAMPLERS[sampler](derive_seed(seed, "sampler", _index(next_one)) % 2**32)
+    return study.ask()
+
+
+def _run_one(
+    trial: optuna.Trial, space: SearchSpace, run: Run, seed: int, failures: int
+) -> tuple[TrialEvent, Exception | None]:
+    """Run a trial and store what came of it; the event says whether a failure ends the search.
+
+    Args:
+        failures: Trials that failed in a row before.
+    """
+
     def report(record: EpochRecord) -> None:
-        trial.report(record.value, record.epoch)
-        if trial.should_prune():
+        with uninterrupted():
+            trial.report(record.value, record.epoch)
+            enough = record.progress < 1 and trial.should_prune()  # a trained one has nothing left to save
+        if enough:
             raise Pruned
 
-    state = "FAIL"
-    value: float | None = None
-    reason: str | None = None
+    event = TrialEvent(trial.number, "COMPLETE")
+    failure: Exception | None = None
     try:
-        settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", _index(trial)) % 2**31
-        trial.set_user_attr("settings", settings.numbers())
-        trial.set_user_attr("seed", own_seed)
+        with uninterrupted():
+            settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", _index(trial)) % 2**31
+            trial.set_user_attr("settings", settings.numbers())
+            trial.set_user_attr("seed", own_seed)
         value = run(Trial(trial.number, settings, own_seed, _retries(trial.study, trial.number)), report)
-        trial.set_constraint("finite", 0.0)
-        state = "COMPLETE"
-        return value
+        event = replace(event, value=value)
     except Pruned:
-        trial.set_constraint("finite", 0.0)
-        state = "PRUNED"
-        raise optuna.TrialPruned from None
+        event = replace(event, state="PRUNED")
     except Diverged as error:
-        # NaN would be a failure that the sampler never learns from; an unmet constraint is remembered.
-        trial.set_constraint("finite", 1.0)
-        state, reason = "PRUNED", f"nan: {error}"
-        raise optuna.TrialPruned from None
+        event = replace(event, state="PRUNED", reason=f"nan: {error}")
     except KeyboardInterrupt:
-        reason = INTERRUPTED
-        raise
-    except torch.OutOfMemoryError:
-        reason = "out of memory"
+        with suppress(*STORAGE_ERRORS), uninterrupted():  # untold, it is left running, and retried as well
+            _tell(trial, replace(event, state=FAIL, reason=INTERRUPTED))
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]
-        raise
-    finally:
-        if reason:
-            trial.set_user_attr("fail_reason", reason)
-        ended.append(TrialEvent(trial.number, state, value, reason))
+        failure = error
+    if failure is None:
+        with uninterrupted():
+            _tell(trial, event)
+        return event, None
+    event = replace(event, state=FAIL, ends=True)
+    with suppress(*STORAGE_ERRORS), uninterrupted():  # the failure is what is said; untold, the trial is retried
+        event = _failed(trial, failure, failures)
+        _tell(trial, event)
+        if event.again and not event.ends:
+            _retry(trial.study)
+    return event, failure
+
+
+def _failed(trial: optuna.Trial, error: Exception, failures: int) -> TrialEvent:
+    """What a failure makes of a trial and of the search, by the rule of `run_trials`."""
+    cause = error.__cause__ or (None if not isinstance(error, KdsearchError) else error.__context__)
+    machine = isinstance(error, STORAGE_ERRORS) or any(isinstance(e, OSError) for e in (error, cause))
+    outside = machine or out_of_memory(error) or (isinstance(error, KdsearchError) and error.__cause__ is None)
+    before = int(trial.user_attrs.get("failures", 0))
+    if not machine:
+        trial.set_user_attr("failures", before + 1)
+    started = bool(trial.study.get_trials(deepcopy=False, states=DONE))
+    last = not started or (before and failures + 1 >= FAILURES)
+    words = str(error).partition("\n")[0]
+    reason = words if isinstance(error, KdsearchError) else f"{type(error).__name__}: {words}"
+    reason = "out of memory" if out_of_memory(error) else reason[:300]
+    again, ends = machine or last or not before, machine or last or (outside and not before)
+    return TrialEvent(trial.number, FAIL, reason=reason, again=bool(again), ends=bool(ends))
+
+
+@contextmanager
+def storage_in_words(url: str) -> Iterator[None]:
+    """Around what reads or writes the storage: that it cannot is one sentence.
+
+    Raises:
+        KdsearchError: in place of the storage's own error.
+    """
+    try:
+        yield
+    except STORAGE_ERRORS as error:
+        cause = str(error.__cause__ or error).partition("\n")[0]
+        raise KdsearchError(f"cannot use the storage {url}: {cause}") from error
+
+
+def _tell(trial: optuna.Trial, event: TrialEvent) -> None:
+    """Store how a trial ended."""
+    if event.reason:
+        trial.set_user_attr("fail_reason", event.reason)
+    if event.again:
+        trial.set_user_attr("again", True)
+    if event.state != FAIL:
+        # NaN would be a failure that the sampler never learns from; an unmet constraint is remembered.
+        trial.set_constraint("finite", float(bool(event.reason)))
+    trial.study.tell(trial, event.value, TrialState[event.state])
 
 
 def _index(trial: optuna.Trial | optuna.trial.FrozenTrial) -> int:
@@ -185,18 +272,21 @@ def _index(trial: optuna.Trial | optuna.trial.FrozenTrial) -> int:
     return int(trial.user_attrs.get("index", trial.number))
 
 
-def _retry_interrupted(study: optuna.Study) -> None:
-    """Let each interrupted trial that has no retry wait for one, with its numbers and its place in the order.
+def _retry(study: optuna.Study) -> None:
+    """Let each trial that is to be tried again and has no retry wait for one, with its numbers and its place.
 
     Numbers that it had not been told yet come from the sampler of its place, which gives them again.
     """
     trials = study.get_trials(deepcopy=False)
     retried = {trial.user_attrs.get("retry_of") for trial in trials}
     for trial in trials:
-        if trial.user_attrs.get("fail_reason") == INTERRUPTED and trial.number not in retried:
+        attributes = trial.user_attrs
+        again = attributes.get("fail_reason") == INTERRUPTED or attributes.get("again")
+        if again and trial.state == TrialState.FAIL and trial.number not in retried:
             known = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-            facts = {"index": _index(trial), "origin": trial.user_attrs.get("origin", "sampled")}
-            study.enqueue_trial(known, user_attrs={**facts, "retry_of": trial.number})
+            facts = {"index": _index(trial), "origin": attributes.get("origin", "sampled")}
+            failures = {"failures": attributes["failures"]} if "failures" in attributes else {}
+            study.enqueue_trial(known, user_attrs={**facts, **failures, "retry_of": trial.number})
 
 
 def _retries(study: optuna.Study, number: int) -> tuple[int, ...]:
