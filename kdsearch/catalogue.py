@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from kdsearch.errors import KdsearchError, unknown
+from kdsearch.files import as_path
 
 _PACKAGE = Path(__file__).parent
 SUFFIX = {"studies": ".py", "search_spaces": ".toml"}
@@ -32,7 +33,7 @@ def find(kind: str, name: str) -> Path:
             hint = f" (for a file of your own give a path, such as ./{name}{suffix})"
             raise KdsearchError(unknown(SINGULAR[kind], name, names(kind)) + hint)
         return folder(kind) / f"{name}{suffix}"
-    path = Path(name).expanduser()
+    path = as_path(name)
     if not path.is_file():
         raise KdsearchError(f"no {SINGULAR[kind]} file {path}; shipped: {', '.join(names(kind))}")
     if path.suffix != suffix:

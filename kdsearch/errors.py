@@ -1,5 +1,6 @@
 """What goes wrong for a user: one class, one clear message, exit code 2."""
 
+import reprlib
 import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -40,6 +41,16 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     near = get_close_matches(str(name), names, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names) or 'none'}"
     return f"unknown {kind} '{name}'; {hint}"
+
+
+def short(value: object) -> str:
+    """A value as a message shows it, quoted, whatever its size.
+
+    >>> short("word"), short(list(range(100)))
+    ("'word'", "'[0, 1, 2, 3, 4, 5, ...]'")
+    """
+    text = value if isinstance(value, str) else reprlib.repr(value)  # which does not go deeper than six levels
+    return repr(text[:40])
 
 
 def problems(place: str, found: list[str]) -> KdsearchError:

@@ -1,7 +1,9 @@
 """Pictures in folders and arrays in files, as data sets."""
 
-import zipfile
-from collections.abc import Mapping
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,12 +12,17 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
+from kdsearch.archives import Claim, load_npz
 from kdsearch.data import ArrayData
-from kdsearch.errors import KdsearchError
-from kdsearch.images import SUFFIXES, image_file
+from kdsearch.errors import KdsearchError, problems
+from kdsearch.files import as_path
+from kdsearch.images import SUFFIXES, folders_in, image_file
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
 LABELS = ("labels", "y", "targets")
+LONG = 16  # times its shorter side that an image is made larger as a whole, in case that is one pixel
+SHOWN = 3  # files that a warning names
+TOGETHER = 64  # files that a thread looks at in one go
 
 
 @dataclass(frozen=True)
@@ -31,36 +38,86 @@ class ImageFolder:
         return len(self.files)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image = image_file(self.files[index])
+        try:
+            image = image_file(self.files[index])
+        except KdsearchError as error:
+            raise self._all_wrong(error) from None
+        most = LONG * min(image.shape[-2:])
+        if max(image.shape[-2:]) > most:
+            image = center_crop(image, [min(side, most) for side in image.shape[-2:]])
         height, width = image.shape[-2:]
         scale = self.size / min(height, width)
         image = resize(image, [max(self.size, round(scale * side)) for side in (height, width)], antialias=True)
         return center_crop(image, [self.size]).expand(3, -1, -1), self.labels[index]
 
+    def _all_wrong(self, first: KdsearchError) -> KdsearchError:
+        """All files that cannot be read, so that they need not be found one by one."""
+        found = list(unreadable(self.files).values())
+        cure = "image_folder(..., skip_unreadable=True) leaves them out"
+        if len(found) < 2:
+            return KdsearchError(f"{first}; {cure}")
+        return problems(f"files that cannot be read, of {len(self.files)}; {cure}", found)
 
-def image_folder(path: Path | str, *, size: int) -> ImageFolder:
+
+def unreadable(files: Sequence[Path]) -> dict[Path, str]:
+    """What keeps image files from being read, where something does; all are opened and decoded."""
+
+    def look(start: int) -> dict[Path, str]:
+        found = {}
+        for file in files[start : start + TOGETHER]:
+            try:
+                image_file(file)
+            except KdsearchError as error:
+                found[file] = str(error)
+        return found
+
+    pool = ThreadPoolExecutor(min(8, os.cpu_count() or 1))
+    try:
+        return {file: why for part in pool.map(look, range(0, len(files), TOGETHER)) for file, why in part.items()}
+    finally:
+        pool.shutdown(cancel_futures=True)  # where it is interrupted
+
+
+def image_folder(path: Path | str, *, size: int, skip_unreadable: bool = False) -> ImageFolder:
     """The images of a folder of class folders, their shorter side made `size` pixels, cropped around the centre.
 
     The classes are the folders in the order of their names; images may lie deeper in them. Gray images become RGB.
-    The files are only opened when an item is asked for: a broken one is named then.
+    The files are only opened when an item is asked for: where one cannot be read, all are looked at and named.
+
+    Args:
+        skip_unreadable: Open all files now and leave out those that cannot be read, with a warning.
 
     Raises:
         KdsearchError: no such folder; no class folders in it; a class without images.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not path.is_dir():
         raise KdsearchError(f"{path}: {'not a folder' if path.exists() else 'no such folder'}")
-    if size < 1:
-        raise KdsearchError(f"{path}: size is {size}; allowed: 1 or more pixels")
-    folders = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    if not isinstance(size, int) or size < 1:
+        raise KdsearchError(f"{path}: size is {size!r}; allowed: 1 or more pixels, a whole number")
+    folders = [folder for folder in folders_in(path) if not folder.name.startswith(".")]
     if not folders:
         raise KdsearchError(f"{path}: no folders in it; needed: one folder of images for each class")
     found = [sorted(file for file in folder.rglob("*") if _is_image(file)) for folder in folders]
+    if skip_unreadable:
+        found = _readable(path, found)
     if empty := [folder.name for folder, files in zip(folders, found, strict=True) if not files]:
         raise KdsearchError(f"{path}: no images in {', '.join(empty[:8])}; read are {' '.join(SUFFIXES)}")
     files = tuple(file for part in found for file in part)
     labels = tuple(label for label, part in enumerate(found) for _ in part)
     return ImageFolder(files, labels, tuple(folder.name for folder in folders), size)
+
+
+def _readable(path: Path, found: list[list[Path]]) -> list[list[Path]]:
+    """Lists of files without those that cannot be read, which one warning counts."""
+    files = [file for part in found for file in part]
+    wrong = unreadable(files)
+    if wrong:
+        rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
+        reasons = "; ".join(list(wrong.values())[:SHOWN])
+        said = f"{path}: {len(wrong)} of {len(files)} files cannot be read and are left out: {reasons}{rest}"
+        warnings.warn(said, stacklevel=3)
+    return [[file for file in part if file not in wrong] for part in found]
 
 
 def _is_image(file: Path) -> bool:
@@ -79,23 +136,23 @@ def load_arrays(path: Path | str, *, split: str | None = None) -> ArrayData:
     Raises:
         KdsearchError: no such file or arrays; arrays of another type, shape or range.
     """
-    path = Path(path).expanduser()
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            images = archive[_name(path, archive, IMAGES, "images", split)]
-            labels = archive[_name(path, archive, LABELS, "labels", split)]
-    except FileNotFoundError:
-        raise KdsearchError(f"{path}: no such file") from None
-    except (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise KdsearchError(f"{path}: cannot be read as an .npz file of arrays: {error}") from None
+    path = as_path(path)
+    found: list[str] = []
+
+    def choose(arrays: Mapping[str, Claim]) -> list[str]:
+        found[:] = _name(path, arrays, IMAGES, "images", split), _name(path, arrays, LABELS, "labels", split)
+        return found
+
+    arrays = load_npz(path, choose)
+    images, labels = (arrays[name] for name in found)
     return ArrayData(_images(path, images), _labels(path, labels, len(images)))
 
 
-def _name(path: Path, archive: Mapping[str, np.ndarray], names: tuple[str, ...], what: str, split: str | None) -> str:
+def _name(path: Path, arrays: Mapping[str, Claim], names: tuple[str, ...], what: str, split: str | None) -> str:
     allowed = names if split is None else tuple(f"{name}_{split}" for name in names)
-    name = next((name for name in allowed if name in archive), None)
+    name = next((name for name in allowed if name in arrays), None)
     if name is None:
-        there = ", ".join(list(archive)[:8]) or "no arrays"
+        there = ", ".join(list(arrays)[:8]) or "no arrays"
         raise KdsearchError(f"{path}: no {what} in it, but {there}; allowed names: {', '.join(allowed)}")
     return name
 

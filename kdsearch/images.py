@@ -1,7 +1,6 @@
 """Images from files, for pictures and previews: folders, image files, .npz files, the embedded photographs."""
 
-import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
 
+from kdsearch.archives import Claim, load_npz
 from kdsearch.errors import KdsearchError
+from kdsearch.files import as_path, check_file
 
 
 def photographs() -> Tensor:
@@ -22,6 +23,8 @@ def photographs() -> Tensor:
 
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow runs another program to read some others
+MOST_PIXELS = 50_000_000  # of an image file, which take about 800 MB while they are read
 LONGEST = 224  # pixels, the longest side of a loaded image
 
 
@@ -35,34 +38,57 @@ def load_images(path: Path | str, most: int = 4) -> Tensor:
     Raises:
         KdsearchError: no such path; no images in it; a broken image; arrays of another shape, type or range.
     """
-    path = Path(path)
-    if path.suffix.lower() == ".npz" and path.is_file():
+    path = as_path(path)
+    if not path.exists():
+        raise KdsearchError(f"{path}: no such file or folder")
+    if path.suffix.lower() == ".npz" and not path.is_dir():
         return _one_size(list(array_images(path)[:most]))
     if not path.is_dir():
         files = [path]
     elif not (files := image_files(path)):
-        files = [first for folder in sorted(path.glob("*/")) for first in image_files(folder)[:1]]
+        files = [first for folder in folders_in(path) for first in image_files(folder)[:1]]
     if not files:
         raise KdsearchError(f"{path}: no images in this folder; read are {' '.join(SUFFIXES)}")
     return _one_size([image_file(file) for file in files[:most]])
 
 
 def image_files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    """The image files in a folder, in the order of their names."""
+    return [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, in the order of their names."""
+    return [path for path in _listed(folder) if path.is_dir()]
+
+
+def _listed(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError as error:
+        raise KdsearchError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
 def image_file(path: Path) -> Tensor:
     """(C, H, W) uint8 of an image file, the right way up; C is 1 for gray images, otherwise 3."""
-    if not path.is_file():
-        raise KdsearchError(f"{path}: no such file or folder")
+    check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         allowed = f"a folder of images, an .npz file or an image: {' '.join(SUFFIXES)}"
         raise KdsearchError(f"{path}: its name ends in {path.suffix or 'no suffix'!r}; allowed: {allowed}")
     try:
-        with PIL.Image.open(path) as opened:
-            image = PIL.ImageOps.exif_transpose(opened)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:  # SyntaxError: a torn PNG
-        raise KdsearchError(f"{path}: cannot be read as an image: {error}") from None
+        return _decoded(path)
+    except KdsearchError:
+        raise
+    except Exception as error:  # whatever Pillow makes of a torn file
+        raise KdsearchError(f"{path}: cannot be read as an image: {error or type(error).__name__}") from None
+
+
+def _decoded(path: Path) -> Tensor:
+    with PIL.Image.open(path, formats=FORMATS) as opened:
+        if opened.width * opened.height > MOST_PIXELS:
+            size = f"{opened.width} x {opened.height} pixels"
+            raise KdsearchError(f"{path}: {size}; allowed: {MOST_PIXELS:,} in all; make it smaller first")
+        image = PIL.ImageOps.exif_transpose(opened)
     if image.mode in ("I", "F"):
         raise KdsearchError(f"{path}: 32 bits a pixel; allowed: 8 or 16 bits a channel")
     if image.mode.startswith("I;16"):  # PIL would cut its values off at 255
@@ -72,30 +98,29 @@ def image_file(path: Path) -> Tensor:
 
 def array_images(path: Path) -> Tensor:
     """The images of an .npz file, (N, C, H, W)."""
-    seen = []
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                try:
-                    array = archive[name]
-                except ValueError:
-                    seen.append(f"{name} of Python objects, which are not read")
-                    continue
-                kind = array.dtype == np.uint8 or array.dtype.kind == "f"
-                if kind and array.ndim == 3:
-                    array = array[None] if array.shape[2] in (1, 3) else array[..., None]
-                if not (kind and array.ndim == 4 and array.size and {1, 3} & {array.shape[1], array.shape[3]}):
-                    seen.append(f"{name} {array.dtype} {array.shape}")
-                    continue
-                if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):
-                    found = f"values from {array.min():g} to {array.max():g}"
-                    raise KdsearchError(f"{path}: {name}: {found}; floats have to be in [0, 1]")
-                images = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
-                return images.movedim(-1, 1) if array.shape[3] in (1, 3) else images
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise KdsearchError(f"{path}: cannot be read as an .npz file: {error}") from None
-    allowed = "uint8 or float in [0, 1], (N, H, W), (H, W, C), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
-    raise KdsearchError(f"{path}: no images in it: {'; '.join(seen) or 'no arrays'}; allowed: {allowed}")
+
+    def choose(arrays: Mapping[str, Claim]) -> list[str]:
+        """The first one that looks like images; no other one is read."""
+        found = [name for name, claim in arrays.items() if not claim.wrong and _are_images(claim.dtype, claim.shape)]
+        if found:
+            return found[:1]
+        seen = "; ".join(f"{name} {claim.wrong or f'{claim.dtype} {claim.shape}'}" for name, claim in arrays.items())
+        allowed = "uint8 or float in [0, 1], (N, H, W), (H, W, C), (N, H, W, C) or (N, C, H, W) with 1 or 3 channels"
+        raise KdsearchError(f"{path}: no images in it: {seen or 'no arrays'}; allowed: {allowed}")
+
+    [(name, array)] = load_npz(path, choose).items()
+    if array.dtype != np.uint8 and not (array.min() >= 0 and array.max() <= 1):
+        found = f"values from {array.min():g} to {array.max():g}"
+        raise KdsearchError(f"{path}: {name}: {found}; floats have to be in [0, 1]")
+    if array.ndim == 3:
+        array = array[None] if array.shape[2] in (1, 3) else array[..., None]
+    images = torch.from_numpy(array if array.dtype == np.uint8 else array.astype(np.float32))
+    return images.movedim(-1, 1) if array.shape[3] in (1, 3) else images
+
+
+def _are_images(dtype: np.dtype, shape: tuple[int, ...]) -> bool:
+    channels = len(shape) == 3 or (len(shape) == 4 and bool({1, 3} & {shape[1], shape[3]}))
+    return (dtype == np.uint8 or dtype.kind == "f") and channels and 0 not in shape
 
 
 def _one_size(images: Sequence[Tensor]) -> Tensor:

@@ -5,15 +5,18 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdsearch.catalogue import find
-from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.errors import KdsearchError, problems, short, unknown
+from kdsearch.files import read_text
 from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.ops import FILLS, OPERATIONS
 
+MOST_BYTES, MOST_LETTERS = 64_000, 1_000  # of a file, in a line: reading a key takes the square of its dots
 Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -183,10 +186,7 @@ class SearchSpace:
             KdsearchError: no such space; not TOML; unknown names or numbers that are not allowed, all in one message.
         """
         path = find("search_spaces", name)
-        try:
-            data = tomllib.loads(path.read_text(encoding="utf-8"))
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-            raise KdsearchError(f"{path}: not a TOML file: {error}") from None
+        data = _parsed(path)
         try:
             file = _File.model_validate(data)
         except ValidationError as error:
@@ -199,6 +199,18 @@ class SearchSpace:
         phases = tuple(numbers.pop("phases", ()))
         limits = {op.name: file.operations[op.name].limit or op.limit for op in _ops(file.operations)}
         return cls(path.stem, file.summary, numbers, limits, file.fill, phases)
+
+
+def _parsed(path: Path) -> dict[str, Any]:
+    text = read_text(path, MOST_BYTES)
+    if max(map(len, text.splitlines()), default=0) > MOST_LETTERS:
+        raise KdsearchError(f"{path}: a line of more than {MOST_LETTERS:,} letters, which a search space does not need")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise KdsearchError(f"{path}: not a TOML file of a search space: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of too many digits
+        raise KdsearchError(f"{path}: not a TOML file: {error}") from None
 
 
 def _ops(names: Iterable[str]) -> list[Any]:
@@ -281,4 +293,4 @@ def _line(error: dict[str, Any]) -> str:
         return f"[{where}] is missing"
     if error["type"] == "value_error":
         return f"[{where}] {error['ctx']['error']}"
-    return f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {str(error['input'])[:40]!r}"
+    return f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {short(error['input'])}"

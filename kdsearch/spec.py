@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.errors import KdsearchError, problems, short, unknown
+from kdsearch.files import as_path, read_text
 from kdsearch.ops import OPERATIONS, Operation
 from kdsearch.values import Fill
 
@@ -129,13 +130,11 @@ class PolicySpec(_Frozen):
     @classmethod
     def load(cls, path: Path | str) -> Self:
         """Read a policy file; see `from_json`."""
-        path = Path(path)
         try:
-            if path.stat().st_size > MOST_BYTES:
-                raise KdsearchError(f"{path}: larger than {MOST_BYTES:,} bytes, not a policy")
-            text = path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise KdsearchError(f"cannot read the policy {path}: {error}") from None
+            path = as_path(path)
+            text = read_text(path, MOST_BYTES)
+        except KdsearchError as error:
+            raise KdsearchError(f"cannot read the policy {error}") from None
         return cls.from_json(text, place=str(path))
 
 
@@ -194,7 +193,7 @@ def _lines(error: dict[str, Any]) -> list[str]:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return [f"[{where}] unknown field"]
-    return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {str(error['input'])[:40]!r}"]
+    return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {short(error['input'])}"]
 
 
 def _no_constant(name: str) -> float:

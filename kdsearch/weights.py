@@ -10,17 +10,19 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import torchvision
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from kdsearch.archives import check_zip, load_npz
 from kdsearch.errors import KdsearchError, calling, in_words, problems, unknown
+from kdsearch.files import as_path, check_file
 from kdsearch.models import EXTRA, Normalised, extra_from_bytes, inner, plain_names
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
+WEIGHTS = "weights"  # what a file should be, in messages
 HOLDERS = ("state_dict", "model_state_dict", "model", "net", "network", "ema")  # where a file may hold its weights
 OPTIONAL = ("num_batches_tracked", EXTRA)  # ends of names that a file need not have
 AVERAGED = frozenset(("ema", "swa", "averaged"))  # in the names of what is left aside where the weights are there too
@@ -42,7 +44,7 @@ def load_weights(network: nn.Module, path: Path | str, *, prefix: str | None = N
         KdsearchError: a file that cannot be read; weights that are not this network's, which then is as it was; several
             that are.
     """
-    path = Path(path).expanduser()
+    path = as_path(path)
     file, versions = _flat(path, _read(path))
     target, plain = inner(network), plain_names(network)
     own, kind = target.state_dict(), f"{path}: not the weights of this {type(inner(network)).__name__}"
@@ -74,8 +76,7 @@ def load_weights(network: nn.Module, path: Path | str, *, prefix: str | None = N
 
 def _read(path: Path) -> Any:
     """Whatever a file holds."""
-    if not path.is_file():
-        raise KdsearchError(f"{path}: no such file")
+    check_file(path)
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
         raise KdsearchError(f"{path}: weights in a {suffix or 'file without suffix'}; allowed: {' '.join(SUFFIXES)}")
@@ -83,15 +84,17 @@ def _read(path: Path) -> Any:
         if suffix == ".safetensors":
             return load_file(path)
         if suffix == ".npz":
-            with np.load(path, allow_pickle=False) as archive:
-                return {name: torch.from_numpy(archive[name]) for name in archive.files}
+            return {name: torch.from_numpy(array) for name, array in load_npz(path, list, WEIGHTS).items()}
+        check_zip(path, WEIGHTS)
         return torch.load(path, map_location="cpu", weights_only=True)
+    except KdsearchError:
+        raise
     except pickle.UnpicklingError:
         cure = "save its weights alone, torch.save(network.state_dict(), path)"
         raise KdsearchError(f"{path}: holds Python objects or is torn, which is not read; {cure}") from None
     except Exception as error:  # whatever a reader makes of a torn file
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise KdsearchError(f"{path}: cannot be read as weights: {reason}") from None
+        raise KdsearchError(f"{path}: cannot be read as {WEIGHTS}: {reason}") from None
 
 
 def _flat(path: Path, held: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -237,7 +240,7 @@ def torchvision_model(name: str, *, classes: int, weights: Path | str | None = N
     more: dict[str, Any] = {"weights_backbone": None} if name in dense else {}
     if name in ("googlenet", "inception_v3"):
         more["init_weights"] = True  # as they do with a warning where nothing is said
-    if weights is None or isinstance(weights, Path) or Path(weights).suffix.lower() in SUFFIXES:
+    if weights is None or isinstance(weights, Path) or as_path(weights).suffix.lower() in SUFFIXES:
         network = models.get_model(name, weights=None, num_classes=classes, **more)
         return network if weights is None else load_weights(network, weights)
     offered = models.get_model_weights(name)

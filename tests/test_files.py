@@ -1,14 +1,21 @@
 """Files and paths as users give them: what is written and where, what is refused and how it is said."""
 
+import io
 import os
 import socket
 import stat
 import threading
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import nn
 
-from kdsearch import files
+import kdsearch as kd
+from kdsearch import archives, files
 from kdsearch.errors import KdsearchError
 from kdsearch.files import as_path, read_text, write_bytes, write_text
 
@@ -191,3 +198,232 @@ def test_only_files_are_read_and_only_so_much_of_them(tmp_path):
         with pytest.raises(KdsearchError, match=f"^{path}: {said}"):
             read_text(path, 7)
     assert read_text(tmp_path / "marked", 8) == "words"
+
+
+# Archives
+
+
+def _npz(
+    path: Path, *, header: bytes | None = None, flag: int = 0, packed: int = zipfile.ZIP_DEFLATED, **arrays
+) -> Path:
+    """An .npz file, with another text as header of its images, another flag, or packed in another way."""
+    with zipfile.ZipFile(path, "w", packed) as archive:
+        for name, array in arrays.items():
+            content = io.BytesIO()
+            np.save(content, array)
+            data = content.getvalue()
+            if header and name == "images":
+                data = (
+                    data[:8]
+                    + len(header).to_bytes(2, "little")
+                    + header
+                    + data[10 + int.from_bytes(data[8:10], "little") :]
+                )
+            archive.writestr(f"{name}.npy", data)
+    if flag:
+        content = bytearray(path.read_bytes())
+        content[6] |= flag  # of the first member; and in the directory
+        content[content.index(b"PK\1\2") + 8] |= flag
+        path.write_bytes(content)
+    return path
+
+
+IMAGES = np.random.default_rng(0).integers(0, 255, (20, 8, 8, 3)).astype(np.uint8)
+LABELS = np.arange(20)
+
+
+def _flipped(path: Path) -> Path:
+    """One bit of the packed pixels changed."""
+    content = bytearray(_npz(path, images=IMAGES, labels=LABELS).read_bytes())
+    content[400] ^= 64
+    path.write_bytes(content)
+    return path
+
+
+def _no_array(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("images", b"text")
+        archive.writestr("labels.npy", b"text")
+    return path
+
+
+TORN = {
+    "a bit": _flipped,
+    "no array": _no_array,
+    "a header without end": lambda path: _npz(path, header=b"{'shape': 1", images=IMAGES, labels=LABELS),
+    "a header of 10^12": lambda path: _npz(
+        path,
+        header=b"{'descr':'|u1','fortran_order':False,'shape':(1000000000000,8,8,3)}\n",
+        images=IMAGES,
+        labels=LABELS,
+    ),
+    "a header of less": lambda path: _npz(
+        path, header=b"{'descr':'|u1','fortran_order':False,'shape':(-20,-8,8,3)}\n", images=IMAGES, labels=LABELS
+    ),
+    "deep": lambda path: _npz(path, header=b"(" * 5000, images=IMAGES, labels=LABELS),
+    "encrypted": lambda path: _npz(path, flag=1, images=IMAGES, labels=LABELS),
+    "patched": lambda path: _npz(path, flag=32, images=IMAGES, labels=LABELS),
+    "bzip2": lambda path: _npz(path, packed=zipfile.ZIP_BZIP2, images=IMAGES, labels=LABELS),
+    "objects": lambda path: _npz(path, images=np.array([object()] * 20), labels=LABELS),
+}
+
+
+@pytest.mark.parametrize("torn", TORN)
+def test_a_torn_archive_is_one_message_whoever_reads_it(torn, tmp_path):
+    path = TORN[torn](tmp_path / "torn.npz")
+    for read in (kd.load_arrays, kd.load_images, lambda path: kd.load_weights(nn.Linear(2, 2), path)):
+        with pytest.raises(KdsearchError, match=r"torn\.npz: "):
+            read(path)
+
+
+def test_an_archive_that_claims_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    zeros = np.zeros((400, 64, 64, 3), np.uint8)
+    path = _npz(tmp_path / "bomb.npz", images=zeros, labels=np.zeros(400, int))
+    assert len(kd.load_arrays(path)) == 400  # less than any archive may hold
+    monkeypatch.setattr(archives, "ALWAYS", 2**20)
+    monkeypatch.setattr(archives, "_array", None)
+    said = r"bomb\.npz: [0-9,]+ bytes, which claim to unpack to 4,9[0-9,]+; allowed: at most 100 times as much"
+    for read in (kd.load_arrays, kd.load_images, lambda path: kd.load_weights(nn.Linear(2, 2), path)):
+        with pytest.raises(KdsearchError, match=said):
+            read(path)
+    monkeypatch.setattr(archives, "RATIO", 10_000)
+    monkeypatch.setattr(archives, "available_bytes", lambda device: 8_000_000)
+    with pytest.raises(KdsearchError, match=r"bomb\.npz: unpacks to 0\.0 GB; 0\.0 GB of memory are left"):
+        kd.load_arrays(path)
+
+
+def test_weights_that_claim_too_much_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
+    torch.save({"weight": torch.zeros(10_000, 100)}, tmp_path / "plain.pt")
+    with zipfile.ZipFile(tmp_path / "plain.pt") as plain, zipfile.ZipFile(tmp_path / "bomb.pt", "w", 8) as bomb:
+        for info in plain.infolist():
+            bomb.writestr(info.filename, plain.read(info))
+    monkeypatch.setattr(archives, "ALWAYS", 2**20)
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(KdsearchError, match=r"bomb\.pt: [0-9,]+ bytes, which claim to unpack to 4,0"):
+        kd.load_weights(nn.Linear(2, 2), tmp_path / "bomb.pt")
+
+
+def test_what_is_no_file_is_refused_by_every_reader(tmp_path):
+    for name in ("a.npz", "a.png", "a.pt", "a.safetensors", "a.json", "a.toml"):
+        os.mkfifo(tmp_path / name)
+    readers = {
+        "a.npz": [kd.load_arrays, kd.load_images],
+        "a.png": [kd.load_images],
+        "a.pt": [lambda path: kd.load_weights(nn.Linear(2, 2), path)],
+        "a.safetensors": [lambda path: kd.load_weights(nn.Linear(2, 2), path)],
+        "a.json": [kd.PolicySpec.load],
+        "a.toml": [lambda path: kd.SearchSpace.load(str(path))],
+    }
+    for name, reads in readers.items():
+        for read in reads:
+            for path in (
+                tmp_path / name,
+                tmp_path / f"x\0{name}",
+                tmp_path / f"x\ud800{name}",
+                tmp_path / ("x" * 300 + name),
+            ):
+                with pytest.raises(KdsearchError) as error:
+                    read(path)
+                assert "\n" not in str(error.value)
+
+
+# Folders of images
+
+
+def _pictures(folder: Path) -> Path:
+    for i, name in enumerate(("cat", "cat", "dog", "dog", "dog")):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(IMAGES[i]).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
+    folder = _pictures(tmp_path / "data")
+    (folder / "cat/1.png").write_bytes(b"rubbish")
+    (folder / "dog/3.png").write_bytes((folder / "dog/3.png").read_bytes()[:60])
+    data = kd.image_folder(folder, size=8)
+    assert data[0][0].shape == (3, 8, 8)
+    with pytest.raises(KdsearchError) as error:
+        data[1]
+    first, *lines = str(error.value).splitlines()
+    assert "of 5; image_folder(..., skip_unreadable=True) leaves them out: 2 problems" in first
+    assert [line.strip().partition(": cannot be read as an image")[0] for line in lines] == [
+        str(folder / name) for name in ("cat/1.png", "dog/3.png")
+    ]
+
+
+def test_files_that_cannot_be_read_can_be_left_out(tmp_path, recwarn):
+    folder = _pictures(tmp_path / "data")
+    assert len(kd.image_folder(folder, size=8, skip_unreadable=True)) == 5 and not len(recwarn)
+    (folder / "dog/3.png").write_bytes(b"rubbish")
+    with pytest.warns(
+        UserWarning, match=r"1 of 5 files cannot be read and are left out: .*3\.png: cannot be read"
+    ) as told:
+        data = kd.image_folder(folder, size=8, skip_unreadable=True)
+    assert len(told) == 1 and Path(told[0].filename).name == "test_files.py"
+    assert [label for _, label in data] == [0, 0, 1, 1] and data.class_names == ("cat", "dog")
+    (folder / "cat/0.png").write_bytes(b"rubbish")
+    (folder / "cat/1.png").write_bytes(b"rubbish")
+    with pytest.warns(UserWarning), pytest.raises(KdsearchError, match="no images in cat"):
+        kd.image_folder(folder, size=8, skip_unreadable=True)
+
+
+def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
+    Image.new("1", (10_000, 5_001)).save(tmp_path / "huge.png")
+    with pytest.raises(KdsearchError, match=r"huge\.png: 10000 x 5001 pixels; allowed: 50,000,000 in all"):
+        kd.load_images(tmp_path / "huge.png")
+
+
+def test_an_image_of_one_row_is_not_made_larger_as_a_whole(tmp_path):
+    (tmp_path / "data/thin").mkdir(parents=True)
+    Image.new("L", (60_000, 1), 200).save(tmp_path / "data/thin/a.png")
+    with torch.profiler.profile(profile_memory=True) as seen:
+        image, _ = kd.image_folder(tmp_path / "data", size=32)[0]
+    assert image.shape == (3, 32, 32) and (image == 200).all()
+    assert max(event.cpu_memory_usage for event in seen.key_averages()) < 10_000_000
+
+
+def test_other_formats_under_the_name_of_an_image_are_not_read(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    with pytest.raises(KdsearchError, match=r"a\.png: cannot be read as an image: cannot identify"):
+        kd.load_images(tmp_path / "a.png")
+
+
+# Search spaces and policies
+
+SPACE = """[policy]
+learning_rate = 0.1
+prior_strength = 0.3
+operations_per_image = 1
+interval = 1
+[operations.rotate]
+limit = 20.0
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a = " + "[" * 900, "not a TOML file of a search space: nested too deeply"),
+        ("a = " + "[\n" * 9_000, "not a TOML file of a search space: nested too deeply"),
+        (SPACE.replace("0.1", "9" * 5_000), "a line of more than 1,000 letters"),
+        (
+            SPACE.replace("0.1", "0x" + "f" * 900),
+            r"\[policy.learning_rate\] input should be a valid number; got '[0-9]",
+        ),
+        ("#" * 100_000, "larger than 64,000 bytes"),
+        ("\n".join(f"a{i}." + ".".join("a" * 490) + "=1" for i in range(9)), "11 problems"),
+        (SPACE + "x = 2024-13-45", "not a TOML file"),
+        (SPACE + "\ud800", "cannot be read: 'utf-8' codec"),
+    ],
+    ids=lambda value: value[:12],
+)
+def test_a_search_space_that_is_none_is_one_message(text, said, tmp_path):
+    (tmp_path / "mine.toml").write_bytes(text.encode("utf-8", "surrogatepass"))
+    with pytest.raises(KdsearchError, match=rf"(?s)mine\.toml: .*{said}"):
+        kd.SearchSpace.load(str(tmp_path / "mine.toml"))
+
+
+def test_a_search_space_may_begin_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "mine.toml").write_text(SPACE, encoding="utf-8-sig")
+    assert kd.SearchSpace.load(str(tmp_path / "mine.toml")).limits == {"rotate": 20.0}
