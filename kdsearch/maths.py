@@ -38,6 +38,13 @@ def own_generators() -> Iterator[None]:
         random.setstate(python_state)
 
 
+def seed_everything(seed: int) -> None:
+    """Seed these three and the GPUs' with up to 63 bits: what networks and their training draw from."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    random.seed(seed)
+
+
 def seed_generators(seed: int) -> None:
     """Seed these three, with at most 32 bits: what user's transforms and data sets draw from."""
     torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds the GPUs too

@@ -1,20 +1,30 @@
 """How a teacher comes about, and the guarantee that nothing here changes it."""
 
 import hashlib
-import inspect
-from collections.abc import Callable, Iterator, Sequence
+import os
+import shutil
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryFile, gettempdir
+from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from kdsearch.errors import KdsearchError
-from kdsearch.maths import derive_seed
-from kdsearch.models import Normalised, outputs, state_tensors
+from kdsearch.errors import KdsearchError, calling, in_words
+from kdsearch.files import make_folder, write_bytes
+from kdsearch.interrupts import uninterrupted
+from kdsearch.maths import derive_seed, own_generators, seed_everything
+from kdsearch.models import EXTRA, Normalised, load_state_tensors, outputs, plain_names, state_tensors
+from kdsearch.sources import fingerprint
 from kdsearch.values import Outputs
 
 
@@ -22,31 +32,102 @@ from kdsearch.values import Outputs
 class Recipe:
     """A teacher that is trained on the spot: how it is built, and how it is trained.
 
-    Its weights are kept in the run folder with a fingerprint of both functions' source.
+    Its weights are kept in the run folder with a fingerprint of both: of their source, of what they call in their own
+    file, and of what they are bound to.
     """
 
     build: Callable[[], nn.Module]
     train: Callable[[nn.Module], None]
 
     def fingerprint(self) -> str:
-        text = inspect.getsource(self.build) + inspect.getsource(self.train)
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        """As it was when first asked for: training may change what the functions are bound to."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
+        return fingerprint(self.build, self.train)
 
     def load(self, path: Path) -> nn.Module:
-        """Read the weights kept at `path`; train and keep them, from a fixed seed, where there are none."""
-        torch.manual_seed(derive_seed("teacher"))
-        network = self.build()
+        """Read the weights kept at `path`; train and keep them, from a fixed seed, where there are none.
+
+        One process trains at a time, others wait and read what it kept. Weights that cannot be kept all the same are
+        put into a second place, or stay in this process; a warning says so.
+
+        Raises:
+            KdsearchError: weights of another recipe; a network that cannot be kept or a folder that cannot be written,
+                before anything is trained; `build` or `train` fails.
+        """
         if path.is_file():
-            self._read(network, path)
+            return self._read(path)
+        try:
+            with FileLock(make_folder(path.parent) / f"{path.stem}.lock") as lock:
+                try:
+                    return self._read(path) if path.is_file() else self._trained(path)
+                finally:
+                    Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the weights
+        except OSError as error:
+            raise KdsearchError(f"cannot keep the teacher as {path}: {in_words(error)}") from None
+
+    def _trained(self, path: Path) -> nn.Module:
+        with own_generators():
+            network = self._build()
+            shapes = self._check_kept(network, path)
+            recipe = self.fingerprint()
+            with calling(f"teacher: {_named(self.train)}"):
+                self.train(network)
+        tensors = state_tensors(network)
+        elsewhere = Path(gettempdir()) / f"kdsearch-{os.getpid()}-{path.name}"
+        reason = "train() has left other weights than build() makes, which it could not read"
+        for place in [path, elsewhere] if shapes is None or shapes == _shapes(tensors) else [elsewhere]:
+            try:
+                with uninterrupted():
+                    write_bytes(place, save(tensors, {"recipe": recipe}))
+            except (KdsearchError, OSError, RuntimeError, ValueError) as error:
+                reason = str(error)
+                continue
+            if place == elsewhere:
+                warnings.warn(f"the trained teacher is kept as {place}, not as {path}: {reason}", stacklevel=4)
             return network
-        self.train(network)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(network.state_dict(), partial, metadata={"recipe": self.fingerprint()})
-        partial.replace(path)
+        warnings.warn(f"the trained teacher is not kept, and the next search trains it again: {reason}", stacklevel=4)
         return network
 
-    def _read(self, network: nn.Module, path: Path) -> None:
+    def _build(self) -> nn.Module:
+        """A new network, from a fixed seed, which goes on in its training."""
+        seed_everything(derive_seed("teacher"))
+        with calling(f"teacher: {_named(self.build)}"):
+            network = self.build()
+        if not isinstance(network, nn.Module):
+            raise KdsearchError(f"teacher: {_named(self.build)} gave {type(network).__name__}; allowed: a network")
+        return network
+
+    def _check_kept(self, network: nn.Module, path: Path) -> dict[str, torch.Size] | None:
+        """Will the folder take what training leaves, and a network take it back? The shapes, where they are known."""
+        with TemporaryFile(dir=path.parent):
+            pass
+        if any(is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+            return None  # they get their shapes with the first images
+        tensors = state_tensors(network)
+        if lost := [name for name in plain_names(network).values() if name not in tensors]:
+            raise KdsearchError(
+                f"teacher: {lost[0]} of what {_named(self.build)} makes cannot be kept; allowed: extra state of "
+                "tensors, or of what JSON has"
+            )
+        content = save(tensors)
+        if len(content) > (free := shutil.disk_usage(path.parent).free):
+            size, room = (f"{count / 2**20:.1f} MiB" for count in (len(content), free))
+            raise KdsearchError(f"cannot keep the teacher as {path}: it takes {size}, and {room} are free")
+        try:
+            load_state_tensors(network, load(content))
+        except Exception as error:  # of a user's set_extra_state as well
+            raise KdsearchError(
+                f"teacher: what {_named(self.build)} makes does not take back its own weights: {in_words(error)}; "
+                "allowed: a network that reads with load_state_dict what its state_dict gives"
+            ) from error
+        return _shapes(tensors)
+
+    def _read(self, path: Path) -> nn.Module:
+        with own_generators():
+            network = self._build()
         try:
             with safe_open(path, framework="pt") as file:
                 recipe = (file.metadata() or {}).get("recipe")
@@ -54,9 +135,20 @@ class Recipe:
                 raise KdsearchError(
                     f"{path} was trained by another recipe than the study's; take another folder, or delete the file"
                 )
-            network.load_state_dict(load_file(path))
+            load_state_tensors(network, load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:
             raise KdsearchError(f"{path}: not this teacher's weights: {str(error).splitlines()[0]}") from None
+        return network
+
+
+def _named(function: Callable[..., Any]) -> str:
+    """A user's function as it is called in a message."""
+    function = getattr(function, "func", function)  # of a partial
+    return f"{getattr(function, '__name__', type(function).__name__)}()"
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items() if not name.endswith(EXTRA)}
 
 
 class Teacher:

@@ -3,20 +3,26 @@
 import errno
 import json
 import os
+import runpy
 import signal
 import threading
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
 import kdsearch as kd
 from kdsearch.errors import KdsearchError
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.interrupts import Interrupts, uninterrupted
 from kdsearch.records import EpochRecord
+from kdsearch.sources import fingerprint
 
 SPACE = """
 [policy]
@@ -363,3 +369,179 @@ def test_the_command_line_ends_by_a_signal_with_a_report_and_its_exit_code(
     out = kdsearch("search", "few", "--out", tmp_path / "run", code=code)
     assert "interrupted; the same command goes on" in out and "report" not in out.split("goes on")[0]
     assert json.loads((tmp_path / "run" / "study.json").read_text())["study"] == "tiny"
+
+
+class Tied(nn.Module):
+    """Two layers of one weight, extra state, and a convolution that ends channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.conv = nn.Linear(3, 3, bias=False), nn.Conv2d(2, 2, 3)
+        self.b, self.told = self.a, {"epochs": 0}
+
+    def get_extra_state(self) -> Any:
+        return self.told
+
+    def set_extra_state(self, state: Any) -> None:
+        self.told = state
+
+
+def finish(network: nn.Module, steps: int = 1) -> None:
+    network.to(memory_format=torch.channels_last)
+    with torch.no_grad():
+        next(network.parameters()).add_(torch.rand(()) * steps)
+    if isinstance(network, Tied):
+        network.told = {"epochs": steps}
+
+
+class Finish:
+    """A callable object that counts its calls."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps, self.calls = steps, [0]
+
+    def __call__(self, network: nn.Module) -> None:
+        self.calls[0] += 1
+        finish(network, self.steps)
+
+    def method(self, network: nn.Module) -> None:
+        self(network)
+
+
+RECIPES = {
+    "functions": lambda: kd.Recipe(Tied, finish),
+    "partials": lambda: kd.Recipe(partial(nn.Linear, 2, 3), partial(finish, steps=3)),
+    "an object": lambda: kd.Recipe(Tied, Finish(2)),
+    "a method": lambda: kd.Recipe(lambda: nn.DataParallel(Tied()), Finish(2).method),
+    "a builtin": lambda: kd.Recipe(partial(deepcopy, nn.Sequential(nn.Conv2d(1, 2, 3))), finish),
+}
+
+
+@pytest.mark.parametrize("kind", RECIPES)
+def test_whatever_a_recipe_is_made_of_its_teacher_is_trained_once_and_comes_back(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "teacher.safetensors"
+    first = RECIPES[kind]()
+    trained = first.load(path).state_dict()
+    for recipe in (first, kd.Recipe(RECIPES[kind]().build, RECIPES[kind]().train)):
+        again = recipe.load(path).state_dict()
+        assert all(
+            torch.equal(v, again[k]) if isinstance(v, torch.Tensor) else v == again[k] for k, v in trained.items()
+        )
+    train = first.train if isinstance(first.train, Finish) else getattr(first.train, "__self__", None)
+    assert train is None or train.calls == [1]
+
+
+def test_the_fingerprint_of_a_recipe_follows_what_it_calls_in_its_own_file(tmp_path: Path) -> None:
+    file = """
+from functools import partial
+RATE = 0.1
+class Net:
+    def deep(self): return helper()
+def helper(): return inner()
+def inner(): return RATE
+def unused(): return 1
+def build(): return Net()
+train = partial(helper, 3)
+"""
+    changes = {"": "", "RATE = 0.1": "RATE = 0.2", "return inner()": "return inner() + 1", "(helper, 3)": "(helper, 4)"}
+    changes |= {"unused(): return 1": "unused(): return 2"}
+    found = []
+    for i, (old, new) in enumerate(changes.items()):
+        path = tmp_path / f"f{i}.py"
+        path.write_text(file.replace(old, new) if old else file)
+        names = runpy.run_path(str(path), run_name="mine")
+        found.append(fingerprint(names["build"], names["train"]))
+    assert len({*found[:4]}) == 4 and found[4] == found[0]
+    typed: list[dict[str, Any]] = [{}, {}, {}]
+    for names, number in zip(typed, (1, 1, 2), strict=True):
+        exec(f"def build(): return {{{number}, 'a', 'b'}}", names)  # as in a session, without a source
+    a, b, c = (fingerprint(names["build"]) for names in typed)
+    assert a == b != c
+
+
+def untrained(network: nn.Module) -> None:
+    pytest.fail("a teacher was trained")
+
+
+class Odd(Tied):
+    def get_extra_state(self) -> Any:
+        return lambda: None
+
+
+class Deaf(Tied):
+    def set_extra_state(self, state: Any) -> None:
+        raise ValueError("of another format")
+
+
+def test_what_cannot_be_kept_is_said_before_the_training(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "teacher.safetensors"
+    said = {
+        r"teacher: _extra_state of what Odd\(\) makes cannot be kept; allowed: extra state of tensors": Odd,
+        r"teacher: what Deaf\(\) makes does not take back its own weights: ValueError: of another format": Deaf,
+        r"teacher: <lambda>\(\) gave int; allowed: a network": lambda: 3,
+        r"teacher: dict\(\): TypeError": partial(dict, 3),
+        r"teacher: int\(\): TypeError: 'int' object is not callable": 3,
+    }
+    for words, build in said.items():
+        with pytest.raises(KdsearchError, match=words):
+            kd.Recipe(build, untrained).load(path)
+    with pytest.raises(
+        KdsearchError, match=r"teacher: strike_out\(\): ZeroDivisionError: .* \(test_work_lost.py, line"
+    ):
+        kd.Recipe(Tied, strike_out).load(path)
+    (tmp_path / "file").touch()
+    with pytest.raises(KdsearchError, match="cannot make the folder"):
+        kd.Recipe(Tied, untrained).load(tmp_path / "file" / "teacher.safetensors")
+    monkeypatch.setattr("kdsearch.teachers.TemporaryFile", strike_out_files)
+    with pytest.raises(KdsearchError, match=r"cannot keep the teacher as .*: OSError: .*Read-only"):
+        kd.Recipe(Tied, untrained).load(path)
+
+
+def strike_out(network: nn.Module) -> None:
+    raise ZeroDivisionError("steps")
+
+
+def strike_out_files(**named: Any) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_trained_teacher_that_cannot_be_kept_goes_on_and_lies_in_a_second_place(tmp_path, monkeypatch) -> None:
+    import kdsearch.teachers as teachers
+
+    real, path = teachers.write_bytes, tmp_path / "run" / "teacher.safetensors"
+    monkeypatch.setattr(teachers, "gettempdir", lambda: str(tmp_path))
+    room = [tmp_path]
+
+    def full(place: Path, content: bytes) -> None:
+        if place.parent not in room:
+            raise KdsearchError(f"cannot write {place}: No space left on device")
+        real(place, content)
+
+    monkeypatch.setattr(teachers, "write_bytes", full)
+    with pytest.warns(UserWarning, match=r"is kept as .*kdsearch-.*, not as .*: cannot write .*No space left"):
+        network = kd.Recipe(Tied, finish).load(path)
+    assert network.told == {"epochs": 1}
+    (found,) = tmp_path.glob("kdsearch-*.safetensors")
+    found.rename(path)
+    assert torch.equal(kd.Recipe(Tied, finish).load(path).a.weight, network.a.weight)
+    path.unlink()
+    room.clear()
+    with pytest.warns(UserWarning, match="is not kept, and the next search trains it again"):
+        assert kd.Recipe(Tied, finish).load(path).told == {"epochs": 1}
+
+
+def test_of_two_that_want_the_same_teacher_one_trains_it(tmp_path: Path) -> None:
+    trained, both = [], threading.Barrier(2)
+
+    def train(network: nn.Module) -> None:
+        trained.append(network)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.3)
+
+    recipe, got = kd.Recipe(Tied, train), []
+    threads = [threading.Thread(target=lambda: got.append(recipe.load(tmp_path / "t.safetensors"))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(trained) == 1 and torch.equal(got[0].a.weight, got[1].a.weight)
