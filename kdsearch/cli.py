@@ -42,6 +42,7 @@ class Format(StrEnum):
 
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, such as runs/digits.")]
+Storage = pictures.Storage
 
 
 @app.command()
@@ -78,12 +79,12 @@ def search(
 
 
 @app.command()
-def status(folder: Folder) -> None:
+def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
     from kdsearch.analysis.compare import sentence
     from kdsearch.analysis.frames import frames
 
-    tables = frames(folder)
+    tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
     row = tables["studies"].iloc[0]
     print(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
           f"of {row['budget_trials']} trials")  # fmt: skip
@@ -100,14 +101,15 @@ def regions(
     trial: Annotated[int | None, typer.Option(help="The best one by default.")] = None,
     most: Annotated[int, typer.Option(help="Rows to print.", min=1)] = 15,
     picture: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG file.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Where teacher and student disagree, strongest first."""
     from kdsearch.analysis.frames import frames
     from kdsearch.analysis.plots import save, sweeps
     from kdsearch.analysis.regions import of_trial
 
-    tables = frames(folder)
-    table = of_trial(tables, str(folder), trial)
+    tables = frames(folder, storage=storage, only=("studies", "trials"))
+    table = of_trial(tables, folder, trial)
     columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
     print_frame(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
     print_mark(tables)
@@ -122,13 +124,14 @@ def export(
     to: Annotated[Target, typer.Option(help="What trains with it.")],
     which: Annotated[Which, typer.Option(help="Last moment of training, or mean of its second half.")] = Which.final,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; printed otherwise.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
     from kdsearch.export import differences, export_policy, left_out
     from kdsearch.files import write_text
     from kdsearch.spec import PolicySpec
 
-    spec = PolicySpec.load(policy_path(policy))
+    spec = PolicySpec.load(policy_path(policy, storage))
     text = export_policy(spec, to.value, which.value)
     for what, found in (("left out", left_out), ("differs", differences)):
         for name, reason in found(spec, to.value, which.value).items():
@@ -151,12 +154,13 @@ def frames(
     folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")],
     to: Annotated[Format, typer.Option(help="File format.")] = Format.parquet,
     output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")] = Path("frames"),
+    storage: Storage = None,
 ) -> None:
     """Write run folders as tidy tables for pandas."""
     from kdsearch.analysis.frames import frames as read
     from kdsearch.analysis.frames import write_frames
 
-    for path in write_frames(read(folders), output, to.value):
+    for path in write_frames(read(folders, storage=storage), output, to.value):
         print(path)
 
 
@@ -164,11 +168,12 @@ def frames(
 def report(
     folder: Folder,
     images: Annotated[bool, typer.Option(help="Pictures that show images of the data.")] = True,
+    storage: Storage = None,
 ) -> None:
     """Write report.html anew, from the run folder alone."""
     from kdsearch.report import write_report
 
-    print(write_report(folder, images=images))
+    print(write_report(folder, images=images, storage=storage))
 
 
 @app.command()

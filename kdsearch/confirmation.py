@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.errors import Diverged
-from kdsearch.files import read_json, write_json
+from kdsearch.files import write_json
 from kdsearch.maths import derive_seed
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 from kdsearch.run import CHECKPOINT, run_trial
+from kdsearch.run_folder import read_confirmation
 from kdsearch.space import Settings
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready
@@ -65,6 +66,5 @@ def confirm(
 
 def kept(folder: Path, winner: int | None) -> list[dict[str, Any]]:
     """The rows of a folder that are of this winner."""
-    path = folder / "confirmation.json"
-    found = read_json(path) if path.exists() else {}
-    return found["rows"] if found.get("winner") == winner else []
+    found = read_confirmation(folder)
+    return [dict(row) for row in found.rows] if found and found.winner == winner else []

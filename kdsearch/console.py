@@ -36,18 +36,23 @@ def print_mark(tables: Mapping[str, Any]) -> None:
         print(note)
 
 
-def policy_path(path: Path) -> Path:
-    """The policy file that is meant: a file itself, that of a trial's folder, the best one of a run folder."""
+def policy_path(path: Path, storage: str | None = None) -> Path:
+    """The policy file that is meant: a file itself, that of a trial's folder, the best one of a run folder.
+
+    Args:
+        storage: Database URL of a search that kept its trials outside its folder.
+    """
     if not path.is_dir():
         return path
     if (path / "policy.json").is_file():
         return path / "policy.json"
     from kdsearch.analysis.frames import frames
+    from kdsearch.run_folder import trial_folder
 
-    best = frames(path)["studies"]["best_trial"].dropna()
+    best = frames(path, storage=storage, only=("studies",))["studies"]["best_trial"].dropna()
     if best.empty:
         raise KdsearchError(f"{path}: no trial has finished, so there is no policy")
-    return path / "trials" / f"{best.iloc[0]:04d}" / "policy.json"
+    return trial_folder(path, best.iloc[0]) / "policy.json"
 
 
 def _cell(value: object) -> str:

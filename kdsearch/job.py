@@ -15,16 +15,19 @@ from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
-from kdsearch.files import make_folder, read_json, write_bytes, write_json
+from kdsearch.files import make_folder, write_bytes, write_json
 from kdsearch.hpo import (
+    Best,
     Trial,
     TrialEvent,
-    TrialRow,
+    best_of,
+    check_kept,
     check_names,
     check_storage,
     database,
+    database_file,
+    done_of,
     open_search,
-    rows_of,
     run_trials,
     storage_in_words,
 )
@@ -33,8 +36,9 @@ from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.references import missing, refer
-from kdsearch.report import write_report
+from kdsearch.report import write_page
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
+from kdsearch.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.teachers import Recipe
@@ -87,9 +91,10 @@ def search(
     budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
     study = replace(study, budget=budget, seed=study.seed if seed is None else seed)
     folder = Path(out) if out else Path("runs") / study.name
-    url = storage or database(folder.absolute())
+    url = storage or database(folder)
     check_storage(url)
     check_names(sampler, pruner)
+    check_kept(folder, url)
     with (
         Display(metric_name(study.metric), quiet=quiet) as display,
         Interrupts() as interrupts,
@@ -184,7 +189,8 @@ class _Search:
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.ready)
-        own = self.url == database(self.folder.absolute())
+        place = database_file(self.url).absolute()
+        own = place == database_file(database(self.folder))
         for partial in self.folder.rglob("*.partial"):  # of a process that died while it wrote
             partial.unlink(missing_ok=True)
         with uninterrupted():
@@ -197,7 +203,7 @@ class _Search:
                 epochs=self.budget.epochs,
                 folder=None if own else self.folder,
             )
-            write_json(self.folder / "study.json", {**known, "storage": None if own else self.url})
+            write_json(self.folder / "study.json", {**known, "storage": None if own else f"sqlite:///{place}"})
             self.begun = True
         if source:
             _keep_source(source, self.folder / "study.py")
@@ -267,9 +273,9 @@ class _Search:
 
     def finish(self) -> Result:
         """Frames, report and the last words, from the folder alone."""
-        tables = frames(self.folder)
+        tables = frames(self.folder, storage=self.url)
         write_frames(tables, self.folder / "frames", "parquet")
-        report = write_report(self.folder)
+        report = write_page(self.folder, tables)
         best, said = self._best(), sentence(tables)
         say = self.display.say
         say("")
@@ -330,8 +336,8 @@ class _Search:
             return
         best = self._best()
         assert best is not None
-        result = read_json(self._trial_folder(best.number) / "result.json")
-        named = f"{self.display.scale.text(result['value'], result['value_se'])} (trial {best.number})"
+        result = read_result(self.folder, self._trial_folder(best.number)) or ResultFile()
+        named = f"{self.display.scale.text(best.value, result.value_se)} (trial {best.number})"
         self.display.ended(f"trial {event.number}", outcome, best=named)
 
     def _show(self, run: str, record: EpochRecord) -> None:
@@ -343,14 +349,13 @@ class _Search:
             self.display.looking(run)
 
     def _trial_folder(self, number: int) -> Path:
-        return self.folder / "trials" / f"{number:04d}"
+        return trial_folder(self.folder, number)
 
     def _done(self) -> int:
-        return sum(row.state in ("COMPLETE", "PRUNED") for row in rows_of(self.optuna))
+        return done_of(self.optuna)
 
-    def _best(self) -> TrialRow | None:
-        complete = [row for row in rows_of(self.optuna) if row.value is not None]
-        return max(complete, key=lambda row: row.value or 0.0, default=None)
+    def _best(self) -> Best | None:
+        return best_of(self.optuna)
 
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""

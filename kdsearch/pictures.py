@@ -18,6 +18,9 @@ class Which(StrEnum):
 
 
 Policy = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.json, or a run folder for its best policy.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Database URL of a search that kept its trials outside its run folder.")
+]
 Part = Annotated[Which, typer.Option(help="Last moment of training, or mean of its second half.")]
 
 
@@ -30,6 +33,7 @@ def sheet(
     which: Part = Which.final,
     most: Annotated[int | None, typer.Option(help="Operations to draw; all by default.", min=1)] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="A picture.")] = Path("sheet.png"),
+    storage: Storage = None,
 ) -> None:
     """Draw what a policy does to images: each operation over its range, and draws of the whole policy."""
     from kdsearch.analysis.plots import save
@@ -37,7 +41,7 @@ def sheet(
     from kdsearch.images import load_images, photographs
     from kdsearch.spec import PolicySpec
 
-    path = policy_path(policy)
+    path = policy_path(policy, storage)
     spec, own = PolicySpec.load(path), path.with_name("samples.npz")
     if images is None and own.is_file():
         images = own
@@ -51,6 +55,7 @@ def diff(
     other: Annotated[Path, typer.Argument(metavar="OTHER", help="What it is compared with, likewise.")],
     which: Part = Which.final,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Also draw it, as a picture.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Compare two policies operation by operation, the largest change first."""
     from kdsearch.analysis.diff import other_differences, policy_diff
@@ -58,7 +63,7 @@ def diff(
     from kdsearch.analysis.plots import policy_diff as draw
     from kdsearch.spec import PolicySpec
 
-    a, b = (PolicySpec.load(policy_path(path)) for path in (policy, other))
+    a, b = (PolicySpec.load(policy_path(path, storage)) for path in (policy, other))
     if output:
         check_picture(output)
     frame = policy_diff(a, b, which=which.value)
@@ -81,6 +86,7 @@ def diff(
 def trajectory(
     policy: Policy,
     output: Annotated[Path, typer.Option("--output", "-o", help="A picture.")] = Path("trajectory.png"),
+    storage: Storage = None,
 ) -> None:
     """Draw how probabilities and ranges moved while the student trained."""
     from kdsearch.analysis.frames import policy_frame
@@ -88,7 +94,7 @@ def trajectory(
     from kdsearch.analysis.plots import trajectory as draw
     from kdsearch.spec import PolicySpec
 
-    path = policy_path(policy)
+    path = policy_path(policy, storage)
     spec = PolicySpec.load(path)
     if len(spec.schedule) == 1:
         raise KdsearchError(f"{path}: the policy has one moment only, so nothing moves; see `kdsearch sheet`")
@@ -119,6 +125,7 @@ def rank(
     picture: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG file.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
     out: Annotated[Path | None, typer.Option(help="Run folder, for the teacher; ./runs/<study> by default.")] = None,
+    storage: Storage = None,
 ) -> None:
     """Score policies by what they do to the teacher; no student is trained."""
     from kdsearch.analysis.frames import check_table, write_frame
@@ -131,7 +138,15 @@ def rank(
     if picture:
         check_picture(picture)
     ranked = run(
-        study, policies or (), split=on.value, views=views, most=most, which=which.value, out=out, device=device
+        study,
+        policies or (),
+        split=on.value,
+        views=views,
+        most=most,
+        which=which.value,
+        out=out,
+        device=device,
+        storage=storage,
     )
     print_table(*_ranking(ranked.to_dict("records")))
     print(meaning(ranked))

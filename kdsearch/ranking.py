@@ -18,6 +18,7 @@ from kdsearch.maths import generator
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import check, make_ready
+from kdsearch.run_folder import trial_folder
 from kdsearch.scores import Baseline, Score, score
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready, Study, load_study
@@ -40,6 +41,7 @@ def rank(
     which: str = "final",
     out: Path | str | None = None,
     device: str | None = None,
+    storage: str | None = None,
     quiet: bool = False,
 ) -> Frame:
     """Score policies by what they do to the answers of a study's teacher; no student is made or trained.
@@ -56,6 +58,7 @@ def rank(
         views: Draws of each policy for each image.
         most: Images; a random subset of a larger split, fixed by the study's seed. None for all of them.
         which: The `final` policies of policy files or their `average`.
+        storage: Database URL of the searches of run folders among the policies that kept their trials elsewhere.
         out: Where a teacher's recipe keeps its weights; the study's run folder by default, `./runs/<study name>`.
 
     Returns:
@@ -71,7 +74,7 @@ def rank(
         raise KdsearchError(unknown("split", split, SPLITS))
     if views < 1 or (most is not None and most < 2):
         raise KdsearchError(f"rank: {views} views, at most {most} images; allowed: 1 view or more, 2 images or more")
-    given = gather(policies, which)
+    given = gather(policies, which, storage)
     if taken := [f"'{name}' is the name of a reference or an operation" for name in given if name in TAKEN]:
         raise problems("policies", taken)
     device = device or study.device
@@ -125,7 +128,7 @@ def meaning(table: Frame) -> str:
 
 
 def gather(
-    policies: Mapping[str, Given] | Sequence[Path | str] | Path | str, which: str = "final"
+    policies: Mapping[str, Given] | Sequence[Path | str] | Path | str, which: str = "final", storage: str | None = None
 ) -> dict[str, Scored]:
     """Policies by name out of what `rank` takes.
 
@@ -140,7 +143,9 @@ def gather(
     for path in paths:
         files = {str(path): path}
         if path in folders:
-            files = {name if len(folders) == 1 else f"{path} {name}": file for name, file in _trials(path).items()}
+            files = {
+                name if len(folders) == 1 else f"{path} {name}": file for name, file in _trials(path, storage).items()
+            }
         for name, file in files.items():
             if name in found:
                 raise KdsearchError(f"policies: {name} is given twice")
@@ -162,13 +167,15 @@ def _policy(name: str, given: Any, which: str) -> Scored:
     )
 
 
-def _trials(folder: Path) -> dict[str, Path]:
+def _trials(folder: Path, storage: str | None) -> dict[str, Path]:
     """The policy files of the finished trials of a run folder."""
-    finished = frames(folder)["trials"].query("state == 'COMPLETE' and origin != 'reference'")
+    finished = frames(folder, storage=storage, only=("trials",))["trials"].query(
+        "state == 'COMPLETE' and origin != 'reference'"
+    )
     if finished.empty:
         raise KdsearchError(f"{folder}: no trial has finished, so there is no policy")
     numbers = zip(finished["run"], finished["trial"], strict=True)
-    return {run: folder / "trials" / f"{number:04d}" / "policy.json" for run, number in numbers}
+    return {run: trial_folder(folder, number) / "policy.json" for run, number in numbers}
 
 
 def _by_default(ready: Ready) -> dict[str, tuple[str, Scored]]:

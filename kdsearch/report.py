@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -10,27 +12,35 @@ from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import paired_differences, remembered, sentence
-from kdsearch.analysis.frames import frames
+from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.files import write_text
-from kdsearch.images import load_images
 from kdsearch.metrics import ACCURACY, Scale
-from kdsearch.spec import PolicySpec
+from kdsearch.run_folder import read_policy, read_samples, trial_folder
+
+TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
 
-def write_report(folder: Path | str, *, images: bool = True) -> Path:
+def write_report(folder: Path | str, *, images: bool = True, storage: str | None = None) -> Path:
     """Write `report.html` into a run folder.
 
     Args:
         images: False leaves out every picture that shows an image of the data.
+        storage: Database URL of a search that kept its trials outside its folder.
 
     Raises:
         KdsearchError: not a run folder, or a torn file in it.
     """
     folder = Path(folder)
-    tables = frames(folder)
+    read = ("studies", "trials", "params", "epochs", "evaluations")
+    return write_page(folder, frames(folder, storage=storage, only=read), images=images)
+
+
+def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool = True) -> Path:
+    """The same from frames that have been read; what the best trial has left is read from its folder."""
     pictures: dict[str, str] = {}
-    best = tables["studies"]["best_trial"].iloc[0]
+    study = tables["studies"].iloc[0]
+    best = None if pd.isna(study["best_trial"]) else int(study["best_trial"])
     if not tables["evaluations"].empty:
         pictures["help"] = _png(plots.did_it_help(tables))
     if not tables["trials"].empty:
@@ -38,22 +48,32 @@ def write_report(folder: Path | str, *, images: bool = True) -> Path:
     if not tables["epochs"].empty:
         pictures["curves"] = _png(plots.curves(tables))
     final = regions = pd.DataFrame()
-    if not pd.isna(best):
-        policies = tables["policies"].query("trial == @best")
-        final = policies[policies["is_final"]].sort_values("probability", ascending=False)
-        regions = tables["regions"].query("trial == @best")
-        pictures["trajectory"] = _png(plots.trajectory(policies))
-        pictures["sweeps"] = _png(plots.sweeps(regions))
+    lost: list[str] = []
+    if best is not None:
+        trial = trial_folder(folder, best)
+        spec = read_policy(folder, trial)
+        regions = regions_frame(folder, study["study"], best)
+        if spec:
+            policies = policy_frame(spec)
+            final = policies[policies["is_final"]].sort_values("probability", ascending=False)
+            pictures["trajectory"] = _png(plots.trajectory(policies))
+        if not regions.empty:
+            pictures["sweeps"] = _png(plots.sweeps(regions))
+        kept = {"policy.json": spec is not None, "regions.json": not regions.empty}
         if images:
-            trial = folder / "trials" / f"{best:04d}"
-            spec = PolicySpec.load(trial / "policy.json")
-            pictures["sheet"] = _png(policy_sheet(spec, load_images(trial / "samples.npz")))
+            kept["samples.npz"] = (trial / "samples.npz").is_file()
+            if spec and kept["samples.npz"]:
+                pictures["sheet"] = _png(policy_sheet(spec, read_samples(folder, trial)))
+        lost = [str(trial / name) for name, there in kept.items() if not there]
     page = _PAGE.get_template("report.html").render(
-        study=tables["studies"].iloc[0].to_dict(),
+        study={**study.to_dict(), "dropped": ", ".join(json.loads(study["dropped"]))},
         sentence=sentence(tables),
         remembered=remembered(tables),
         pictures=pictures,
-        best=None if pd.isna(best) else int(best),
+        best=best,
+        lost=lost,
+        shown=TRIALS_SHOWN,
+        trials=len(tables["trials"]),
         tables=_html(tables, final, regions),
     )
     path = folder / "report.html"
@@ -64,7 +84,7 @@ def write_report(folder: Path | str, *, images: bool = True) -> Path:
 _PAGE = Environment(loader=PackageLoader("kdsearch"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
 
 
-def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.DataFrame) -> dict[str, str]:
+def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.DataFrame) -> dict[str, str]:
     """The tables of the page; pandas escapes what is in the cells."""
     shown: dict[str, pd.DataFrame] = {}
     if not tables["evaluations"].empty:
@@ -75,13 +95,21 @@ def _html(tables: dict[str, pd.DataFrame], final: pd.DataFrame, regions: pd.Data
         shown["differences"] = rows[["against", "n"]].join(points.add_suffix(f", {unit}"))
         if rows["note"].notna().any():
             shown["differences"]["note"] = rows["note"]
-    params = tables["params"].pivot_table(index="run", columns="name", values="value", sort=False)
+    rows = tables["trials"]
+    if len(rows) > TRIALS_SHOWN:  # the references, then the best
+        rows = rows.sort_values("value", ascending=False, kind="stable")
+        rows = pd.concat([rows[rows["trial"].isna()], rows[rows["trial"].notna()]])[:TRIALS_SHOWN].sort_index()
+    params = tables["params"]
+    params = params[params["run"].isin(rows["run"])].pivot_table(
+        index="run", columns="name", values="value", sort=False
+    )
     columns, long = ["run", "state", "value", "value_se", "seconds", "origin"], ["fail_reason", "warnings"]
-    trials = tables["trials"][[*columns, *long]].join(params, on="run")
+    trials = rows[[*columns, *long]].join(params, on="run")
     shown["trials"] = trials[[*columns, *params, *long]].dropna(axis=1, how="all")  # the last column wraps
     if not final.empty:
         columns = ["operation", "probability", "rate", "low", "high", "limit", "unit", "range"]
         shown["policy"] = final[columns]
+    if not regions.empty:
         counts = ["n", "both", "teacher_only", "student_only", "neither", "kl"]
         whole = regions[regions["kind"] != "operation"]
         shown["quadrants"] = whole[["kind", "class_name", "teacher_accuracy", "student_accuracy", *counts]]

@@ -1,7 +1,8 @@
 """A run folder as tidy frames: columns declared once, the same dtypes also where nothing happened yet."""
 
+import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,22 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import make_folder, read_json, write_bytes
-from kdsearch.hpo import TrialRow, database, trial_rows
+from kdsearch.files import make_folder, write_bytes
+from kdsearch.hpo import TrialRow, kept_rows
 from kdsearch.ops import OPERATIONS
+from kdsearch.run_folder import (
+    ResultFile,
+    StudyFile,
+    as_text,
+    read_confirmation,
+    read_epochs,
+    read_policy,
+    read_regions,
+    read_result,
+    read_study,
+    references,
+    trial_folder,
+)
 from kdsearch.spec import PolicySpec
 
 TEXT, WHOLE, NUMBER, FLAG, TIME = "str", "Int64", "float64", "boolean", "datetime64[us, UTC]"
@@ -68,22 +82,51 @@ SCORES: Mapping[str, str] = {  # what `kdsearch.rank` gives; a run folder has no
     "keeps_floor": FLAG, **{f"{name}{end}": NUMBER for name in MEASURED for end in ("", "_se")},
 }  # fmt: skip
 
+RUN = (
+    "=",
+    "+",
+    "-",
+    "@",
+    "\t",
+    "\r",
+    "\n",
+    "＝",
+    "＋",
+    "－",
+    "＠",
+    "'",
+)  # what a spreadsheet takes for a formula; our mark
+MISSING = (  # text that pandas.read_csv takes for nothing; its others begin with a minus
+    "", "#N/A", "#N/A N/A", "#NA", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"
+)  # fmt: skip
+
 Frame = pd.DataFrame
 Rows = list[dict[str, Any]]
 
 
-def frames(folders: Path | str | Sequence[Path | str]) -> dict[str, pd.DataFrame]:
+def frames(
+    folders: Path | str | Sequence[Path | str], *, storage: str | None = None, only: Collection[str] = ()
+) -> dict[str, pd.DataFrame]:
     """The frames of one or several run folders, from the folders alone; keys (`study`, `run`, `trial`).
 
+    Nothing is written, and nothing outside the folders is read unless named here.
+
+    Args:
+        storage: Database URL of a search that kept its trials outside its folder.
+        only: Names of frames, to read no more than is needed; all by default.
+
     Raises:
-        KdsearchError: not a run folder, or a file in it is torn, naming it.
+        KdsearchError: not a run folder; a file in it or its database cannot be read, naming it and the field.
     """
     several = [folders] if isinstance(folders, Path | str) else list(folders)
-    rows: dict[str, Rows] = {name: [] for name in COLUMNS}
+    wanted = [name for name in COLUMNS if name in only] if only else list(COLUMNS)
+    if strange := [name for name in only if name not in COLUMNS]:
+        raise KdsearchError(unknown("frame", strange[0], COLUMNS))
+    rows: dict[str, Rows] = {name: [] for name in wanted}
     for folder in several:
-        for name, more in _read(Path(folder)).items():
+        for name, more in _read(Path(folder), storage, wanted).items():
             rows[name] += more
-    return {name: frame(name, rows[name]) for name in COLUMNS}
+    return {name: frame(name, rows[name]) for name in wanted}
 
 
 def frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
@@ -99,11 +142,13 @@ def frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 def write_frame(table: pd.DataFrame, path: Path) -> None:
     """Write one frame as the format that the name of the file ends in, .csv or .parquet.
 
+    In CSV, text that a spreadsheet would run or pandas would read as a missing value begins with an apostrophe.
+
     Raises:
         KdsearchError: another suffix, or a file that cannot be written.
     """
     check_table(path)
-    write_bytes(path, table.to_csv(index=False).encode() if path.suffix == ".csv" else table.to_parquet(index=False))
+    write_bytes(path, _csv(table) if path.suffix == ".csv" else table.to_parquet(index=False))
 
 
 def check_table(path: Path) -> None:
@@ -117,74 +162,98 @@ def check_table(path: Path) -> None:
 
 
 def write_frames(tables: Mapping[str, pd.DataFrame], folder: Path, to: str) -> list[Path]:
-    """Write each frame as a parquet or CSV file."""
+    """Write each frame as a parquet or CSV file; see `write_frame`."""
     if to not in ("parquet", "csv"):
         raise KdsearchError(unknown("frame format", to, ("parquet", "csv")))
     make_folder(folder)
     paths = []
     for name, table in tables.items():
         path = folder / f"{name}.{to}"
-        if to == "parquet":
-            table.to_parquet(path, index=False)
-        else:
-            table.to_csv(path, index=False)
+        write_frame(table, path)
         paths.append(path)
     return paths
 
 
-def _read(folder: Path) -> dict[str, Rows]:
-    if not (folder / "study.json").is_file():
-        raise KdsearchError(f"{folder} is not a run folder: it has no study.json; `kdsearch search` makes one")
-    facts = read_json(folder / "study.json")
-    study = facts["study"]
-    trials, stored = trial_rows(facts["storage"] or database(folder.absolute()))
+def _csv(table: pd.DataFrame) -> bytes:
+    columns = {column: _cells(values) if values.dtype == TEXT else values for column, values in table.items()}
+    return pd.DataFrame(columns).to_csv(index=False, quoting=csv.QUOTE_NONNUMERIC).encode()
+
+
+def _cells(values: pd.Series) -> pd.Series:
+    """Text as a spreadsheet takes it for text and pandas for a value; an apostrophe is what spreadsheets drop."""
+    marked = values.str.startswith(RUN).fillna(False).astype(bool) | values.isin(MISSING)
+    return values.where(~marked, "'" + values)
+
+
+def _read(folder: Path, storage: str | None, wanted: Collection[str]) -> dict[str, Rows]:
+    study = read_study(folder)
+    trials, stored = kept_rows(folder, study, storage)
     best = max((t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, default=None)
-    rows: dict[str, Rows] = {name: [] for name in COLUMNS}
-    runs = [(f"trial {t.number}", t.number, folder / "trials" / f"{t.number:04d}", t) for t in trials]
-    references = sorted((folder / "references").glob("*/"), key=lambda path: path.stat().st_mtime)
-    runs += [(path.name, None, path, None) for path in references]  # type: ignore[misc]
-    for run, number, path, trial in runs:
-        key = {"study": study, "run": run, "trial": number}
-        result = read_json(path / "result.json") if (path / "result.json").is_file() else {}
-        rows["trials"].append({**key, **_trial(trial, result, best)})
-        rows["params"] += [{**key, **row} for row in (_params(trial) if trial else [])]
-        epochs = _epochs(path / "epochs.jsonl")
-        rows["epochs"] += [{**key, **row} for row in epochs]
-        rows["losses"] += [
-            {**key, "epoch": row["epoch"], "loss": name, "value": value}
-            for row in epochs
-            for name, value in row["losses"].items()
-        ]
-        rows["policies"] += [{**key, **row} for row in _policy_file(path / "policy.json")]
-        rows["regions"] += [{**key, **row} for row in _regions(path / "regions.json")]
-    if (folder / "confirmation.json").is_file():
-        kept = read_json(folder / "confirmation.json")
-        of_best = best is not None and kept["winner"] == best.number  # not those of an earlier winner
-        evaluations = kept["rows"] if of_best else []
-        rows["evaluations"] = [{**row, "study": study, "split": "search-validation"} for row in evaluations]
-    states = [t.state for t in trials]
-    rows["studies"] = [
-        {
-            **facts,
-            **{k: ", ".join(facts[k]) for k in ("operations", "dropped", "classes")},
-            **{k: stored.get(k) for k in ("sampler", "pruner")},
-            "folder": str(folder),
-            "complete": states.count("COMPLETE"),
-            "pruned": states.count("PRUNED"),
-            "failed": states.count("FAIL"),
-            "best_trial": best.number if best else None,
-            "best_value": best.value if best else None,
-        }
+    rows: dict[str, Rows] = {name: [] for name in wanted}
+    runs: list[tuple[str, Path, TrialRow | None]] = [
+        *((f"trial {t.number}", trial_folder(folder, t.number), t) for t in trials),
+        *((as_text(path.name), path, None) for path in references(folder)),
     ]
+    for run, path, trial in runs:
+        key = {"study": study.study, "run": run, "trial": trial.number if trial else None}
+        if "trials" in rows:
+            rows["trials"].append({**key, **_trial(trial, read_result(folder, path), best)})
+        if "params" in rows and trial:
+            rows["params"] += [{**key, **row} for row in _params(trial)]
+        if "epochs" in rows or "losses" in rows:
+            epochs = read_epochs(folder, path)
+            if "epochs" in rows:
+                rows["epochs"] += [{**key, **row} for row in epochs]
+            if "losses" in rows:
+                rows["losses"] += [{**key, "epoch": row["epoch"], "loss": name, "value": value}
+                                   for row in epochs for name, value in row.get("losses", {}).items()]  # fmt: skip
+        if "policies" in rows and (spec := read_policy(folder, path)):
+            rows["policies"] += [{**key, **row} for row in _policy(spec)]
+        if "regions" in rows:
+            rows["regions"] += [{**key, **row} for row in _regions(folder, path)]
+    if "evaluations" in rows and (confirmation := read_confirmation(folder)):
+        of_best = best is not None and confirmation.winner == best.number  # not those of an earlier winner
+        evaluations = confirmation.rows if of_best else []
+        rows["evaluations"] = [{**row, "study": study.study, "split": "search-validation"} for row in evaluations]
+    if "studies" in rows:
+        rows["studies"] = [_study(folder, study, stored, trials, best)]
     return rows
 
 
-def _trial(trial: TrialRow | None, result: Mapping[str, Any], best: TrialRow | None) -> dict[str, Any]:
-    measured = {"value": result.get("value"), "value_se": result.get("value_se"), "seconds": result.get("seconds")}
+def _study(
+    folder: Path, study: StudyFile, stored: Mapping[str, Any], trials: Sequence[TrialRow], best: TrialRow | None
+) -> dict[str, Any]:
+    states = [trial.state for trial in trials]
+    names = {key: as_text(stored[key]) for key in ("sampler", "pruner") if isinstance(stored.get(key), str)}
+    return {
+        **study.model_dump(),
+        **{name: joined(getattr(study, name)) for name in ("operations", "dropped", "classes")},
+        **names,
+        "opened_at": _utc(study.opened_at),
+        "folder": as_text(str(folder)),
+        "complete": states.count("COMPLETE"),
+        "pruned": states.count("PRUNED"),
+        "failed": states.count("FAIL"),
+        "best_trial": best.number if best else None,
+        "best_value": best.value if best else None,
+    }
+
+
+def joined(names: Sequence[str]) -> str:
+    r"""Names in one cell: a JSON list in which ", " stands between names only, as a comma of a name is written \u002c.
+
+    >>> joined(["NA", "tench, Tinca tinca"])
+    '["NA", "tench\\u002c Tinca tinca"]'
+    """
+    return "[" + ", ".join(json.dumps(name, ensure_ascii=False).replace(",", "\\u002c") for name in names) + "]"
+
+
+def _trial(trial: TrialRow | None, result: ResultFile | None, best: TrialRow | None) -> dict[str, Any]:
+    ended = result or ResultFile()
+    measured = {"value": ended.value, "value_se": ended.value_se, "seconds": ended.seconds}
     if trial is None:
-        state = "FAIL" if "fail_reason" in result else "COMPLETE" if result else "RUNNING"
-        reason = result.get("fail_reason")
-        return {**measured, "state": state, "fail_reason": reason, "is_best": False, "origin": "reference"}
+        state = "RUNNING" if result is None else "FAIL" if ended.fail_reason is not None else "COMPLETE"
+        return {**measured, "state": state, "fail_reason": ended.fail_reason, "is_best": False, "origin": "reference"}
     return {
         **measured,
         "state": trial.state,
@@ -192,9 +261,9 @@ def _trial(trial: TrialRow | None, result: Mapping[str, Any], best: TrialRow | N
         "is_best": best is not None and trial.number == best.number,
         "last_epoch": trial.last_epoch,
         "last_value": trial.last_value,
-        "origin": trial.origin,
-        "fail_reason": trial.fail_reason,
-        "warnings": "; ".join(result.get("warnings", [])) or None,
+        "origin": as_text(trial.origin),
+        "fail_reason": None if trial.fail_reason is None else as_text(trial.fail_reason),
+        "warnings": "; ".join(ended.warnings) or None,
         "seed": trial.seed,
         "retry_of": trial.retry_of,
         "started_at": _utc(trial.started_at),
@@ -202,22 +271,18 @@ def _trial(trial: TrialRow | None, result: Mapping[str, Any], best: TrialRow | N
     }
 
 
-def _utc(naive: datetime | None) -> datetime | None:
+def _utc(time: datetime | None) -> datetime | None:
     """Optuna stores local time without a zone."""
-    return None if naive is None else naive.astimezone(UTC)
+    try:
+        return None if time is None else time.astimezone(UTC)
+    except (OverflowError, ValueError):  # the first and the last day of the calendar
+        return None
 
 
 def _params(trial: TrialRow) -> Rows:
-    return [{"name": name, "value": float(value), **trial.space[name]} for name, value in trial.params.items()]
-
-
-def _epochs(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    except ValueError as error:
-        raise KdsearchError(f"cannot read {path}: {error}") from None
+    return [
+        {"name": as_text(name), "value": value, **trial.space.get(name, {})} for name, value in trial.params.items()
+    ]
 
 
 def policy_frame(spec: PolicySpec) -> pd.DataFrame:
@@ -226,36 +291,41 @@ def policy_frame(spec: PolicySpec) -> pd.DataFrame:
 
 
 def _policy(spec: PolicySpec) -> Rows:
-    rows = []
     share = spec.operations_per_image / len(spec.operations)
-    for i, moment in enumerate(spec.schedule):
-        for name, setting in moment.settings.items():
-            limits = spec.operations[name]
-            rows.append(
-                {
-                    "progress": moment.progress,
-                    "is_final": i == len(spec.schedule) - 1,
-                    "operation": name,
-                    **limits.model_dump(),
-                    **setting.model_dump(),
-                    "rate": share * setting.probability,
-                }
-            )
-    return rows
+    return [
+        {
+            "progress": moment.progress,
+            "is_final": moment is spec.schedule[-1],
+            "operation": name,
+            "unit": limits.unit,
+            "limit": limits.limit,
+            "range": limits.range,
+            "probability": setting.probability,
+            "low": setting.low,
+            "high": setting.high,
+            "rate": share * setting.probability,
+        }
+        for moment in spec.schedule
+        for name, setting in moment.settings.items()
+        for limits in [spec.operations[name]]
+    ]
 
 
-def _policy_file(path: Path) -> Rows:
-    return _policy(PolicySpec.load(path)) if path.is_file() else []
+def regions_frame(folder: Path, study: str, number: int) -> pd.DataFrame:
+    """The frame `regions` of one trial of a run folder; empty where its file is not there."""
+    key = {"study": study, "run": f"trial {number}", "trial": number}
+    return frame("regions", ({**key, **row} for row in _regions(folder, trial_folder(folder, number))))
 
 
-def _regions(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    rows = read_json(path)
-    for row in rows:
-        n = row["n"]
-        row["teacher_accuracy"] = (row["both"] + row["teacher_only"]) / n
-        row["student_accuracy"] = (row["both"] + row["student_only"]) / n
-        row["teacher_only_rate"] = row["teacher_only"] / n
-        row["unit"] = OPERATIONS[row["operation"]].unit if row["operation"] else None
+def _regions(folder: Path, run: Path) -> Rows:
+    rows: Rows = []
+    for row in read_regions(folder, run):
+        n, operation = row["n"], row.get("operation")
+        rows.append({
+            **row,
+            "teacher_accuracy": (row["both"] + row["teacher_only"]) / n,
+            "student_accuracy": (row["both"] + row["student_only"]) / n,
+            "teacher_only_rate": row["teacher_only"] / n,
+            "unit": OPERATIONS[operation].unit if operation else None,
+        })  # fmt: skip
     return rows

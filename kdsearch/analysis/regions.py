@@ -5,26 +5,36 @@ from pathlib import Path
 
 import pandas as pd
 
-from kdsearch.analysis.frames import frames
+from kdsearch.analysis.frames import frames, regions_frame
 from kdsearch.errors import KdsearchError
+from kdsearch.run_folder import trial_folder
 
 
-def regions(folder: Path | str, trial: int | None = None) -> pd.DataFrame:
+def regions(folder: Path | str, trial: int | None = None, *, storage: str | None = None) -> pd.DataFrame:
     """The frame `regions` of one trial, the best one by default: strongest first.
+
+    Args:
+        storage: See `frames`.
 
     Raises:
         KdsearchError: no finished trial, or not that one.
     """
-    return of_trial(frames(folder), str(folder), trial)
+    return of_trial(frames(folder, storage=storage, only=("studies", "trials")), Path(folder), trial)
 
 
-def of_trial(tables: Mapping[str, pd.DataFrame], where: str, trial: int | None = None) -> pd.DataFrame:
-    """The same from the frames of one folder, which messages call `where`."""
-    table = tables["regions"]
-    chosen = tables["studies"]["best_trial"].iloc[0] if trial is None else trial
-    rows = table[table["trial"] == chosen] if not pd.isna(chosen) else table[:0]
+def of_trial(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None = None) -> pd.DataFrame:
+    """The same from the frames `studies` and `trials` of a folder."""
+    study, trials = tables["studies"].iloc[0], tables["trials"]
+    chosen = study["best_trial"] if trial is None else trial
+    numbers = [int(number) for number in trials["trial"].dropna()]
+    rows = regions_frame(folder, study["study"], chosen if chosen in numbers else -1)
     if rows.empty:
-        with_regions = sorted(table["trial"].dropna().unique())
-        what = "no trial has finished" if trial is None else f"trial {trial} has no regions"
-        raise KdsearchError(f"{where}: {what}; trials with regions: {', '.join(map(str, with_regions)) or 'none'}")
+        with_regions = [n for n in numbers if (trial_folder(folder, n) / "regions.json").is_file()]
+        if trial is not None:
+            what = f"trial {trial} has no regions"
+        elif pd.isna(chosen):
+            what = "no trial has finished"
+        else:
+            what = f"the best trial, {chosen}, has left no {trial_folder(folder, chosen) / 'regions.json'}"
+        raise KdsearchError(f"{folder}: {what}; trials with regions: {', '.join(map(str, with_regions)) or 'none'}")
     return rows.sort_values("teacher_only_low", ascending=False, ignore_index=True)

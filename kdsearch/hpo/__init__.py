@@ -1,6 +1,16 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
-from kdsearch.hpo.storage import TrialRow, check_storage, database, rows_of, trial_rows
+from kdsearch.hpo.kept import check_kept, kept_rows
+from kdsearch.hpo.storage import (
+    Best,
+    TrialRow,
+    best_of,
+    check_storage,
+    database,
+    database_file,
+    done_of,
+    trial_rows,
+)
 from kdsearch.hpo.trials import (
     PRUNERS,
     SAMPLERS,
@@ -16,15 +26,20 @@ from kdsearch.hpo.trials import (
 __all__ = [
     "PRUNERS",
     "SAMPLERS",
+    "Best",
     "Pruned",
     "Trial",
     "TrialEvent",
     "TrialRow",
+    "best_of",
+    "check_kept",
     "check_names",
     "check_storage",
     "database",
+    "database_file",
+    "done_of",
+    "kept_rows",
     "open_search",
-    "rows_of",
     "run_trials",
     "storage_in_words",
     "trial_rows",

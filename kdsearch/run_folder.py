@@ -1,0 +1,337 @@
+"""The files of a run folder, each read by its schema: whatever is in them, values of the right kind or one error.
+
+A file is a regular one inside the folder, of at most `MOST_BYTES`. Fields that a newer version has added are passed
+over.
+"""
+
+import errno
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Any, Literal, Required, TypeVar
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from torch import Tensor
+from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
+
+from kdsearch.errors import KdsearchError
+from kdsearch.images import load_images
+from kdsearch.ops import OPERATIONS
+from kdsearch.spec import PolicySpec
+
+MOST_BYTES = 32 * 2**20  # of a JSON file; 21,000 classes make 14 MB of regions
+MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
+INT64 = 2**63
+
+T = TypeVar("T")
+
+
+def _int64(value: int) -> int | None:
+    """Whole numbers that no table can hold are missing there: a finished search is not lost for its seed."""
+    return value if -INT64 <= value < INT64 else None
+
+
+Number = Annotated[float, Field(allow_inf_nan=False)] | None
+Count = Annotated[int, Field(ge=0, lt=INT64)]
+Share = Annotated[float, Field(ge=0, le=1)]
+_READ = ConfigDict(strict=True, extra="ignore")
+
+
+class StudyFile(BaseModel):
+    """`study.json`: what a search says of itself."""
+
+    model_config = _READ
+
+    study: str
+    metric: str
+    direction: str | None = None
+    space: str | None = None
+    operations: list[str] = []
+    dropped: list[str] = []
+    classes: list[str] = []
+    teacher_accuracy: Number = None
+    teacher_loss: Number = None
+    teacher_train_accuracy: Number = None
+    teacher_clean_loss: Number = None
+    teacher_saw: str | None = None
+    teacher_remembers: bool | None = None
+    seed: Annotated[int, AfterValidator(_int64)] | None = None
+    budget_trials: Count | None = None
+    budget_epochs: Count | None = None
+    budget_steps: Count | None = None
+    budget_batch: Count | None = None
+    budget_policy_batch: Count | None = None
+    budget_parts: Count | None = None
+    budget_confirmation: Count | None = None
+    precision: str | None = None
+    compiled: bool | None = None
+    device: str | None = None
+    python: str | None = None
+    kdsearch: str | None = None
+    torch: str | None = None
+    kornia: str | None = None
+    optuna: str | None = None
+    opened_at: Annotated[datetime, Field(strict=False)] | None = None
+    storage: str | None = None  # a URL; None: the folder's own
+
+
+class ResultFile(BaseModel):
+    """`result.json`: what a run came to."""
+
+    model_config = _READ
+
+    value: Number = None
+    value_se: Number = None
+    seconds: Number = None
+    warnings: list[str] = []
+    fail_reason: str | None = None
+
+
+class EpochLine(TypedDict, total=False):
+    """A line of `epochs.jsonl`."""
+
+    __pydantic_config__ = _READ  # type: ignore[misc]
+
+    epoch: Required[Count]
+    progress: Number
+    supervised_loss: Number
+    distillation_loss: Number
+    losses: dict[str, Number]
+    accuracy: Number
+    accuracy_se: Number
+    value: Number
+    value_se: Number
+    learning_rate: Number
+    policy_steps: Count | None
+    policy_objective: Number
+    policy_prior: Number
+    teacher_accuracy: Number
+    teacher_clean_accuracy: Number
+    floor_violation: Number
+    dual: Number
+    emptied: Number
+    saturated: Number
+    gates_at_bound: Count | None
+    ranges_at_limit: Count | None
+    gradient_norm: Number
+    noise_scale: Number
+    seconds: Number
+
+
+class RegionRow(TypedDict, total=False):
+    """A region in `regions.json`."""
+
+    __pydantic_config__ = _READ  # type: ignore[misc]
+
+    kind: Required[str]
+    operation: Literal[*OPERATIONS] | None  # type: ignore[valid-type]
+    low: Number
+    high: Number
+    class_name: str | None
+    n: Required[Annotated[int, Field(ge=1, lt=INT64)]]
+    both: Required[Count]
+    teacher_only: Required[Count]
+    student_only: Required[Count]
+    neither: Required[Count]
+    teacher_only_low: Required[Share]
+    teacher_only_high: Required[Share]
+    kl: Number
+
+
+class EvaluationRow(TypedDict, total=False):
+    """A run of the confirmation."""
+
+    __pydantic_config__ = _READ  # type: ignore[misc]
+
+    run: Required[str]
+    seed: Required[Annotated[int, Field(ge=-INT64, lt=INT64)]]
+    value: Required[Number]
+    seconds: Number
+
+
+class ConfirmationFile(BaseModel):
+    """`confirmation.json`: winner and references on fresh seeds."""
+
+    model_config = _READ
+
+    winner: Count
+    rows: list[EvaluationRow]
+
+
+_STUDY = TypeAdapter(StudyFile)
+_RESULT = TypeAdapter(ResultFile)
+_EPOCHS = TypeAdapter(list[EpochLine])
+_REGIONS = TypeAdapter(list[RegionRow])
+_CONFIRMATION = TypeAdapter(ConfirmationFile)
+
+
+def read_study(folder: Path) -> StudyFile:
+    """What the search of a run folder says of itself.
+
+    Raises:
+        KdsearchError: not a run folder, or a file that is not as it should be, with the field.
+    """
+    found = _read(folder, folder / "study.json", _STUDY)
+    if found is None:
+        raise KdsearchError(f"{folder} is not a run folder: it has no study.json; `kdsearch search` makes one")
+    return found
+
+
+def read_result(folder: Path, run: Path) -> ResultFile | None:
+    """What a run came to; None where it has not ended."""
+    return _read(folder, run / "result.json", _RESULT)
+
+
+def read_epochs(folder: Path, run: Path) -> list[EpochLine]:
+    """What a run measured, epoch by epoch."""
+    path = run / "epochs.jsonl"
+    content = read_bytes(folder, path, MOST_BYTES)
+    if not content:
+        return []
+    lines = content.splitlines()
+    return _parsed(path, b"[" + b",".join(lines) + b"]", _EPOCHS)
+
+
+def read_regions(folder: Path, run: Path) -> list[RegionRow]:
+    """Where teacher and student of a run differ."""
+    return _read(folder, run / "regions.json", _REGIONS) or []
+
+
+def read_confirmation(folder: Path) -> ConfirmationFile | None:
+    """Winner and references on fresh seeds."""
+    return _read(folder, folder / "confirmation.json", _CONFIRMATION)
+
+
+def read_policy(folder: Path, run: Path) -> PolicySpec | None:
+    """The policy of a run; None where it has left none."""
+    path = run / "policy.json"
+    content = read_bytes(folder, path, MOST_BYTES)
+    if content is None:
+        return None
+    try:
+        return PolicySpec.from_json(content.decode(), place=str(path))
+    except UnicodeDecodeError as error:
+        raise KdsearchError(f"cannot read {path}: {error}") from None
+
+
+def read_samples(folder: Path, run: Path) -> Tensor:
+    """The images kept beside a policy: (N, C, H, W), float in [0, 1].
+
+    Raises:
+        KdsearchError: there are none, or they cannot be read.
+    """
+    path = run / "samples.npz"
+    if read_bytes(folder, path, MOST_IMAGES) is None:
+        raise KdsearchError(f"cannot read {path}: no such file")
+    return load_images(path)
+
+
+def trial_folder(folder: Path, number: int) -> Path:
+    """Where a trial leaves its files."""
+    return folder / "trials" / f"{number:04d}"
+
+
+def kept_trials(folder: Path) -> list[int]:
+    """Numbers of the trials that have left a folder."""
+    names = (path.name for path in _folders(folder, folder / "trials"))
+    return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,9}", name))
+
+
+def references(folder: Path) -> list[Path]:
+    """The folders of the references, in the order in which they were run."""
+    return sorted(_folders(folder, folder / "references"), key=lambda path: (path.stat().st_mtime, path.name))
+
+
+def read_bytes(folder: Path, path: Path, most: int) -> bytes | None:
+    """A file of a run folder; None where there is none.
+
+    Raises:
+        KdsearchError: it cannot be read, is too large, no regular file, or lies elsewhere.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        if getattr(error, "errno", None) != errno.ELOOP:
+            raise KdsearchError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
+        check_inside(folder, path)
+        return read_bytes(folder, path.resolve(), most) if path.exists() else None
+    with os.fdopen(handle, "rb") as file:
+        found = os.fstat(handle)
+        if not stat.S_ISREG(found.st_mode):
+            raise KdsearchError(f"cannot read {path}: it is not a file")
+        if found.st_size > most:
+            raise KdsearchError(f"cannot read {path}: {found.st_size:,} bytes; at most {most:,} are read")
+        try:
+            return file.read(most)
+        except OSError as error:
+            raise KdsearchError(f"cannot read {path}: {error.strerror}") from None
+
+
+def check_inside(folder: Path, path: Path) -> None:
+    """Raises KdsearchError where links lead from a path of a run folder out of the folder."""
+    try:
+        inside = path.resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a loop
+        inside = False
+    if not inside:
+        raise KdsearchError(f"cannot read {path}: it is a link that leads out of the run folder")
+
+
+def _folders(folder: Path, place: Path) -> Iterator[Path]:
+    try:
+        if place.is_symlink():
+            check_inside(folder, place)
+        with os.scandir(place) as entries:
+            for entry in entries:
+                if entry.is_symlink():
+                    check_inside(folder, Path(entry.path))
+                if entry.is_dir():
+                    yield place / entry.name
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        raise KdsearchError(f"cannot read {place}: {error.strerror}") from None
+
+
+def _read(folder: Path, path: Path, schema: TypeAdapter[T]) -> T | None:
+    content = read_bytes(folder, path, MOST_BYTES)
+    return None if content is None else _parsed(path, content, schema)
+
+
+def _parsed(path: Path, content: bytes, schema: TypeAdapter[T]) -> T:
+    try:
+        if b"\\ud" in content or b"\\uD" in content:  # half a character, which only the slower reader takes
+            return schema.validate_python(_whole_letters(json.loads(content)))
+        return schema.validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise KdsearchError(f"cannot read {path}: {where}{': ' if where else ''}{first['msg']}") from None
+    except (ValueError, RecursionError) as error:
+        raise KdsearchError(f"cannot read {path}: {error}") from None
+
+
+def _whole_letters(value: Any) -> Any:
+    """The same tree with halves of characters written out, which no table can hold."""
+    if isinstance(value, str):
+        return as_text(value)
+    if isinstance(value, list):
+        return [_whole_letters(item) for item in value]
+    if isinstance(value, dict):
+        return {as_text(key): _whole_letters(item) for key, item in value.items()}
+    return value
+
+
+def as_text(value: str) -> str:
+    """Text that every file can hold: halves of characters, as a name that is no UTF-8 has them, are written out.
+
+    >>> as_text("caf\\udce9")
+    'caf\\\\udce9'
+    """
+    return value.encode("utf-8", "backslashreplace").decode()
