@@ -111,7 +111,8 @@ def regions(
     tables = frames(folder, storage=storage, only=("studies", "trials"))
     table = of_trial(tables, folder, trial)
     columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
-    print_frame(table.head(most), [*columns, "teacher_only_rate", "teacher_only_low", "kl"])
+    ends = ["teacher_only_low", "teacher_only_high"]
+    print_frame(table.head(most), [*columns, "teacher_only_rate", *ends, "clean_rate", "kl"])
     print_mark(tables)
     if picture:
         save(sweeps(table), picture)

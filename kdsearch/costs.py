@@ -31,11 +31,11 @@ def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
     start = _finished(device)
     measure(distiller.student, study.search_validation, ready.task, budget.batch, device, study.metric)
     evaluation = _finished(device) - start
-    cells = 2 + sum(1 if limit is None else 5 for limit in ready.space.limits.values())
     policy, random = ready.policy(ready.space.settings()), torch.Generator().manual_seed(0)
     augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images), device) * images / len(batch)
     teacher = _timed(lambda: ready.teacher(batch.images), device, 1) * images / len(batch)
-    plain = budget.epochs * (budget.steps * student + evaluation) + cells * (evaluation + augment + teacher / 4)
+    look = ready.probe.look.total / images * (evaluation + augment + teacher / 4)  # the teacher's answers are kept
+    plain = budget.epochs * (budget.steps * student + evaluation) + look
     steps = ready.policy_steps(ready.space.settings())
     count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
     return plain + count * learner, plain

@@ -88,6 +88,11 @@ def in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> I
     return load(data, _seeded(_ordered(len(data), size)), device)
 
 
+def listed(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """The items of these positions, in batches, the same each time also where items are random."""
+    return load(data, _seeded([index[i : i + size] for i in range(0, len(index), size)]), device)
+
+
 def _ordered(count: int, size: int) -> list[list[int]]:
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 

@@ -1,18 +1,20 @@
 """Where teacher and student differ: on clean images, under the policy, and along each operation alone."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from kdsearch.data import in_order
+from kdsearch.data import listed
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import soft_targets
-from kdsearch.maths import generator, wilson
+from kdsearch.maths import clopper_pearson, generator
 from kdsearch.models import outputs
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
@@ -20,8 +22,10 @@ from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, still
 from kdsearch.values import Draw, Outputs
 
-Look = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
-BINS = 5  # of an operation's limit
+Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
+Watch = Callable[[int, int], None]  # told how many images are looked at, of how many
+BINS = (5, 3, 2, 1)  # of an operation's limit: the first that leaves enough images in each
+LEAST = 30  # images of a bin
 REMEMBERED = 20_000_000  # numbers of teacher outputs kept between trials, 80 MB
 
 
@@ -40,8 +44,13 @@ class Region:
     student_only: int
     neither: int
     kl: float  # mean KL(teacher || student) in nats at temperature 1
-    teacher_only_low: float  # Wilson interval of teacher_only / n, 95 %
+    teacher_only_low: float  # interval of teacher_only / n, 95 % for all regions of a report at once
     teacher_only_high: float
+
+    @property
+    def rate(self) -> float:
+        """At which the teacher alone is right."""
+        return self.teacher_only / self.n
 
     def describe(self) -> str:
         """In words, with the unit."""
@@ -55,15 +64,104 @@ class Region:
 
 @dataclass(frozen=True)
 class DisagreementReport:
-    """Regions of one teacher-student pair on search-validation."""
+    """Regions of one teacher-student pair on search-validation.
+
+    Their intervals are Clopper and Pearson's at 1 - .05 / the number of regions, so that that of the region picked as
+    the worst holds the truth as often as it says, however they depend on each other.
+    """
 
     regions: tuple[Region, ...]
 
     @property
+    def clean(self) -> Region | None:
+        """All clean images."""
+        return next((region for region in self.regions if region.kind == "clean"), None)
+
+    @property
     def worst(self) -> Region | None:
-        """The bin of an operation with the largest lower bound of the rate at which the teacher alone is right."""
+        """The bin of an operation that exceeds clean images most, at the lower end; None without bins."""
         bins = [region for region in self.regions if region.kind == "operation"]
-        return max(bins, key=lambda region: region.teacher_only_low, default=None)
+        return max(bins, key=lambda region: region.teacher_only_low, default=None)  # clean images are the same for all
+
+    def describe_worst(self) -> str | None:
+        """The worst region with its interval, and clean images beside it."""
+        worst, clean = self.worst, self.clean
+        if worst is None or clean is None:
+            return None
+        low, high = math.floor(100 * worst.teacher_only_low), math.ceil(100 * worst.teacher_only_high)
+        return (
+            f"{worst.describe()}: teacher alone right on {worst.rate:.0%} ({low}% to {high}%, all "
+            f"{len(self.regions)} regions considered), on {clean.rate:.0%} of clean images"
+        )
+
+
+@dataclass(frozen=True)
+class Look:
+    """How many images the student is run on to find where it differs from the teacher: counted, so always the same."""
+
+    whole: int  # clean images, and as many of the policy's
+    images: int  # of each bin; 0: no operation is swept
+    bins: int  # of each magnitude
+    operations: tuple[str, ...]  # that are swept
+    cells: int  # bins of all of them; one for an operation without a magnitude
+
+    @property
+    def total(self) -> int:
+        """Images that the student is run on."""
+        return 2 * self.whole + self.images * self.cells
+
+    def describe_less(self, operations: int) -> str | None:
+        """What of that many operations is left out or seen coarsely; None where all is seen in all its bins."""
+        cure = "at most a quarter of a run's student images are spent on it; Budget(look_images=...) takes more"
+        if not self.operations:
+            return f"looking for disagreement: no operation is swept; {cure}"
+        if len(self.operations) == operations and self.bins >= BINS[0]:
+            return None
+        bins = "1 bin" if self.bins == 1 else f"{self.bins} bins"
+        how = f"{len(self.operations)} of {operations} operations, {bins} each, {self.images} images a bin"
+        return f"looking for disagreement: {how}; {cure}"
+
+
+def plan_look(
+    limits: Mapping[str, float | None],
+    count: int,
+    most: int,
+    *,
+    images: int | None = None,
+    bins: int | None = None,
+    operations: int | None = None,
+    seed: int = 0,
+) -> Look:
+    """As many images as fit into `most`: an eighth each for clean images and the policy's, the rest for the bins.
+
+    Where fewer than 30 are left for a bin, there are fewer bins, then fewer operations, taken at random; where that is
+    not enough, none. A number that is given stays as it is.
+
+    Args:
+        limits: Of the operations, in their units; None without a magnitude.
+        count: Images of search-validation.
+        images, bins, operations: Of each bin, of each magnitude, and how many; None for what fits.
+
+    >>> look = plan_look({"rotate": 30.0, "shear_x": 0.3, "invert": None}, 500, 1000)
+    >>> look.whole, look.images, look.bins, look.total
+    (125, 68, 5, 998)
+    """
+    order = torch.randperm(len(limits), generator=generator(seed, "swept operations")).tolist()
+    swept = len(limits) if operations is None else min(operations, len(limits))
+    whole = min(count, max(most // 8, images or 0))
+    tries = [(n, swept) for n in (BINS if bins is None else (bins,)) if swept]
+    if operations is None and tries:
+        tries += [(tries[-1][0], n) for n in range(swept - 1, 0, -1)]
+    least = 1 if bins and operations else min(LEAST, count)
+    for n, size in tries:
+        names = tuple(name for i, name in enumerate(limits) if i in order[:size])
+        cells = sum(1 if limits[name] is None else n for name in names)
+        fit = min(count, (most - 2 * whole) // cells)
+        if images is not None and (fit >= min(images, count) or (n, size) == tries[-1]):
+            return Look(whole, min(images, count), n, names, cells)
+        if images is None and fit >= least:
+            return Look(whole, fit, n, names, cells)
+    return Look(min(count, most // 2), 0, 0, (), 0)
 
 
 class _Seen(NamedTuple):
@@ -77,8 +175,10 @@ class Probe:
     """The same augmented search-validation images for every student, with the teacher's answers remembered.
 
     Args:
-        limits: Of the operations to sweep, in their units; None without a magnitude.
+        limits: Of the operations, in their units; None without a magnitude.
         fill: Where geometry finds no pixel.
+        look: How many images, of which operations; by default all of all. A part of the images is a random one that the
+            seed fixes.
     """
 
     def __init__(
@@ -89,41 +189,65 @@ class Probe:
         limits: Mapping[str, float | None],
         *,
         fill: str = "zero",
+        look: Look | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
         self.teacher, self.data, self.task, self.limits, self.fill = teacher, data, task, limits, fill
         self.seed, self.device = seed, device
+        self.look = look or plan_look(limits, len(data), 8 * len(data) * (len(limits) + 1))
+        order = torch.randperm(len(data), generator=generator(seed, "probe images"))
+        self._whole, self._part = (order[:n].sort().values.tolist() for n in (self.look.whole, self.look.images))
         self._remembered: dict[str, Tensor] = {}
         self._room = REMEMBERED
 
     @torch.no_grad()
-    def report(self, student: nn.Module, policy: Policy | FixedTransform | None) -> DisagreementReport:
-        """Compare a student with the teacher; nothing of either changes."""
+    def report(
+        self, student: nn.Module, policy: Policy | FixedTransform | None, watch: Watch = lambda done, total: None
+    ) -> DisagreementReport:
+        """Compare a student with the teacher; nothing of either changes.
+
+        Args:
+            watch: Told after each batch how many images are looked at, of how many.
+        """
+        done, total = 0, self.look.total - (0 if policy else self.look.whole)
+        regions: list[Region] = []
+
+        def see(key: str | None, index: list[int], change: Change) -> _Seen:
+            parts = []
+            for part in self._see(student, key, index, change):
+                parts.append(part)
+                nonlocal done
+                done += len(part.target)
+                watch(done, total)
+            return _Seen(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+
+        watch(done, total)
         with still(student):
-            clean = self._see(student, "clean", lambda images, random: images)
-            regions = [self._region("clean", clean), *self._classes("clean", clean)]
-            if policy:
-                seen = self._see(
-                    student,
+            if self._whole:
+                clean = see("clean", self._whole, lambda images, random: images)
+                regions += [_region("clean", clean), *self._classes("clean", clean)]
+            if self._whole and policy:
+                seen = see(
                     None,
+                    self._whole,
                     lambda images, random: policy.augment(policy.draw(len(images), random), images).images,
                 )
-                regions += [self._region("policy", seen), *self._classes("policy", seen)]
-            for name, limit in self.limits.items():
-                for low, high in _edges(limit):
-                    look = partial(_swept, name, low or 0.0, high or 0.0, self.fill)
-                    seen = self._see(student, f"{name} {low}", look)
-                    regions.append(self._region("operation", seen, operation=name, low=low, high=high))
-        return DisagreementReport(tuple(regions))
+                regions += [_region("policy", seen), *self._classes("policy", seen)]
+            for name in self.look.operations:
+                for low, high in _edges(self.limits[name], self.look.bins):
+                    change = partial(_swept, name, low or 0.0, high or 0.0, self.fill)
+                    seen = see(f"{name} {low}", self._part, change)
+                    regions.append(_region("operation", seen, operation=name, low=low, high=high))
+        return DisagreementReport(_with_intervals(regions))
 
-    def _see(self, student: nn.Module, key: str | None, look: Look) -> _Seen:
-        """Run both networks over all images; with a `key` the teacher's answers are kept for the next student."""
-        random, parts, answers = generator(self.seed, "probe", key or "policy"), [], []
+    def _see(self, student: nn.Module, key: str | None, index: list[int], change: Change) -> Iterator[_Seen]:
+        """Run both networks over images, batch by batch; with a `key` the teacher's answers are kept."""
+        random, answers = generator(self.seed, "probe", key or "policy"), []
         known = self._remembered.get(key or "")
         start = 0
-        for batch in in_order(self.data, 256, self.device):
-            images = look(batch.images, random)
+        for batch in listed(self.data, index, 256, self.device):
+            images = change(batch.images, random)
             if known is None:
                 teacher = self.teacher(images)
                 answers.append(teacher.logits)
@@ -132,49 +256,55 @@ class Probe:
             start += len(batch)
             own = outputs(student, images, "student")
             kl = soft_targets(own.logits, teacher.logits, temperature=1.0)
-            rights = [self.task.correct(side, batch.target) for side in (teacher, own)]
-            parts.append((*rights, kl, batch.target))
+            teacher_right, student_right = (self.task.correct(side, batch.target) for side in (teacher, own))
+            yield _Seen(teacher_right, student_right, kl, batch.target)
         if known is None and key and sum(a.numel() for a in answers) <= self._room:
             self._remembered[key] = torch.cat(answers).cpu()
             self._room -= self._remembered[key].numel()
-        return _Seen(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
     def _classes(self, kind: Literal["clean", "policy"], seen: _Seen) -> list[Region]:
         found = []
         for label, name in enumerate(self.task.class_names):
             rows = seen.target == label
             if rows.any():
-                found.append(self._region(kind, _Seen(*(value[rows] for value in seen)), class_name=name))
+                found.append(_region(kind, _Seen(*(value[rows] for value in seen)), class_name=name))
         return found
 
-    @staticmethod
-    def _region(
-        kind: Literal["clean", "policy", "operation"],
-        seen: _Seen,
-        *,
-        operation: str | None = None,
-        low: float | None = None,
-        high: float | None = None,
-        class_name: str | None = None,
-    ) -> Region:
-        t, s = seen.teacher, seen.student
-        teacher_only = (t & ~s).sum()
-        lower, upper = wilson(teacher_only, torch.tensor(len(t)))
-        return Region(
-            kind=kind,
-            operation=operation,
-            low=low,
-            high=high,
-            class_name=class_name,
-            n=len(t),
-            both=int((t & s).sum()),
-            teacher_only=int(teacher_only),
-            student_only=int((~t & s).sum()),
-            neither=int((~t & ~s).sum()),
-            kl=seen.kl.mean().item(),
-            teacher_only_low=lower.item(),
-            teacher_only_high=upper.item(),
-        )
+
+def _region(
+    kind: Literal["clean", "policy", "operation"],
+    seen: _Seen,
+    *,
+    operation: str | None = None,
+    low: float | None = None,
+    high: float | None = None,
+    class_name: str | None = None,
+) -> Region:
+    """The counts of some images; the interval comes with all the regions of a report."""
+    t, s = seen.teacher, seen.student
+    return Region(
+        kind=kind,
+        operation=operation,
+        low=low,
+        high=high,
+        class_name=class_name,
+        n=len(t),
+        both=int((t & s).sum()),
+        teacher_only=int((t & ~s).sum()),
+        student_only=int((~t & s).sum()),
+        neither=int((~t & ~s).sum()),
+        kl=seen.kl.mean().item(),
+        teacher_only_low=0.0,
+        teacher_only_high=1.0,
+    )
+
+
+def _with_intervals(regions: list[Region]) -> tuple[Region, ...]:
+    """Intervals that hold for all of them at once, 95 %."""
+    counts = np.array([(region.teacher_only, region.n) for region in regions]).reshape(-1, 2)
+    lower, upper = clopper_pearson(counts[:, 0], counts[:, 1], 1 - 0.05 / max(1, len(regions)))
+    ends = zip(regions, lower.tolist(), upper.tolist(), strict=True)
+    return tuple(replace(region, teacher_only_low=low, teacher_only_high=high) for region, low, high in ends)
 
 
 def one_operation(
@@ -201,8 +331,8 @@ def _swept(name: str, low: float, high: float, fill: str, images: Tensor, random
     return apply(one_operation(name, len(images), random, low=low, high=high, fill=fill), images).images
 
 
-def _edges(limit: float | None) -> list[tuple[float | None, float | None]]:
+def _edges(limit: float | None, bins: int) -> list[tuple[float | None, float | None]]:
     """The bins of an operation's magnitude; one without bounds where it has none."""
     if limit is None:
         return [(None, None)]
-    return [(limit * i / BINS, limit * (i + 1) / BINS) for i in range(BINS)]
+    return [(limit * i / bins, limit * (i + 1) / bins) for i in range(bins)]

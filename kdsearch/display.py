@@ -15,6 +15,8 @@ from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.records import EpochRecord
 from kdsearch.run import Outcome
 
+QUIET = 10  # seconds between two lines of progress, off a terminal
+
 
 class Display:
     """Shows the progress of a search. Off a terminal, plain lines only."""
@@ -29,6 +31,7 @@ class Display:
         self._now = ""
         self._curve: list[float] = []
         self._deadline = 0.0
+        self._said = 0.0  # when the last line of progress was
 
     def __enter__(self) -> Self:
         if self._live:
@@ -66,13 +69,19 @@ class Display:
         parts.append(f"about {duration(self._left())} left")
         self.say("  ".join(parts))
 
-    def looking(self, run: str) -> None:
-        """A run has finished its last epoch, and looks where teacher and student disagree."""
-        self._now = f"{run}  looking for disagreement"
+    def looking(self, run: str, done: int, total: int) -> None:
+        """A run has finished its last epoch, and looks where teacher and student disagree: so many images are done.
+
+        Off a terminal the first line of a run is said at once, others 10 seconds apart.
+        """
+        if total < 1:
+            return
+        self._now = f"{run}  looking for disagreement" + (f"  {done / total:.0%} of {total} images" if done else "")
         if self._live:
             self._live.update(self._panel())
-        else:
+        elif not done or time.monotonic() > self._said + QUIET:
             self.say(self._now)
+            self._said = time.monotonic()
 
     def ended(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
         """A run has finished; `best` names the best trial so far, and is missing for a reference."""
@@ -82,13 +91,10 @@ class Display:
             self._best = best
         else:
             self._references[run] = value
-        worst = outcome.disagreement.worst if outcome.disagreement and best else None
+        worst = outcome.disagreement.describe_worst() if outcome.disagreement and best else None
         if worst:
-            rate = worst.teacher_only / worst.n
-            self._worst = (
-                f"{worst.describe()}: teacher alone right on {rate:.0%} (at least {worst.teacher_only_low:.0%})"
-            )
-            line += f"  worst region: {self._worst}"
+            self._worst = worst
+            line += f"  worst region: {worst}"
         self.say(line)
         for warning in outcome.warnings:
             self.say(f"  warning: {warning}")

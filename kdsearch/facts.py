@@ -16,7 +16,7 @@ from kdsearch.teachers import weights_hash
 
 def facts(checked: Checked) -> dict[str, Any]:
     """What the frame `studies` says of a search."""
-    study, ready = checked.ready.study, checked.ready
+    study, ready, look = checked.ready.study, checked.ready, checked.ready.probe.look
     versions = {name: importlib.metadata.version(name) for name in ("kdsearch", "torch", "kornia", "optuna")}
     return {
         "study": study.name,
@@ -35,6 +35,9 @@ def facts(checked: Checked) -> dict[str, Any]:
         "seed": study.seed,
         **{f"budget_{name}": value for name, value in asdict(study.budget).items()},
         "budget_policy_batch": ready.policy_batch,
+        "budget_look_images": look.images,
+        "budget_look_bins": look.bins,
+        "budget_look_operations": len(look.operations),
         "precision": study.precision,
         "compiled": study.compiled,
         "device": ready.device,
@@ -68,6 +71,7 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "parts": study.budget.parts,
         "precision": study.precision,
         "compiled": study.compiled,
+        "look for disagreement": {**asdict(ready.probe.look), "operations": list(ready.probe.look.operations)},
         "seed": study.seed,
     }
 

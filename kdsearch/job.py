@@ -4,6 +4,7 @@ import importlib.metadata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -191,8 +192,8 @@ class _Search:
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.ready)
         place = database_file(self.url).absolute()
         own = place == database_file(database(self.folder))
-        for partial in self.folder.rglob("*.partial"):  # of a process that died while it wrote
-            partial.unlink(missing_ok=True)
+        for left_over in self.folder.rglob("*.partial"):  # of a process that died while it wrote
+            left_over.unlink(missing_ok=True)
         with uninterrupted():
             self.optuna = open_search(
                 self.url,
@@ -216,6 +217,8 @@ class _Search:
             say(f"  left out: {name} ({why})")
         for warning in self.checked.warnings:
             say(f"warning: {warning}")
+        if less := ready.probe.look.describe_less(len(ready.space.limits)):
+            say(less)
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {self.budget.trials} trials are done")
@@ -229,11 +232,7 @@ class _Search:
         """Runs without a learned policy."""
         self.display.expect(self._seconds_left())
 
-        def show(run: str, record: EpochRecord) -> None:
-            self._show(run, record)
-            self._look(run, record)
-
-        for name, found in refer(self.ready, self.folder, self.provenance, show):
+        for name, found in refer(self.ready, self.folder, self.provenance, self._show, self._look):
             if isinstance(found, Diverged):
                 self.display.say(f"{name}: failed (nan: {found})")
             else:
@@ -297,7 +296,6 @@ class _Search:
         def on_record(record: EpochRecord) -> None:
             self._show(name, record)
             report(record)
-            self._look(name, record)
 
         self.display.expect(self._seconds_left())
         self._take_over(trial, folder)
@@ -311,6 +309,7 @@ class _Search:
                 provenance={**self.provenance, "run": name, "seed": trial.seed, **settings.numbers()},
                 checkpoint=folder / CHECKPOINT,
                 on_record=on_record,
+                on_look=partial(self._look, name),
             )
         self.measured[True].append(outcome.seconds)
         self.outcomes[trial.number] = replace(outcome, student=None)
@@ -344,9 +343,9 @@ class _Search:
         self.interrupts.check()
         self.display.epoch(run, record, self.budget.epochs)
 
-    def _look(self, run: str, record: EpochRecord) -> None:
-        if record.epoch == self.budget.epochs:
-            self.display.looking(run)
+    def _look(self, run: str, done: int, total: int) -> None:
+        self.interrupts.check()
+        self.display.looking(run, done, total)
 
     def _trial_folder(self, number: int) -> Path:
         return trial_folder(self.folder, number)

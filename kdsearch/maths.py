@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from scipy.special import betaincinv
 from torch import Tensor
 
 
@@ -108,22 +109,19 @@ def bernoulli_kl(p: Tensor, q: Tensor | float) -> Tensor:
     return torch.xlogy(p, p / q) + torch.xlogy(1 - p, (1 - p) / (1 - q))
 
 
-def wilson(successes: Tensor, trials: Tensor, z: float = 1.959964) -> tuple[Tensor, Tensor]:
-    """Wilson score interval of a rate, elementwise; (0, 1) where nothing was tried.
+def clopper_pearson(successes: np.ndarray, trials: np.ndarray, level: float) -> tuple[np.ndarray, np.ndarray]:
+    """Exact interval of a rate, elementwise: it holds the rate at `level` or more; (0, 1) where nothing was tried.
 
     Reference:
-        Wilson, Probable inference, the law of succession, and statistical inference, JASA 1927
+        Clopper and Pearson, The use of confidence or fiducial limits, Biometrika 1934
 
-    >>> low, high = wilson(torch.tensor(5.0), torch.tensor(10.0))
-    >>> round(low.item(), 3), round(high.item(), 3)
-    (0.237, 0.763)
+    >>> [round(float(end), 3) for end in clopper_pearson(np.array(5), np.array(10), 0.95)]
+    [0.187, 0.813]
     """
-    n = trials.double().clamp(min=1)
-    rate = successes.double() / n
-    centre = (rate + z**2 / (2 * n)) / (1 + z**2 / n)
-    half = z / (1 + z**2 / n) * (rate * (1 - rate) / n + z**2 / (4 * n**2)).sqrt()
-    empty = trials == 0
-    return (centre - half).clamp(min=0).masked_fill(empty, 0.0), (centre + half).clamp(max=1).masked_fill(empty, 1.0)
+    k, n = np.asarray(successes, dtype=np.float64), np.asarray(trials, dtype=np.float64)
+    low = betaincinv(np.maximum(k, 0.5), n - k + 1, (1 - level) / 2)
+    high = betaincinv(k + 1, np.maximum(n - k, 0.5), (1 + level) / 2)
+    return np.where(k > 0, low, 0.0), np.where(k < n, high, 1.0)
 
 
 def spoiled(before: Tensor, after: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from kdsearch.alternation import Precision
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import first
 from kdsearch.diagnosis import likely_reasons
-from kdsearch.disagreement import Probe, one_operation
+from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.evaluation import Known, known
 from kdsearch.losses import Kind, Loss
@@ -147,7 +147,18 @@ def make_ready(
             f"{chance:.1%}",
             list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
         )
-    probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, seed=study.seed, device=device)
+    budget = study.budget
+    look = plan_look(
+        space.limits,
+        len(study.search_validation),
+        study.student_images // 4,
+        images=budget.look_images,
+        bins=budget.look_bins,
+        operations=budget.look_operations,
+        seed=study.seed,
+    )
+    probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
+                  device=device)  # fmt: skip
     return Ready(study, task, teacher, space, train, probe, channels, device), dropped, (train, validation)
 
 
@@ -168,8 +179,8 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[s
 def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     budget, found = study.budget, []
     least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "parts": 1}
-    if budget.policy_batch is not None:
-        least["policy_batch"] = 2
+    optional = {"policy_batch": 2, "look_images": 1, "look_bins": 1, "look_operations": 0}
+    least |= {name: lowest for name, lowest in optional.items() if getattr(budget, name) is not None}
     found += [f"budget.{text}" for text in not_whole(asdict(budget), least)]
     if budget.parts > max(1, budget.batch // 2):
         found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")

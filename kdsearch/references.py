@@ -18,13 +18,18 @@ def missing(folder: Path) -> list[str]:
 
 
 def refer(
-    ready: Ready, folder: Path, provenance: Mapping[str, str], show: Callable[[str, EpochRecord], None]
+    ready: Ready,
+    folder: Path,
+    provenance: Mapping[str, str],
+    show: Callable[[str, EpochRecord], None],
+    look: Callable[[str, int, int], None],
 ) -> Iterator[tuple[str, Outcome | Diverged]]:
     """Run what is not there yet, yielding the name of each and what it came to.
 
     Args:
         provenance: What the policies of references say of where they come from, beside run and seed.
         show: Told each epoch, with the name of the reference.
+        look: Told while it is compared with the teacher: its name, images done, of how many.
     """
     seed = derive_seed(ready.study.seed, "trial", 0) % 2**31
     for name in missing(folder):
@@ -39,6 +44,7 @@ def refer(
                 provenance={**provenance, "run": name, "seed": seed},
                 checkpoint=place / CHECKPOINT,
                 on_record=partial(show, name),
+                on_look=partial(look, name),
             )
         except Diverged as error:
             found = error

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import paired_differences, remembered, sentence
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
+from kdsearch.analysis.regions import strongest_first
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.files import write_text
 from kdsearch.metrics import ACCURACY, Scale
@@ -57,9 +58,9 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
             policies = policy_frame(spec)
             final = policies[policies["is_final"]].sort_values("probability", ascending=False)
             pictures["trajectory"] = _png(plots.trajectory(policies))
-        if not regions.empty:
+        if not regions.empty and (regions["kind"] == "operation").any():
             pictures["sweeps"] = _png(plots.sweeps(regions))
-        kept = {"policy.json": spec is not None, "regions.json": not regions.empty}
+        kept = {"policy.json": spec is not None, "regions.json": (trial / "regions.json").is_file()}
         if images:
             kept["samples.npz"] = (trial / "samples.npz").is_file()
             if spec and kept["samples.npz"]:
@@ -113,9 +114,10 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
         counts = ["n", "both", "teacher_only", "student_only", "neither", "kl"]
         whole = regions[regions["kind"] != "operation"]
         shown["quadrants"] = whole[["kind", "class_name", "teacher_accuracy", "student_accuracy", *counts]]
-        worst = regions[regions["kind"] == "operation"].nlargest(12, "teacher_only_low")
+        worst = strongest_first(regions[regions["kind"] == "operation"]).head(12)
         columns = ["operation", "low", "high", "unit", "n", "teacher_accuracy", "student_accuracy", "teacher_only_rate"]
-        shown["worst"] = worst[[*columns, "teacher_only_low", "teacher_only_high", "kl"]]
+        if not worst.empty:
+            shown["worst"] = worst[[*columns, "teacher_only_low", "teacher_only_high", "clean_rate", "kl"]]
     found = {}
     for name, table in shown.items():
         words = table.rename(columns=lambda column: str(column).replace("_", " "))  # so that long heads wrap

@@ -14,7 +14,7 @@ from torch import nn
 from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.data import first
-from kdsearch.disagreement import DisagreementReport
+from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.errors import Diverged
 from kdsearch.files import make_folder, plain, write_json, write_text
@@ -55,6 +55,7 @@ def run_trial(
     provenance: Mapping[str, str | int | float | None] | None = None,
     checkpoint: Path | None = None,
     on_record: Callable[[EpochRecord], None] = lambda record: None,
+    on_look: Watch = lambda done, total: None,
 ) -> Outcome:
     """Train one fresh student with one policy.
 
@@ -68,6 +69,7 @@ def run_trial(
             from there, bit for bit on the CPU. Gone when the run ends by an error; otherwise it is the caller's to
             delete, once the outcome has been kept.
         on_record: Told each epoch, those before a checkpoint first; an exception from it ends the run.
+        on_look: Told while the student is compared with the teacher: images done, of how many.
 
     Raises:
         Diverged: a loss is not finite.
@@ -116,7 +118,7 @@ def run_trial(
         found = warnings(records, policy, ready.clean.accuracy) if policy_steps and isinstance(policy, Policy) else ()
         outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
         if folder:
-            outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {})
+            outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {}, on_look)
     except Diverged:  # it would end in the same way again; whatever else ends it may not
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
@@ -153,12 +155,13 @@ def _keep(
     policy: Policy | FixedTransform | None,
     schedule: list[Snapshot],
     provenance: Mapping[str, str | int | float | None],
+    on_look: Watch,
 ) -> Outcome:
     """Write what a finished run leaves; `result.json` last, which makes it finished."""
     assert outcome.student is not None
     start = time.perf_counter()
     save_file(state_tensors(outcome.student), folder / "student.safetensors")
-    report = ready.probe.report(outcome.student, policy)
+    report = ready.probe.report(outcome.student, policy, on_look)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
     if isinstance(policy, Policy):
         spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})

@@ -66,6 +66,9 @@ class StudyFile(BaseModel):
     budget_batch: Count | None = None
     budget_policy_batch: Count | None = None
     budget_parts: Count | None = None
+    budget_look_images: Count | None = None
+    budget_look_bins: Count | None = None
+    budget_look_operations: Count | None = None
     budget_confirmation: Count | None = None
     precision: str | None = None
     compiled: bool | None = None

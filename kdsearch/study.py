@@ -40,6 +40,11 @@ class Budget:
     confirmation: int = 3  # fresh seeds for the winner and the references; 0 leaves the confirmation out
     policy_batch: int | None = None  # images of a policy step; half as many as of a student step where None
     parts: int = 1  # of a batch, one after another: for batches that do not fit into memory at once
+    # Of the look for disagreement at a run's end. Where they are None its images, bins and operations are as many as
+    # keep the student's forwards there at a quarter of the images of its training; a given number stays as it is.
+    look_images: int | None = None  # of search-validation in each bin, at random
+    look_bins: int | None = None  # of each magnitude; 5 where they fit
+    look_operations: int | None = None  # taken at random; 0 sweeps none
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,12 @@ class Study:
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3
     seed: int = 0
+
+    @property
+    def student_images(self) -> int:
+        """Images that the student is trained on in a run, each of its views counted."""
+        budget = self.budget
+        return budget.epochs * budget.steps * budget.batch * (2 if self.views.used == "both" else 1)
 
     @property
     def losses(self) -> tuple[Loss, ...]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,16 @@ def teacher():
     return make
 
 
+def quick_student():
+    """Learns something within a few steps: its statistics of BatchNorm follow fast, and its head sees where."""
+    network = kd.small_convnet(2)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 0.5
+    network[9], network[11] = torch.nn.AdaptiveAvgPool2d(4), torch.nn.Linear(128, 10)
+    return network
+
+
 @pytest.fixture(scope="session")
 def tiny_study(teacher):
     """Digits with a budget of seconds."""
@@ -137,10 +148,13 @@ def tiny_study(teacher):
         search_validation=validation.subset(torch.arange(100)),
         test=Untouchable(),
         teacher=teacher(),
-        student=lambda: kd.small_convnet(2),
+        student=quick_student,
+        optimizer=partial(torch.optim.AdamW, lr=2e-2),
         classes=[f"digit {i}" for i in range(10)],
         teacher_saw="train",
-        budget=kd.Budget(trials=2, epochs=3, steps=6, batch=32, confirmation=2),
+        budget=kd.Budget(
+            trials=2, epochs=3, steps=6, batch=32, confirmation=2, look_images=100, look_bins=5, look_operations=25
+        ),
     )
 
 

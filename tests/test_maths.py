@@ -2,12 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 from torch.distributions import Bernoulli, kl_divergence
 
-from kdsearch.maths import bernoulli_kl, derive_seed, generator, normal_field, wilson
+from kdsearch.maths import bernoulli_kl, clopper_pearson, derive_seed, generator, normal_field
 
 
 def test_seeds_are_fixed_once_and_for_all_and_fit_63_bits() -> None:
@@ -70,14 +71,13 @@ def test_the_divergence_of_two_bernoullis_is_torchs_and_finite_at_the_ends(q: fl
 
 
 @pytest.mark.parametrize(("successes", "trials"), [(0, 10), (5, 10), (10, 10), (1, 3), (480, 500)])
-def test_wilsons_interval_is_scipys(successes: int, trials: int) -> None:
-    low, high = wilson(torch.tensor(successes), torch.tensor(trials))
-    expected = stats.binomtest(successes, trials).proportion_ci(method="wilson")
-    assert low.item() == pytest.approx(expected.low, abs=1e-6)
-    assert high.item() == pytest.approx(expected.high, abs=1e-6)
+@pytest.mark.parametrize("level", [0.95, 0.9994])
+def test_the_interval_of_a_rate_is_scipys(successes: int, trials: int, level: float) -> None:
+    low, high = clopper_pearson(np.array([successes]), np.array([trials]), level)
+    expected = stats.binomtest(successes, trials).proportion_ci(level, method="exact")
+    assert (low.item(), high.item()) == pytest.approx((expected.low, expected.high), abs=1e-9)
 
 
-def test_wilsons_interval_of_nothing_is_everything() -> None:
-    low, high = wilson(torch.tensor([0, 3]), torch.tensor([0, 3]))
-    assert (low[0].item(), high[0].item()) == (0, 1)
-    assert high[1].item() == pytest.approx(1)
+def test_the_interval_of_nothing_is_everything() -> None:
+    low, high = clopper_pearson(np.array([0, 3]), np.array([0, 3]), 0.95)
+    assert (low[0], high[0], high[1]) == (0, 1, 1)

@@ -410,8 +410,12 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
         devices.append(device)
         return in_order(data, size)
 
-    for module in ("evaluation", "disagreement", "scores"):
+    def noted_too(data: ArrayData, index: list[int], size: int, device: Any = "cpu") -> Any:
+        return noted(data.subset(torch.tensor(index)), size, device)
+
+    for module in ("evaluation", "scores"):
         monkeypatch.setattr(f"kdsearch.{module}.in_order", noted)
+    monkeypatch.setattr("kdsearch.disagreement.listed", noted_too)
     teacher = kd.Teacher(network(1))
     known(teacher, data, TASK, 8, "cpu:0")
     kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")

@@ -82,7 +82,7 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     if values.empty:
         return f"{start}: {own or 'learned has not run'}: nothing is confirmed.{_frozen(scale, evaluations)}"
     differences = paired_differences(evaluations, "learned").set_index("against")
-    parts = [_part(scale, evaluations, "learned", reference) for reference in WORDS]
+    parts = [_part(scale, evaluations, differences, reference) for reference in WORDS]
     shown = [name for name in WORDS if name in differences.index and differences.loc[name, "low"] > 0]
     rest = [WORDS[reference] for reference in WORDS if reference not in shown]
     verdict = f"No help is shown over {' or '.join(rest)}" if rest else f"It helped{' where it ended' if own else ''}"
@@ -114,7 +114,7 @@ def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
         lacking = f" ({said})"
     if values.empty:
         return f"{start} is not measured{lacking}."
-    part = _part(scale, evaluations, "frozen", "start")
+    part = _part(scale, evaluations, paired_differences(evaluations, "frozen").set_index("against"), "start")
     return f"{start} brings them to {scale.text(values.mean())}{lacking}; it {part}."
 
 
@@ -152,10 +152,9 @@ def _named(scale: Scale, value: float) -> str:
     return scale.text(value) if scale.name == ACCURACY else f"a {scale.name} of {scale.text(value)}"
 
 
-def _part(scale: Scale, evaluations: pd.DataFrame, run: str, reference: str) -> str:
+def _part(scale: Scale, evaluations: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
     """One comparison in words, with its interval, or why there is none."""
-    differences, words = paired_differences(evaluations, run).set_index("against"), WORDS[reference]
-    lacking = _lacking(evaluations, reference)
+    words, lacking = WORDS[reference], _lacking(evaluations, reference)
     if reference not in differences.index or not differences.loc[reference, "n"]:
         return f"is not compared with {words} ({lacking or 'no seed has both'})"
     row = differences.loc[reference]

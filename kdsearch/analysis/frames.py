@@ -38,6 +38,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "teacher_train_accuracy": NUMBER, "teacher_clean_loss": NUMBER, "teacher_saw": TEXT, "teacher_remembers": FLAG,
         "sampler": TEXT, "pruner": TEXT, "seed": WHOLE, "budget_trials": WHOLE, "budget_epochs": WHOLE,
         "budget_steps": WHOLE, "budget_batch": WHOLE, "budget_policy_batch": WHOLE, "budget_parts": WHOLE,
+        "budget_look_images": WHOLE, "budget_look_bins": WHOLE, "budget_look_operations": WHOLE,
         "budget_confirmation": WHOLE, "precision": TEXT, "compiled": FLAG, "complete": WHOLE, "pruned": WHOLE,
         "failed": WHOLE,
         "best_trial": WHOLE, "best_value": NUMBER, "device": TEXT, "python": TEXT, "kdsearch": TEXT, "torch": TEXT,
@@ -68,7 +69,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         **KEY, "kind": TEXT, "operation": TEXT, "low": NUMBER, "high": NUMBER, "unit": TEXT, "class_name": TEXT,
         "n": WHOLE, "teacher_accuracy": NUMBER, "student_accuracy": NUMBER, "both": WHOLE, "teacher_only": WHOLE,
         "student_only": WHOLE, "neither": WHOLE, "teacher_only_rate": NUMBER, "teacher_only_low": NUMBER,
-        "teacher_only_high": NUMBER, "kl": NUMBER,
+        "teacher_only_high": NUMBER, "clean_rate": NUMBER, "kl": NUMBER,
     },
     "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "seconds": NUMBER},
 }  # fmt: skip
@@ -318,14 +319,16 @@ def regions_frame(folder: Path, study: str, number: int) -> pd.DataFrame:
 
 
 def _regions(folder: Path, run: Path) -> Rows:
-    rows: Rows = []
-    for row in read_regions(folder, run):
+    rows, kept = list[dict[str, Any]](), read_regions(folder, run)
+    clean = {row.get("class_name"): row["teacher_only"] / row["n"] for row in kept if row["kind"] == "clean"}
+    for row in kept:
         n, operation = row["n"], row.get("operation")
         rows.append({
             **row,
             "teacher_accuracy": (row["both"] + row["teacher_only"]) / n,
             "student_accuracy": (row["both"] + row["student_only"]) / n,
             "teacher_only_rate": row["teacher_only"] / n,
+            "clean_rate": clean.get(row.get("class_name")),
             "unit": OPERATIONS[operation].unit if operation else None,
         })  # fmt: skip
     return rows

@@ -130,6 +130,11 @@ def sweeps(regions: pd.DataFrame) -> Figure:
     """Accuracy of teacher and student along each operation's magnitude, and where the teacher alone is right."""
     rows = regions[regions["kind"] == "operation"]
     names = list(dict.fromkeys(rows["operation"]))
+    if not names:
+        figure, axes = _figure(7, 1)
+        axes.set_axis_off()
+        axes.annotate("no operation was swept", (0.5, 0.5), ha="center", va="center")
+        return figure
     figure, grid = _panels(len(names))
     for axes, name in zip(grid, names, strict=True):
         part = rows[rows["operation"] == name].sort_values("low")
@@ -140,6 +145,7 @@ def sweeps(regions: pd.DataFrame) -> Figure:
         rate = part["teacher_only_rate"]
         bounds = [rate - part["teacher_only_low"], part["teacher_only_high"] - rate]
         axes.errorbar(x, rate, np.clip(bounds, 0, None), fmt="s-", color=ALONE, ms=3, lw=1)
+        axes.axhline(part["clean_rate"].iloc[0], color=ALONE, lw=0.8, ls=":")
         axes.set_title(name, fontsize=9)
         axes.set_xlabel("" if whole else textwrap.fill(str(part["unit"].iloc[0]), 32), fontsize=7)
         axes.set_ylim(0, 1.02)
@@ -147,7 +153,12 @@ def sweeps(regions: pd.DataFrame) -> Figure:
         if whole:
             axes.set_xticks([])
     _legend(
-        figure, [("teacher right", TEACHER), ("student right", STUDENT), ("teacher alone right, 95 % interval", ALONE)]
+        figure,
+        [
+            ("teacher right", TEACHER),
+            ("student right", STUDENT),
+            ("teacher alone right, 95 % interval for all at once", ALONE),
+        ],
     )
     return figure
 

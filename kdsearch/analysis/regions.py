@@ -13,6 +13,10 @@ from kdsearch.run_folder import trial_folder
 def regions(folder: Path | str, trial: int | None = None, *, storage: str | None = None) -> pd.DataFrame:
     """The frame `regions` of one trial, the best one by default: strongest first.
 
+    The strongest has the largest `teacher_only_low - clean_rate`: how far the rate at which the teacher alone is right
+    exceeds that on clean images, of the same class where it is of one, at the lower end of an interval that holds for
+    all regions of the trial at once.
+
     Args:
         storage: See `frames`.
 
@@ -37,4 +41,10 @@ def of_trial(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None
         else:
             what = f"the best trial, {chosen}, has left no {trial_folder(folder, chosen) / 'regions.json'}"
         raise KdsearchError(f"{folder}: {what}; trials with regions: {', '.join(map(str, with_regions)) or 'none'}")
-    return rows.sort_values("teacher_only_low", ascending=False, ignore_index=True)
+    return strongest_first(rows)
+
+
+def strongest_first(rows: pd.DataFrame) -> pd.DataFrame:
+    """Regions of one trial, by how far they exceed clean images at the lower end."""
+    excess = rows["teacher_only_low"] - rows["clean_rate"]
+    return rows.loc[excess.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
