@@ -14,9 +14,10 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
 from kdsearch.data import drawn, first, load
-from kdsearch.errors import Diverged, KdsearchError, unknown
+from kdsearch.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
+from kdsearch.factories import fresh_optimizer
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import Projections
@@ -65,7 +66,7 @@ class Distiller:
         if precision not in get_args(Precision):
             raise KdsearchError(unknown("precision", precision, get_args(Precision)))
         self.metric, self.precision = metric, precision
-        self.optimizer = optimizer(self.student.parameters())
+        self.optimizer = fresh_optimizer(optimizer, self.student)
         self.projections: Projections | None = None
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
         self.dual = 0.0
@@ -191,6 +192,8 @@ class Distiller:
         self.dual, self.clean_loss = state["dual"], state["clean_loss"]
         return int(state["epoch"])
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
         """Cross-entropy and distillation of the base view and the second view, by the rule of the phase.
 
@@ -207,7 +210,8 @@ class Distiller:
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         measured = [self._learn(*part, phase, progress) for part in in_parts(batch, draw, phase.parts)]
-        self.optimizer.step()
+        with calling(f"the optimizer's step, {type(self.optimizer).__name__}.step()"):
+            self.optimizer.step()
         return torch.stack(measured).sum(0)
 
     def _learn(self, batch: Batch, draw: Draw | None, share: float, phase: Phase, progress: float) -> Tensor:
@@ -232,7 +236,11 @@ class Distiller:
         for loss, value in zip(phase.losses, each, strict=True):
             distillation = distillation + loss.at(progress) * value
         total = rule.factor(rule.labels) * phase.label_weight * supervised
-        (share * (total + rule.factor(rule.distillation) * distillation)).backward()
+        total = share * (total + rule.factor(rule.distillation) * distillation)
+        if not student.logits.requires_grad:
+            raise KdsearchError("student: its logits carry no gradient; needed: a forward without no_grad and detach")
+        with calling("student, backward"):
+            total.backward()
         losses = torch.stack([supervised.detach(), distillation.detach()])
         rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled(batch.images, views.images[-size:])
         return share * torch.cat([losses, rights, spoilt, *(value.detach()[None] for value in each)])
@@ -240,17 +248,19 @@ class Distiller:
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The teacher's answers, in float32 whatever it computes in."""
         with self._precision():
-            return self.task.check(self.teacher(images, layers).wide(), "teacher")
+            return self.task.check(self.teacher(images, layers), "teacher")
 
     def _answer(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The student's answers, in float32 whatever it computes in."""
         with self._precision():
-            return self.task.check(outputs(self.student, images, "student", layers).wide(), "student")
+            return self.task.check(outputs(self.student, images, "student", layers), "student")
 
     def _precision(self) -> AbstractContextManager[Any]:
         kind = torch.device(self.device).type
         return torch.autocast(kind, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def policy_step(
         self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator, parts: int = 1
     ) -> PolicyStep:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError, unknown
+from kdsearch.errors import KdsearchError, calling, unknown
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.values import Draw, View
@@ -121,7 +121,8 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
     view = apply(draw, images, policy.magnitudes(draw))
     seen, moved = (part.detach().requires_grad_() for part in view)
     here = loss(View(seen, moved), torch.arange(size))
-    found = torch.autograd.grad(here.sum(), (seen, moved), allow_unused=True)
+    with calling("teacher and student, the gradient of what they answer by the images"):
+        found = torch.autograd.grad(here.sum(), (seen, moved), allow_unused=True)
     live = [(part, by / size) for part, by in zip(view, found, strict=True) if part.requires_grad and by is not None]
     if live:  # pathwise ranges: by the pixels, and by targets that move with them
         torch.autograd.backward([part for part, _ in live], [by for _, by in live])

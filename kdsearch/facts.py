@@ -6,6 +6,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from kdsearch.factories import fresh_optimizer
 from kdsearch.metrics import metric_name
 from kdsearch.models import state_tensors
 from kdsearch.ops import OPERATIONS
@@ -50,7 +51,7 @@ def facts(checked: Checked) -> dict[str, Any]:
 def fixed_by(ready: Ready) -> dict[str, Any]:
     """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
     study = ready.study
-    student = {name: list(value.shape) for name, value in state_tensors(study.student()).items()}
+    student = {name: list(value.shape) for name, value in state_tensors(study.fresh_student()).items()}
     return {
         "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
         **ready.space.fingerprint(),
@@ -77,6 +78,6 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
 
 
 def _optimizer(study: Study) -> str:
-    made = study.optimizer(study.student().parameters())
+    made = fresh_optimizer(study.optimizer, study.fresh_student())
     numbers = {key: value for key, value in made.defaults.items() if value is not None}
     return ", ".join([type(made).__name__, *(f"{key} {value}" for key, value in sorted(numbers.items()))])

@@ -33,6 +33,7 @@ from kdsearch.hpo import (
     storage_in_words,
 )
 from kdsearch.interrupts import Interrupts, uninterrupted
+from kdsearch.maths import usual_modes
 from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
@@ -56,6 +57,7 @@ class Result:
     sentence: str  # did it help?
 
 
+@usual_modes()
 def search(
     study: Study | str | Path,
     *,

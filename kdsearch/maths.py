@@ -4,7 +4,7 @@ import hashlib
 import math
 import random
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
@@ -44,6 +44,15 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # noqa: NPY002
     random.seed(seed)
+
+
+@contextmanager
+def usual_modes() -> Iterator[None]:
+    """torch as a search needs it, whatever its caller has set: gradients, no inference mode, tensors on the host."""
+    with torch.inference_mode(False), torch.enable_grad():
+        host = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
+        with host:
+            yield
 
 
 def seed_generators(seed: int) -> None:

@@ -34,7 +34,7 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
-        return self.network((images - self.mean) / self.std)
+        return self.network(_in_dtype_of(self.network, (images - self.mean) / self.std))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Takes the weights of the network in it by that network's own names too."""
@@ -235,8 +235,14 @@ def outputs(network: nn.Module, images: Tensor, who: str, layers: Sequence[str] 
     Raises:
         KdsearchError: anything else returned; logits that are not floating, (B, K, *space); of a layer see `tapped`.
     """
-    with tapped(network, layers, who) as features:
-        result = network(images)
+    given = _in_dtype_of(network, images)
+    version = None if given.is_inference() else given._version
+    call = f"{who}, called with images {tuple(images.shape)} {given.dtype}"
+    with tapped(network, layers, who) as features, calling(call):
+        result = network(given)
+    if version is not None and given._version != version:
+        cure = "allowed: `images = images.clone()` first, or what changes them without `inplace`"
+        raise KdsearchError(f"{who}: its forward changes the images it is given; {cure}")
     named = _named(result)
     key = next((key for key in ("logits", "out") if key in named), None)
     if key is None:
@@ -250,7 +256,13 @@ def outputs(network: nn.Module, images: Tensor, who: str, layers: Sequence[str] 
         shape = f"({len(images)}, classes) or ({len(images)}, classes, *space)"
         raise KdsearchError(f"{who}: returned {tuple(logits.shape)} for {len(images)} images; logits are {shape}")
     extras = {k: v for k, v in named.items() if isinstance(v, Tensor) and v.ndim and len(v) == len(images)}
-    return Outputs(logits, features, extras)
+    return Outputs(logits, features, extras).wide()
+
+
+def _in_dtype_of(network: nn.Module, images: Tensor) -> Tensor:
+    """Images in the floating type of a network's weights."""
+    kind = next((weight.dtype for weight in network.parameters() if weight.is_floating_point()), images.dtype)
+    return images.to(kind)
 
 
 def _named(result: Any) -> dict[str, Any]:
@@ -294,6 +306,8 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
     for path in layers:
         if path not in known:
             raise KdsearchError(f"{who}: {unknown('layer', path, known)}")
+        if isinstance(known[path], torch.jit.ScriptModule):
+            raise KdsearchError(f"{who}: layer '{path}' is TorchScript, which runs whole; allowed: the network itself")
     seen: dict[str, Tensor] = {}
 
     def keep(path: str, result: Any) -> None:

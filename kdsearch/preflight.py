@@ -16,8 +16,9 @@ from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.evaluation import Known, known
+from kdsearch.factories import check_fresh, check_network
 from kdsearch.losses import Kind, Loss
-from kdsearch.maths import generator
+from kdsearch.maths import generator, usual_modes
 from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.models import arranged, outputs
 from kdsearch.objectives import OBJECTIVES
@@ -49,6 +50,7 @@ class Checked:
     warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
 
 
+@usual_modes()
 def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """Check a study and make it ready.
 
@@ -57,12 +59,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     batch = check(study, device).to(device)
     study = study.placed(device)
-    student, task = study.student().to(device), Classification.of(study.classes)
-    if study.student() is student:
-        raise KdsearchError(
-            f"study {study.name}: student gives the same network twice; allowed: a factory, which makes a new one each "
-            "time"
-        )
+    student, task = study.fresh_student(device), Classification.of(study.classes)
+    check_fresh(student, study.fresh_student(device))
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation) = make_ready(study, batch.images, folder, device=device)
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
@@ -125,6 +123,7 @@ def make_ready(
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
     channels = images.shape[1]
+    check_network(network, "teacher")
     teacher = Teacher(arranged(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")

@@ -14,7 +14,7 @@ from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
-from kdsearch.maths import generator
+from kdsearch.maths import generator, usual_modes
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import check, make_ready
@@ -31,6 +31,7 @@ TAKEN = {*REFERENCES, *OPERATIONS}  # names
 MOST = 5000  # images
 
 
+@usual_modes()
 def rank(
     study: Study | str | Path,
     policies: Mapping[str, Given] | Sequence[Path | str] | Path | str = (),

@@ -5,14 +5,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import nn
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
 from kdsearch.catalogue import find
-from kdsearch.data import placed
+from kdsearch.data import first, placed
 from kdsearch.disagreement import Probe
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
+from kdsearch.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.items import MapStyle
 from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
@@ -113,6 +115,17 @@ class Study:
     def losses(self) -> tuple[Loss, ...]:
         return tuple(self.loss) if isinstance(self.loss, Sequence) else (self.loss,)
 
+    def fresh_student(self, device: torch.device | str = "cpu") -> nn.Module:
+        """What the factory makes, on a device, all its weights there.
+
+        Raises:
+            KdsearchError: it makes nothing that can be trained.
+        """
+        network = fresh_network(self.student).to(device)
+        if is_unbuilt(network):
+            build_lazy(network, first(self.train, 2, device).images)
+        return network
+
     def placed(self, device: str) -> "Study":
         """The same study, its images in the device's memory, or read by its worker processes."""
         train, validation = (
@@ -137,7 +150,7 @@ class Ready:
     def student(self) -> nn.Module:
         """A fresh student on the device, laid out and compiled as the teacher is."""
         study = self.study
-        return arranged(study.student(), self.device, channels=self.channels, compiled=study.compiled)
+        return arranged(study.fresh_student(self.device), self.device, channels=self.channels, compiled=study.compiled)
 
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdsearch.errors import KdsearchError, calling, in_words
+from kdsearch.factories import check_network, is_unbuilt
 from kdsearch.files import make_folder, write_bytes
 from kdsearch.interrupts import uninterrupted
 from kdsearch.maths import derive_seed, own_generators, seed_everything
@@ -158,7 +159,11 @@ class Teacher:
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.network = network.eval().requires_grad_(False)
+        self.network = check_network(network, "teacher")
+        network.eval()
+        if is_unbuilt(network):
+            raise KdsearchError("teacher: it has lazy layers that were never run; needed: a network with its weights")
+        _hold(network)
 
     def __call__(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """Outputs on (B, C, H, W), with the features of `layers`; the gradient reaches the pixels that carry one."""
@@ -167,12 +172,19 @@ class Teacher:
         return outputs(self.network, images, "teacher", layers)
 
 
+def _hold(network: nn.Module) -> None:
+    """No gradients to the parameters; `requires_grad_` of a network is refused by TorchScript."""
+    for parameter in network.parameters():
+        parameter.requires_grad_(False)
+
+
 @contextmanager
 def still(network: nn.Module) -> Iterator[None]:
     """A network in evaluation mode without gradients to its parameters; as it was afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
-    network.eval().requires_grad_(False)
+    network.eval()
+    _hold(network)
     try:
         yield
     finally:

@@ -68,7 +68,7 @@ def load_weights(network: nn.Module, path: Path | str, *, prefix: str | None = N
         with calling(kind):
             target.load_state_dict(state)
     except KdsearchError:
-        with suppress(Exception):
+        with suppress(KdsearchError), calling(kind):
             target.load_state_dict(kept)
         raise
     return network

@@ -1,6 +1,9 @@
 """Whatever a user hands over, networks, weights, data sets, study files: it works, or one sentence says why not."""
 
+import warnings
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import kdsearch as kd
+from kdsearch.data import first
+from kdsearch.evaluation import measure
+from kdsearch.factories import check_fresh
+from kdsearch.facts import fixed_by
+from kdsearch.memory import peak_bytes
 from kdsearch.models import inner, load_state_tensors, state_tensors
+from kdsearch.preflight import preflight
 from kdsearch.teachers import weights_hash
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -243,3 +252,260 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
     )
     with pytest.raises(kd.KdsearchError, match=said):
         kd.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
+
+
+# Networks as they are handed over
+
+
+@pytest.fixture(scope="module")
+def good() -> nn.Module:
+    """A teacher of bars: 1 to 3 bright rows."""
+    torch.manual_seed(0)
+    network, (images, labels) = kd.small_convnet(4, classes=3), bars(200, 1)
+    adam = torch.optim.Adam(network.parameters(), lr=0.03)
+    for _ in range(40):
+        adam.zero_grad()
+        nn.functional.cross_entropy(network(images), labels).backward()
+        adam.step()
+    return network.eval()
+
+
+def bars(count: int, seed: int) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    images = 0.2 * torch.rand(count, 1, 8, 8, generator=random)
+    for image, label in zip(images, labels, strict=True):
+        image[0, : 2 * int(label) + 2] += 0.7
+    return images, labels
+
+
+SPACE = """
+[policy]
+learning_rate = 0.1
+prior_strength = 0.3
+operations_per_image = 1
+interval = 1
+[operations.rotate]
+limit = 20.0
+[operations.invert]
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, good: nn.Module) -> kd.Study:
+    (tmp_path / "two.toml").write_text(SPACE)
+    return kd.Study(
+        name="bars",
+        train=kd.ArrayData(*bars(24, 2)),
+        search_validation=kd.ArrayData(*bars(60, 3)),
+        teacher=deepcopy(good),
+        student=tiny,
+        classes=3,
+        teacher_saw="none",
+        space=str(tmp_path / "two.toml"),
+        budget=kd.Budget(trials=1, epochs=1, steps=2, batch=8, confirmation=0),
+    )
+
+
+def train(study: kd.Study) -> float:
+    """What a run of a study does with its networks: steps of both kinds, their memory, accuracy, weights kept."""
+    check_fresh(study.fresh_student(), student := study.fresh_student())
+    policy, every = kd.Policy({"rotate": 20.0, "invert": None}, 1), kd.PolicySteps(interval=1, warm_up=0.0)
+    phase = kd.Phase(study.losses, 1, 2, 8, every)
+    distiller = kd.Distiller(
+        kd.Teacher(study.teacher), student, policy, kd.Classification.of(3), optimizer=study.optimizer
+    )
+    (record,) = distiller.run(phase, study.train, study.search_validation)
+    batch, random = first(study.train, 8), torch.Generator().manual_seed(0)
+    peak_bytes(lambda: distiller.student_step(batch, phase, random))
+    state_tensors(student)
+    return record.value
+
+
+def says(said: str, study: kd.Study) -> None:
+    with pytest.raises(kd.KdsearchError, match=said) as caught:
+        train(study)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def scripted(network: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.script(network)
+
+
+def traced(network: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.jit.trace(network, torch.rand(2, 1, 8, 8), check_trace=False)
+
+
+TEACHERS: dict[str, Wrap] = {
+    "scripted": scripted,
+    "traced": traced,
+    "float16": lambda n: n.half(),
+    "bfloat16": lambda n: n.bfloat16(),
+    "float64": lambda n: n.double(),
+    "data parallel": nn.DataParallel,
+    "normalised in half": lambda n: kd.Normalised(n.half(), [0.0], [1.0]),
+    "an ensemble of types": lambda n: kd.Ensemble([deepcopy(n).half(), n.double()]),
+    "frozen": lambda n: n.requires_grad_(False),
+    "in training": lambda n: n.train(),
+}
+STUDENTS: dict[str, Callable[[], nn.Module]] = {
+    "scripted": lambda: scripted(tiny()),
+    "traced": lambda: traced(tiny()),
+    "bfloat16": lambda: tiny().bfloat16(),
+    "float64": lambda: tiny().double(),
+    "data parallel": lambda: nn.DataParallel(tiny()),
+    "lazy": lambda: nn.Sequential(nn.LazyConv2d(4, 3), nn.LazyBatchNorm2d(), nn.Flatten(), nn.LazyLinear(3)),
+    "in evaluation": lambda: tiny().eval(),
+    "with extra state": lambda: Stateful({"format": 3}),
+    "half frozen": lambda: nn.Sequential(tiny().requires_grad_(False), nn.Linear(3, 3)),
+}
+
+
+@pytest.mark.parametrize("kind", TEACHERS)
+def test_teachers_of_all_kinds_work(kind: str, study: kd.Study, good: nn.Module) -> None:
+    assert 0 <= train(replace(study, teacher=TEACHERS[kind](deepcopy(good)))) <= 1
+
+
+@pytest.mark.parametrize("kind", STUDENTS)
+def test_students_of_all_kinds_work(kind: str, study: kd.Study) -> None:
+    assert 0 <= train(replace(study, student=STUDENTS[kind])) <= 1
+
+
+def test_what_the_caller_has_set_in_torch_does_not_count(study: kd.Study, tmp_path: Path) -> None:
+    lazy = replace(study, student=STUDENTS["lazy"])
+    with torch.inference_mode(), torch.no_grad(), torch.device("meta"):
+        checked = preflight(lazy, tmp_path)
+    assert checked.validation.accuracy > 0.9 and fixed_by(checked.ready)["student"]
+    with torch.no_grad():
+        train(study)
+
+
+def test_another_default_type_works(study: kd.Study) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert 0 <= train(study) <= 1
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+class Doing(nn.Module):
+    """A network whose forward does what it is told to."""
+
+    def __init__(self, act: Callable[[nn.Module, Tensor], Any]) -> None:
+        super().__init__()
+        self.net, self.act = tiny(), act
+
+    def forward(self, images: Tensor) -> Any:
+        return self.act(self.net, images)
+
+
+def stop(net: nn.Module, images: Tensor) -> Any:
+    raise SystemExit(0)
+
+
+FORWARDS: dict[str, tuple[Callable[[nn.Module, Tensor], Any], str]] = {
+    "exit": (stop, r"student, called with images \(4, 1, 8, 8\) torch.float32: SystemExit: 0 \(test_user"),
+    "None": (lambda net, x: None, "student: returned NoneType; allowed: a tensor"),
+    "text": (lambda net, x: "cat", "student: returned str"),
+    "labels": (lambda net, x: net(x).argmax(1), "logits are floating, before any argmax"),
+    "channels": (lambda net, x: net(x.expand(-1, 3, -1, -1)), r"images \(4, 1, 8, 8\) .*RuntimeError: Given groups=1"),
+    "detached": (lambda net, x: net(x).detach(), "its logits carry no gradient"),
+    "backward": (
+        lambda net, x: torch.sigmoid(net(x)).mul_(2),
+        r"the gradient of what they answer by the images: RuntimeError: one of the",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", FORWARDS)
+def test_what_goes_wrong_in_a_forward_is_one_sentence(what: str, study: kd.Study) -> None:
+    act, said = FORWARDS[what]
+    says(said, replace(study, student=lambda: Doing(act)))
+
+
+def test_a_teacher_that_changes_its_images_is_refused(study: kd.Study) -> None:
+    said = r"teacher: its forward changes the images it is given; allowed: `images = images.clone\(\)` first"
+    says(said, replace(study, teacher=nn.Sequential(nn.ReLU(inplace=True), study.teacher)))
+
+
+class Sized(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+
+
+once = tiny()
+FACTORIES: dict[str, tuple[Any, str]] = {
+    "a network": (tiny(), "student is a network, a Sequential; allowed: a factory, which makes a new network each"),
+    "text": ("tiny", "student is a str; allowed: a factory"),
+    "arguments": (
+        Sized,
+        r"student\(\): TypeError: .*missing 1 required positional argument: 'width'.*; allowed: a factory",
+    ),
+    "None": (lambda: None, r"student\(\) gives NoneType; allowed: a factory"),
+    "a class": (lambda: nn.Linear, r"student\(\) gives the class Linear; allowed"),
+    "the same": (lambda: once, "student gives the same network twice; allowed: a factory"),
+    "around the same": (lambda: nn.Sequential(once), "student gives networks that share the weights 0.0.weight"),
+    "frozen": (lambda: tiny().requires_grad_(False), r"student\(\): none of its weights has requires_grad"),
+    "without weights": (nn.Flatten, r"student\(\): none of its weights has requires_grad"),
+    "half": (lambda: tiny().half(), r"student\(\): weights in float16 do not survive training; allowed: float32"),
+    "meta": (lambda: nn.Linear(64, 3, device="meta"), r"student\(\): its weights are on the meta device"),
+}
+
+
+@pytest.mark.parametrize("what", FACTORIES)
+def test_a_factory_that_makes_no_student_is_one_sentence(what: str, study: kd.Study) -> None:
+    factory, said = FACTORIES[what]
+    says(said, replace(study, student=factory))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        (
+            lambda images: images.mean((2, 3)),
+            "teacher is a function; allowed: a network, an instance of torch.nn.Module",
+        ),
+        (nn.Linear, "teacher is the class Linear; allowed"),
+        (None, "teacher is a NoneType; allowed"),
+        (nn.Linear(64, 3, device="meta"), "teacher: its weights are on the meta device"),
+        (nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), "teacher: it has lazy layers that were never run"),
+    ],
+    ids=["function", "class", "None", "meta", "lazy"],
+)
+def test_what_is_no_teacher_is_one_sentence(teacher: Any, said: str, study: kd.Study) -> None:
+    says(said, replace(study, teacher=teacher))
+
+
+def apart(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(tiny().parameters(), lr=0.1)
+
+
+OPTIMIZERS: dict[str, tuple[Any, str]] = {
+    "closure": (torch.optim.LBFGS, r"optimizer: LBFGS.step\(\) needs a closure, which a step here has not; allowed"),
+    "fails": (lambda parameters: torch.optim.SGD(parameters, lr=-1), r"optimizer\(parameters\): ValueError: Invalid"),
+    "no optimizer": (lambda parameters: None, r"optimizer\(parameters\) gives NoneType; allowed"),
+    "an optimizer": (torch.optim.SGD(once.parameters(), lr=0.1), "optimizer is a SGD; allowed: a factory"),
+    "other weights": (apart, "optimizer: SGD has none of the parameters that the factory was given"),
+    "step fails": (torch.optim.SparseAdam, r"optimizer's step, SparseAdam.step\(\): RuntimeError: SparseAdam does not"),
+}
+
+
+@pytest.mark.parametrize("what", OPTIMIZERS)
+def test_an_optimizer_that_cannot_be_used_is_one_sentence(what: str, study: kd.Study) -> None:
+    optimizer, said = OPTIMIZERS[what]
+    says(said, replace(study, optimizer=optimizer))
+
+
+def test_a_student_that_changes_its_images_is_refused(study: kd.Study) -> None:
+    student = nn.Sequential(nn.ReLU(inplace=True), tiny())
+    with pytest.raises(kd.KdsearchError, match="student: its forward changes the images it is given; allowed:"):
+        measure(student, study.search_validation, kd.Classification.of(3), 8, "cpu")
+
+
+def test_layers_of_torchscript_are_refused(study: kd.Study) -> None:
+    said = "student: layer '6' is TorchScript, which runs whole"
+    says(said, replace(study, student=lambda: scripted(tiny()), loss=kd.LOSSES["rkd"]("6")))
