@@ -95,8 +95,11 @@ class PolicySteps:
         return found
 
     def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
-        """Policy steps of a whole run."""
-        return sum(sum(self.turns(epoch, epochs, steps, images, batch)) for epoch in range(1, epochs + 1))
+        """Policy steps of a whole run: as many turns as are the policy's."""
+        if self.phases:
+            return len(self.pauses(epochs)) * self.per_phase(images, batch)
+        total = epochs * steps
+        return total // self.interval - math.floor(self.warm_up * total) // self.interval
 
 
 @dataclass(frozen=True)

@@ -15,17 +15,21 @@ class KdsearchError(Exception):
     """A mistake in what kdsearch was given: the message names the place, what is allowed and the nearest name."""
 
 
-def not_whole(numbers: Mapping[str, object], least: Mapping[str, int]) -> list[str]:
-    """What is to be said of numbers that are not whole, or less than they may be.
+def not_whole(
+    numbers: Mapping[str, object], least: Mapping[str, int], most: Mapping[str, int] | None = None
+) -> list[str]:
+    """What is to be said of numbers that are not whole, or less or more than they may be.
 
     >>> not_whole({"epochs": 0, "steps": 30}, {"epochs": 1, "steps": 1})
     ['epochs is 0; allowed: whole numbers, 1 or more']
     """
     found = []
     for name, lowest in least.items():
-        value = numbers[name]
-        if not isinstance(value, int) or value < lowest:
-            found.append(f"{name} is {value}; allowed: whole numbers, {lowest} or more")
+        value, highest = numbers[name], (most or {}).get(name)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if not whole or value < lowest or (highest is not None and value > highest):  # type: ignore[operator]
+            end = " or more" if highest is None or not whole or value < lowest else f" to {highest}"  # type: ignore[operator]
+            found.append(f"{name} is {ascii(value)[:40]}; allowed: whole numbers, {lowest}{end}")
     return found
 
 

@@ -1,6 +1,7 @@
 """How well a network does on a data set as it is."""
 
 import math
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,9 @@ from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
 from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher, still
+from kdsearch.values import Batch
+
+LEAST_BATCH = 256  # images of a forward where nothing is trained
 
 
 def evaluate(
@@ -40,7 +44,7 @@ def measure(
     sums, count = torch.zeros(2, device=device, dtype=wide), 0
     kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
-        for part in in_order(data, max(batch, 256), device):
+        for part in in_order(data, max(batch, LEAST_BATCH), device):
             answers = task.check(outputs(network, part.images, "student"), "student")
             right = task.correct(answers, part.target).to(wide)
             sums += torch.stack([right.sum(), right.square().sum()])
@@ -63,19 +67,32 @@ class Known(NamedTuple):
     loss_se: float  # standard error
 
 
-@torch.no_grad()
 def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torch.device | str) -> Known:
     """Accuracy and cross-entropy of the teacher on a data set as it is.
 
     Raises:
         KdsearchError: targets that are not the task's.
     """
+    return known_of(teacher, in_order(data, max(batch, LEAST_BATCH), device), task, device)
+
+
+@torch.no_grad()
+def known_of(teacher: Teacher, batches: Iterable[Batch], task: Task, device: torch.device | str) -> Known:
+    """The same of batches.
+
+    Raises:
+        KdsearchError: targets that are not the task's; logits that are not finite.
+    """
     wide = _wide(device)
     sums, count = torch.zeros(2, 2, device=device, dtype=wide), 0
-    for part in in_order(data, max(batch, 256), device):
+    for part in batches:
         if wrong := task.wrong(part.target):
             raise KdsearchError(wrong)
         answers = task.check(teacher(part.images), "teacher")
+        finite = torch.isfinite(answers.logits).flatten(1).all(1)
+        if not finite.all():
+            first = part.ids.to(finite.device)[~finite][0]
+            raise KdsearchError(f"the teacher's logits are not finite on item {first}")
         found = (task.correct(answers, part.target).to(wide), task.supervised(answers, part.target).to(wide))
         sums += torch.stack([torch.stack([values.sum(), values.square().sum()]) for values in found])
         count += len(part)

@@ -2,17 +2,18 @@
 
 import importlib.metadata
 import platform
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
 from kdsearch.factories import fresh_optimizer
+from kdsearch.fingerprint import network_digest, student_digest
 from kdsearch.metrics import metric_name
-from kdsearch.models import state_tensors
 from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import Checked
-from kdsearch.study import Ready, Study
-from kdsearch.teachers import weights_hash
+from kdsearch.sources import fingerprint
+from kdsearch.study import Study
 
 
 def facts(checked: Checked) -> dict[str, Any]:
@@ -48,20 +49,24 @@ def facts(checked: Checked) -> dict[str, Any]:
     }
 
 
-def fixed_by(ready: Ready) -> dict[str, Any]:
+def fixed_by(checked: Checked) -> dict[str, Any]:
     """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
+    ready = checked.ready
     study = ready.study
-    student = {name: list(value.shape) for name, value in state_tensors(study.fresh_student()).items()}
     return {
         "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
         **ready.space.fingerprint(),
         "train images": len(study.train),
+        "train images and labels": checked.content["train"],
         "search-validation images": len(study.search_validation),
+        "search-validation images and labels": checked.content["search-validation"],
         "classes": list(ready.task.class_names),
-        "teacher weights": weights_hash(ready.teacher.network),
-        "student": student,
+        "teacher": network_digest(ready.teacher.network),
+        "student": student_digest(study.fresh_student),
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
+        "code of own losses": fingerprint(*(loss.function for loss in study.losses if _own(loss.function))),
         "metric": metric_name(study.metric),
+        "code of the metric": fingerprint(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
         "label weight": study.label_weight,
         "views": asdict(study.views),
@@ -75,6 +80,11 @@ def fixed_by(ready: Ready) -> dict[str, Any]:
         "look for disagreement": {**asdict(ready.probe.look), "operations": list(ready.probe.look.operations)},
         "seed": study.seed,
     }
+
+
+def _own(function: Callable[..., Any]) -> bool:
+    """Is it a user's? Those of kdsearch are fixed by their names."""
+    return not str(getattr(function, "__module__", "")).startswith("kdsearch.")
 
 
 def _optimizer(study: Study) -> str:

@@ -191,7 +191,7 @@ class _Search:
 
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
-        ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.ready)
+        ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.checked)
         place = database_file(self.url).absolute()
         own = place == database_file(database(self.folder))
         for left_over in self.folder.rglob("*.partial"):  # of a process that died while it wrote

@@ -2,37 +2,45 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
-from kdsearch.alternation import Precision
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
-from kdsearch.errors import KdsearchError, not_whole, problems, unknown
-from kdsearch.evaluation import Known, known
+from kdsearch.errors import KdsearchError, problems
+from kdsearch.evaluation import Known
 from kdsearch.factories import check_fresh, check_network
-from kdsearch.losses import Kind, Loss
 from kdsearch.maths import generator, usual_modes
-from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.models import arranged, outputs
-from kdsearch.objectives import OBJECTIVES
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
 from kdsearch.study import Ready, Saw, Study
+from kdsearch.survey import (
+    MOST_SHARED,
+    Survey,
+    overlap,
+    shared_images,
+    shared_items,
+    survey,
+    wrong_images,
+    wrong_targets,
+)
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.values import Batch, Outputs
+from kdsearch.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
 DOUBTFUL = 0.5  # accuracy of a teacher, under which it is asked why
-ENOUGH = 100  # images, to tell a teacher from chance by three standard errors
+CERTAIN = 3.0  # standard errors over chance, from which on a teacher is taken as it is
+POSSIBLE = 1.64  # from which on it may be weak, and the images too few to tell
+TRIED = 4  # images, on which the teacher is asked under each operation
 BY_HEART = 0.995  # accuracy on images, from which on they may have been learned so
 
 
@@ -44,6 +52,7 @@ class Checked:
     dropped: Mapping[str, str]  # operations without effect, and why
     train: Known  # by the teacher
     validation: Known  # by the teacher
+    content: Mapping[str, str]  # fingerprint of each split's images and targets
     remembers: bool | None  # has the teacher learned search-validation? None: who knows
     seconds_per_run: float  # of a run with policy steps at the space's defaults, disagreement included
     seconds_per_reference: float
@@ -57,12 +66,19 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     Raises:
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
     """
-    batch = check(study, device).to(device)
+    looked = check(study, device)
+    if (share := shared_items(study.train, study.search_validation)) > MOST_SHARED:
+        raise KdsearchError(f"study {study.name}: {overlap(share, 'the same items')}")
+    batch = looked["train"].to(device)
     study = study.placed(device)
-    student, task = study.fresh_student(device), Classification.of(study.classes)
+    student, task = study.fresh_student(device), task_of(study)
     check_fresh(student, study.fresh_student(device))
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
-    ready, dropped, (train, validation) = make_ready(study, batch.images, folder, device=device)
+    ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
+    if (share := shared_images(train, validation)) > MOST_SHARED:
+        raise KdsearchError(f"study {study.name}: {overlap(share, 'the same pixels')}")
+    if share:
+        doubt.append(overlap(share, "the same pixels"))
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
     try:
@@ -70,24 +86,29 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         seconds = seconds_of(ready, batch)
     except KdsearchError as error:
         raise KdsearchError(f"study {study.name}: {error}") from None
-    remembers, doubt = _remembers(study.teacher_saw, train, validation)
-    told = [*_warnings(study, ready.space), *doubt]
-    if validation.accuracy < DOUBTFUL:
-        told += [f"the teacher is right on {validation.accuracy:.1%} of search-validation; {reason}"
+    remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
+    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *unknown, *doubt]
+    if not doubt and validation.known.accuracy < DOUBTFUL:
+        told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
-    return Checked(ready, dropped, train, validation, remembers, *seconds, warnings=tuple(told))
+    content = {"train": train.digest, "search-validation": validation.digest}
+    return Checked(ready, dropped, train.known, validation.known, content, remembers, *seconds, warnings=tuple(told))
 
 
-def check(study: Study, device: str = "cpu") -> Batch:
-    """Look at data, space, budget and device, without any network: the first training images, on the host.
+def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
+    """Look at data, space, budget and device, without any network.
+
+    Returns:
+        The first items of `train` and `search_validation`, on the host.
 
     Raises:
         KdsearchError: whatever is wrong with them.
     """
-    task = Classification.of(study.classes)
+    check_kinds(study)
+    task = task_of(study)
     _check_device(device)
-    space = SearchSpace.load(study.space).filled(study.objective, study.floor)
-    found = _wrong_numbers(study, space)
+    space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
+    found = wrong_numbers(study, space)
     looked = {}
     for name, data in (("train", study.train), ("search_validation", study.search_validation)):
         try:
@@ -95,57 +116,57 @@ def check(study: Study, device: str = "cpu") -> Batch:
         except KdsearchError as error:
             found.append(f"{name}: {error}")
         else:
-            found += _wrong_images(name, looked[name], task)
+            found += [f"{name}: {wrong}" for wrong in _wrong_batch(looked[name], task)]
     if len({tuple(batch.images.shape[1:]) for batch in looked.values()}) > 1:
         found.append("train and search_validation have images of different shapes")
     if found:
         raise problems(f"study {study.name}", found)
-    return looked["train"]
+    return looked
 
 
 def make_ready(
-    study: Study, images: Tensor, folder: Path, *, device: str = "cpu"
-) -> tuple[Ready, Mapping[str, str], tuple[Known, Known]]:
+    study: Study, looked: Mapping[str, Batch], folder: Path, *, device: str = "cpu"
+) -> tuple[Ready, Mapping[str, str], tuple[Survey, Survey], list[str]]:
     """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
 
     Args:
-        images: The first training images, on the device.
+        looked: The first items of each split, as `check` gives them.
         folder: Where the weights of a `Recipe` are kept.
 
     Returns:
-        The study, why operations were dropped, and what the teacher knows of train and of search-validation.
+        The study, why operations were dropped, what there is in train and in search-validation, and what is doubtful.
 
     Raises:
-        KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images.
+        KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images; an image or
+            target that is none.
     """
-    task = Classification.of(study.classes)
-    space = SearchSpace.load(study.space).filled(study.objective, study.floor)
+    task = task_of(study)
+    space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
+    images = looked["train"].images.to(device)
     channels = images.shape[1]
     check_network(network, "teacher")
     teacher = Teacher(arranged(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
-    dropped = without_effect(images, space.limits)
+    dropped = without_effect(images, space.limits, space.fill)
     space = space.without(dropped)
     splits = {"train": study.train, "search_validation": study.search_validation}
-    found = []
-    for name, data in splits.items():
-        try:
-            found.append(known(teacher, data, task, study.budget.batch, device))
-        except KdsearchError as error:
-            raise KdsearchError(f"study {study.name}: {name}: {error}") from None
-    train, validation = found
-    chance = 1 / len(task.class_names)
-    errors = 3 if len(study.search_validation) >= ENOUGH else 2
-    if validation.accuracy < chance + errors * validation.accuracy_se + 0.02:
-        reasons = likely_reasons(teacher, study.search_validation, task, device)
-        raise problems(
-            f"study {study.name}: the teacher is right on {validation.accuracy:.1%} of search-validation, chance is "
-            f"{chance:.1%}",
-            list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
+    try:
+        _check_answers(teacher, images[:TRIED], space, task)
+        train, validation = (
+            survey(name, data, looked[name], teacher, task, study.budget.batch, device) for name, data in splits.items()
         )
+    except KdsearchError as error:
+        raise KdsearchError(f"study {study.name}: {error}") from None
+    doubt = [
+        f"{name}: its items are others each time they are read, so that a search that goes on cannot see whether they "
+        "have changed: it compares labels, their number and the data set's repr"
+        for name, seen in (("train", train), ("search_validation", validation))
+        if not seen.repeats
+    ]
+    doubt += _doubtful_teacher(teacher, study, task, validation.known, device)
     budget = study.budget
     look = plan_look(
         space.limits,
@@ -158,80 +179,68 @@ def make_ready(
     )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
                   device=device)  # fmt: skip
-    return Ready(study, task, teacher, space, train, probe, channels, device), dropped, (train, validation)
+    ready = Ready(study, task, teacher, space, train.known, probe, channels, device)
+    return ready, dropped, (train, validation), doubt
 
 
-def without_effect(images: Tensor, limits: Mapping[str, float | None]) -> dict[str, str]:
+def _doubtful_teacher(teacher: Teacher, study: Study, task: Classification, known: Known, device: str) -> list[str]:
+    """Does the teacher know anything of search-validation? A warning where the images are too few to tell.
+
+    Raises:
+        KdsearchError: it does not, with the likely reasons.
+    """
+    images, chance = len(study.search_validation), 1 / len(task.class_names)
+    over = (known.accuracy - chance) / math.sqrt(chance * (1 - chance) / images)
+    if over >= CERTAIN and known.accuracy >= chance + 0.02:
+        return []
+    reasons = likely_reasons(teacher, study.search_validation, task, device)
+    said = f"the teacher is right on {known.accuracy:.1%} of search-validation, chance is {chance:.1%}"
+    if over < POSSIBLE or known.accuracy < chance + 0.02:
+        raise problems(
+            f"study {study.name}: {said}",
+            list(reasons) or ["likely reasons: weights that were not loaded, or images of another kind than it knows"],
+        )
+    return [f"{said}: of {images} images that is too few to tell a weak teacher from one that knows nothing",
+            *reasons[:1]]  # fmt: skip
+
+
+@torch.no_grad()
+def _check_answers(teacher: Teacher, images: Tensor, space: SearchSpace, task: Classification) -> None:
+    """Are the teacher's logits finite on augmented images too? A few of each operation at its limit."""
+    for name, limit in space.limits.items():
+        draw = one_operation(
+            name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0, fill=space.fill
+        )
+        logits = task.check(teacher(apply(draw, images).images), "teacher").logits
+        if not torch.isfinite(logits).all():
+            raise KdsearchError(
+                f"the teacher's logits are not finite on images after {name}, which the search would show it"
+            )
+
+
+def _never_learns(ready: Ready) -> list[str]:
+    budget, settings = ready.study.budget, ready.space.settings()
+    steps = ready.policy_steps(settings)
+    if steps.count(budget.epochs, budget.steps, len(ready.study.train), budget.batch):
+        return []
+    return [
+        f"the policy never learns: no policy step in {budget.epochs * budget.steps} student steps, with one every "
+        f"{steps.interval} after a warm-up of {steps.warm_up:.0%}; more steps or epochs, or a smaller interval in "
+        "the space, give it some"
+    ]
+
+
+def without_effect(images: Tensor, limits: Mapping[str, float | None], fill: str = "zero") -> dict[str, str]:
     """Operations that these images do not feel: their mean change at the limit is under 1/255."""
     found = {}
     for name, limit in limits.items():
         if not OPERATIONS[name].suits(images.shape[1]):
             found[name] = f"needs {OPERATIONS[name].channels} channels"
             continue
-        draw = one_operation(name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0)
+        draw = one_operation(name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0, fill=fill)
         change = (apply(draw, images).images - images).abs().mean().item()
         if change < LEAST_EFFECT:
             found[name] = f"changes pixels by {change * 255:.2f}/255 on average at its limit"
-    return found
-
-
-def _wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
-    budget, found = study.budget, []
-    least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "parts": 1}
-    optional = {"policy_batch": 2, "look_images": 1, "look_bins": 1, "look_operations": 0}
-    least |= {name: lowest for name, lowest in optional.items() if getattr(budget, name) is not None}
-    found += [f"budget.{text}" for text in not_whole(asdict(budget), least)]
-    if budget.parts > max(1, budget.batch // 2):
-        found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")
-    for name, weight in study.objective.items():
-        if name not in OBJECTIVES:
-            found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
-        elif not 0 <= weight < math.inf:
-            found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
-    for loss in study.losses:
-        if not isinstance(loss, Loss):
-            cure = "call it, as LOSSES['kd']()" if isinstance(loss, Kind) else "an entry of LOSSES called, or a Loss"
-            found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
-    names = [loss.name for loss in study.losses if isinstance(loss, Loss)]
-    found += [
-        f"loss: {name} is there twice; allowed: once, with a weight"
-        for name in dict.fromkeys(names)
-        if names.count(name) > 1
-    ]
-    if study.workers < 0:
-        found.append(f"workers is {study.workers}; allowed: 0 or more")
-    if study.precision not in get_args(Precision):
-        found.append(unknown("precision", study.precision, get_args(Precision)))
-    if study.compiled and any(loss.pairs for loss in study.losses if isinstance(loss, Loss)):
-        found.append("compiled: losses on features tap a network while it runs; allowed: compiled=False with them")
-    if study.teacher_saw not in get_args(Saw):
-        found.append(unknown("teacher_saw", study.teacher_saw, get_args(Saw)))
-    if study.metric is not None and not callable(study.metric):
-        found.append(f"metric is {type(study.metric).__name__}; allowed: a function of logits and labels")
-    elif study.metric is not None and metric_name(study.metric) in ("<lambda>", ACCURACY):
-        found.append(
-            f"metric is called {metric_name(study.metric)}; allowed: a function with a name that tells it apart"
-        )
-    if not 0 <= study.label_weight < math.inf:
-        found.append(f"label_weight is {study.label_weight:g}; allowed: 0 or more")
-    weights = [v for name, v in {**study.objective, **space.numbers}.items() if name in OBJECTIVES]
-    if not any(weights):
-        found.append(f"objective: no term has a weight; known: {', '.join(OBJECTIVES)}")
-    if study.floor is not None and not 0 <= study.floor < math.inf:
-        found.append(f"floor is {study.floor:g}; allowed: 0 or more, or None for no floor")
-    return found
-
-
-def _warnings(study: Study, space: SearchSpace) -> list[str]:
-    found = []
-    if space.settings().prior_strength is None:
-        found.append(f"space {space.name}: the prior is off, and without it every probability is best at 0 or 1")
-    placed = [loss.name for loss in study.losses if loss.pairs and not loss.relational]
-    if study.views.teacher == "clean" and placed:
-        found.append(
-            f"views: the teacher sees the base view alone, and {placed[0]} compares features position by position: "
-            "where the policy moves pixels they do not belong together"
-        )
     return found
 
 
@@ -267,21 +276,12 @@ def _answers(network: nn.Module, images: Tensor, who: str, *layers: str) -> Outp
         return outputs(network, images, who, layers)
 
 
-def _wrong_images(name: str, batch: Batch, task: Classification) -> list[str]:
-    images, found = batch.images, list[str]()
-    if images.ndim != 4 or images.shape[1] not in (1, 3):
-        return [f"{name}: images of shape {tuple(images.shape[1:])}; allowed: (1, H, W) or (3, H, W)"]
-    low, high = images.min().item(), images.max().item()
-    if not torch.isfinite(images).all():
-        found.append(f"{name}: images contain NaN or infinity")
-    elif low < 0 or high > 1:
-        found.append(
-            f"{name}: image values from {low:.3g} to {high:.3g}; allowed: [0, 1], before normalisation "
-            "(wrap a network that wants normalised images in kdsearch.Normalised)"
-        )
-    if wrong := task.wrong(batch.target):
-        found.append(f"{name}: {wrong}")
-    return found
+def _wrong_batch(batch: Batch, task: Classification) -> list[str]:
+    """What keeps the first items of a split from being those of a study."""
+    if batch.images.ndim != 4 or batch.images.shape[1] not in (1, 3):
+        return [f"images of shape {tuple(batch.images.shape[1:])}; allowed: (1, H, W) or (3, H, W)"]
+    found = wrong_images(batch, batch.images.shape[1:]), wrong_targets(batch, task)
+    return [wrong for wrong in found if wrong]
 
 
 def _check_logits(answers: Outputs, task: Classification, who: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
-from kdsearch.data import ArrayData, placed
+from kdsearch.data import ArrayData, first, placed
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
@@ -17,7 +17,7 @@ from kdsearch.items import MapStyle
 from kdsearch.maths import generator, usual_modes
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
-from kdsearch.preflight import check, make_ready
+from kdsearch.preflight import LOOKED_AT, check, make_ready
 from kdsearch.run_folder import trial_folder
 from kdsearch.scores import Baseline, Score, score
 from kdsearch.spec import PolicySpec
@@ -79,7 +79,7 @@ def rank(
     if taken := [f"'{name}' is the name of a reference or an operation" for name in given if name in TAKEN]:
         raise problems("policies", taken)
     device = device or study.device
-    first = check(study, device)
+    looked = check(study, device)
     folder = Path(out) if out else Path("runs") / study.name
     with Display(quiet=quiet) as display:
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
@@ -87,7 +87,8 @@ def rank(
         whole = study.train if split == "train" else study.search_validation
         train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
         fewer = replace(study, train=train).placed(device)
-        ready, dropped, _ = make_ready(fewer, first.images.to(device), folder, device=device)
+        looked = {**looked, "train": first(train, LOOKED_AT)}
+        ready, dropped, *_ = make_ready(fewer, looked, folder, device=device)
         data = (
             fewer.train
             if split == "train"

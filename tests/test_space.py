@@ -272,7 +272,7 @@ def test_phases_that_do_not_fit_the_epochs_of_a_study_are_refused_before_anythin
 def test_only_a_prior_that_is_off_is_warned_of_before_anything_runs(tiny_study, load, tmp_path, capsys):
     assert ready_with(tiny_study, load, toml(floor="false"), tmp_path).warnings == ()
     (tmp_path / "mine.toml").write_text(toml(prior_strength="false"))
-    budget = replace(tiny_study.budget, trials=1, epochs=1, steps=1, confirmation=0)
+    budget = replace(tiny_study.budget, trials=1, epochs=1, steps=4, confirmation=0)
     kd.search(replace(tiny_study, space=str(tmp_path / "mine.toml"), budget=budget), out=tmp_path / "run")
     said = capsys.readouterr().out
     line = "warning: space mine: the prior is off, and without it every probability is best at 0 or 1\n"
@@ -282,8 +282,12 @@ def test_only_a_prior_that_is_off_is_warned_of_before_anything_runs(tiny_study, 
 
 
 def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
-    ready = ready_with(tiny_study, load, toml(), tmp_path).ready
-    before = fixed_by(ready)
+    checked = ready_with(tiny_study, load, toml(), tmp_path)
+
+    def fixed(space):
+        return fixed_by(replace(checked, ready=replace(checked.ready, space=space)))
+
+    before = fixed_by(checked)
     seen = [before]
     for text in (
         toml("student_wrong = 0.5"),
@@ -298,11 +302,11 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
         toml(interval=None, phases="[0.5]", passes="1"),
         toml(interval=None, phases="[0.25]", passes="1"),
     ):
-        after = fixed_by(replace(ready, space=load(text).filled(tiny_study.objective, tiny_study.floor)))
+        after = fixed(load(text).filled(tiny_study.objective, tiny_study.floor))
         assert after not in seen, text
         seen.append(after)
-    assert fixed_by(replace(ready, space=load(toml()).filled({"student_wrong": 1.0}, 0.3))) != before
-    assert fixed_by(replace(ready, space=load(toml(floor="0.3")).filled(TST, 9.0))) == before
+    assert fixed(load(toml()).filled({"student_wrong": 1.0}, 0.3)) != before
+    assert fixed(load(toml(floor="0.3")).filled(TST, 9.0)) == before
     assert before["policy.floor"] == 0.3 and before["objective.student_wrong"] == 1.0
     assert not {"objective", "floor", "space"} & set(before)
 

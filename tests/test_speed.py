@@ -257,7 +257,8 @@ def test_a_run_of_a_study_has_its_precision_parts_and_policy_batch(
 def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
     tiny_study: kd.Study, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ready = preflight(tiny_study, tmp_path).ready
+    checked = preflight(tiny_study, tmp_path)
+    ready = checked.ready
     names: list[str] = []
 
     class Stop(Exception):
@@ -277,7 +278,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
     fixed = []
     for change in changes:
         other = replace(ready, study=replace(tiny_study, **change))
-        fixed.append(fixed_by(other))
+        fixed.append(fixed_by(replace(checked, ready=other)))
         with pytest.raises(Stop):
             run_trial(
                 other, None, policy=None, policy_steps=other.policy_steps(ready.space.settings()),
@@ -285,7 +286,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
             )  # fmt: skip
     assert len(set(names)) == len(changes) and all(fixed.count(one) == 1 for one in fixed)
     half = replace(ready, study=replace(tiny_study, budget=replace(budget, policy_batch=budget.batch // 2)))
-    assert fixed_by(half) == fixed[0]
+    assert fixed_by(replace(checked, ready=half)) == fixed[0]
     with pytest.raises(Stop):
         steps = half.policy_steps(ready.space.settings())
         run_trial(half, None, policy=None, policy_steps=steps, checkpoint=tmp_path / "c.pt")

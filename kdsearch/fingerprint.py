@@ -1,0 +1,87 @@
+"""What tells one data set or one student from another: numbers that depend on every pixel, names, structure, start."""
+
+import hashlib
+import re
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from kdsearch.maths import generator, own_generators
+from kdsearch.teachers import weights_hash
+
+ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
+WORD = 8  # bytes
+
+
+def image_keys(images: Tensor) -> Tensor:
+    """A number for each image that every bit of every pixel changes: equal images, and hardly any others, share it.
+
+    The bytes of the pixels as whole numbers of 64 bits, each times an odd number of its place, summed modulo 2^64: the
+    same on any device, in any batch, on any number of threads.
+
+    Args:
+        images: (B, C, H, W), of any type.
+
+    Returns:
+        (B,) int64, on the host.
+
+    >>> images = torch.rand(2, 1, 4, 4)
+    >>> keys = image_keys(torch.cat([images, images[:1], images[:1].flip(3)]))
+    >>> [bool(keys[0] == key) for key in keys]
+    [True, False, True, False]
+    """
+    flat = images.detach().flatten(1).contiguous().view(torch.uint8)
+    words = pad(flat, (0, -flat.shape[1] % WORD)).view(torch.int64)
+    weights = torch.randint(-(2**62), 2**62, (words.shape[1],), generator=generator("keys")) * 2 + 1
+    return (words * weights.to(words.device)).sum(1).cpu()
+
+
+def digest_of(*parts: Tensor | str) -> str:
+    """A fingerprint of tensors on the host and texts, in their order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for part in parts:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
+            digest.update(np.ascontiguousarray(part.numpy()).tobytes())
+        else:
+            digest.update(part.encode(errors="backslashreplace"))
+    return digest.hexdigest()
+
+
+def text_of(thing: object) -> str:
+    """The `repr` of an object without addresses, which no two processes share."""
+    return ADDRESS.sub("", repr(thing))
+
+
+def student_digest(make: Callable[[], nn.Module]) -> str:
+    """A fingerprint of what a factory makes: layers with their numbers, code of a user's own `forward`, start weights.
+
+    Where two students made under one seed start from different weights, the start does not count.
+    """
+    starts = []
+    with own_generators():
+        for _ in range(2):
+            torch.manual_seed(0)
+            starts.append(make())
+    one, other = (network_digest(start) for start in starts)
+    return one if one == other else digest_of(*_structure(starts[0]))
+
+
+def network_digest(network: nn.Module) -> str:
+    """A fingerprint of a network: its structure, parameters and all buffers, those of its wrappers too."""
+    buffers = [value.detach().cpu() for _, value in network.named_buffers()]
+    return digest_of(*_structure(network), weights_hash(network), *buffers)
+
+
+def _structure(network: nn.Module) -> list[str]:
+    """Layers with their numbers, and what the `forward` methods of a user's own classes do, comments left out."""
+    found = [text_of(network)]
+    for kind in dict.fromkeys(type(module) for module in network.modules()):
+        code = getattr(getattr(kind, "forward", None), "__code__", None)
+        if code is not None and kind.__module__.partition(".")[0] not in ("torch", "torchvision", "kdsearch"):
+            constants = [value for value in code.co_consts if isinstance(value, int | float | str | tuple | bytes)]
+            found.append(f"{kind.__qualname__} {code.co_code.hex()} {code.co_names} {text_of(constants)}")
+    return found

@@ -1,0 +1,134 @@
+"""Every image of a study, looked at while the teacher runs over it: values, shapes, targets, what is in both splits."""
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import ConcatDataset, Subset
+
+from kdsearch.data import in_order
+from kdsearch.errors import KdsearchError, calling
+from kdsearch.evaluation import LEAST_BATCH, Known, known_of
+from kdsearch.fingerprint import digest_of, image_keys, text_of
+from kdsearch.items import MapStyle, Spawned
+from kdsearch.tasks import Task
+from kdsearch.teachers import Teacher
+from kdsearch.values import Batch
+
+MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets have a few images twice
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What one split holds, and what the teacher knows of it."""
+
+    known: Known
+    keys: Tensor  # (N,) int64, of the images, see `image_keys`
+    digest: str  # of pixels and targets; where items change, of targets, their number and the `repr` of the data set
+    repeats: bool  # are items the same whenever they are read under one seed?
+
+
+def survey(
+    name: str, data: MapStyle, first: Batch, teacher: Teacher, task: Task, batch: int, device: torch.device | str
+) -> Survey:
+    """Read a split once, run the teacher over it, look at every image and target.
+
+    Args:
+        name: Of the split, the subject of an error.
+        first: Its first items as they were read before, on the host: what they are compared with.
+
+    Raises:
+        KdsearchError: an image of another shape than the first, values that are no numbers or not in [0, 1], targets
+            that are not the task's, logits that are not finite; with the item.
+    """
+    keys, targets = list[Tensor](), list[Tensor]()
+
+    def looked_at() -> Iterator[Batch]:
+        for part in in_order(data, max(batch, LEAST_BATCH), device):
+            if found := wrong_images(part, first.images.shape[1:]) or wrong_targets(part, task):
+                raise KdsearchError(found)
+            keys.append(image_keys(part.images))
+            targets.append(part.target.cpu())
+            yield part
+
+    try:
+        known = known_of(teacher, looked_at(), task, device)
+    except KdsearchError as error:
+        raise KdsearchError(f"{name}: {error}") from None
+    key, target, size = torch.cat(keys), torch.cat(targets), len(first)
+    same_images = torch.equal(key[:size], image_keys(first.images))
+    same_targets = torch.equal(target[:size], first.target.cpu())
+    parts: list[Tensor | str] = [str(len(key)), *([target] if same_targets else [])]
+    with calling(f"{name}: its repr()"):
+        parts.append(key if same_images else text_of(data))
+    return Survey(known, key, digest_of(*parts), same_images and same_targets)
+
+
+def wrong_images(batch: Batch, shape: torch.Size) -> str | None:
+    """What keeps images from being those of a study, in words, with the first item that is wrong."""
+    images = batch.images
+    if images.shape[1:] != shape:
+        found, allowed = tuple(images.shape[1:]), tuple(shape)
+        return f"item {int(batch.ids[0])}: an image of {found} after ones of {allowed}; images of a data set are alike"
+    low, high = (v.item() for v in torch.aminmax(images))
+    if low >= 0 and high <= 1:  # NaN is neither
+        return None
+    flat = images.flatten(1)
+    number = torch.isfinite(flat).all(1)
+    wrong = ~number | (flat.amin(1) < 0) | (flat.amax(1) > 1)
+    count, at = int(wrong.sum()), int(wrong.nonzero()[0])
+    which = f"item {int(batch.ids[at])}" + (f" and {count - 1} more of the {len(batch)} around it" if count > 1 else "")
+    if not number[at]:
+        return f"{which}: an image contains NaN or infinity"
+    values = f"{which}: image values from {flat[at].min():.3g} to {flat[at].max():.3g}; allowed: [0, 1]"
+    if low >= 0 and 1 < high <= 255:
+        return f"{values}: divide by 255, or give uint8 tensors"
+    return f"{values}, before normalisation (wrap a network that wants normalised images in kdsearch.Normalised)"
+
+
+def wrong_targets(batch: Batch, task: Task) -> str | None:
+    """What keeps targets from being the task's, in words, with the first item that is wrong."""
+    if not (found := task.wrong(batch.target)):
+        return None
+    rows = range(len(batch))
+    at = next((i for i in rows if task.wrong(batch.target[i : i + 1])), 0)
+    return f"item {int(batch.ids[at])}: {task.wrong(batch.target[at : at + 1]) or found}"
+
+
+def shared_items(train: MapStyle, validation: MapStyle) -> float:
+    """The share of the second data set's items that are items of the first: of one object, or files of one path."""
+    there = set(_origins(train))
+    own = _origins(validation)
+    return sum(origin in there for origin in own) / max(1, len(own))
+
+
+def shared_images(train: Survey, validation: Survey) -> float:
+    """The share of the second split's images that are pixel for pixel in the first."""
+    return torch.isin(validation.keys, train.keys).double().mean().item()
+
+
+def overlap(share: float, how: str) -> str:
+    """What is to be said of a share of search-validation that is in train."""
+    return (
+        f"{share:.1%} of search_validation's images are in train ({how}): trials would be compared on what students "
+        "learn from; allowed: other images in each"
+    )
+
+
+def _origins(data: Any) -> list[Hashable]:
+    """For each item which one of which data set, or which file, it is."""
+    if isinstance(data, Spawned):
+        return _origins(data.items)
+    if isinstance(data, Subset):
+        whole = _origins(data.dataset)
+        return [whole[int(i)] for i in data.indices]
+    if isinstance(data, ConcatDataset):
+        return [origin for part in data.datasets for origin in _origins(part)]
+    files = getattr(data, "files", None) or getattr(data, "samples", None)
+    if isinstance(files, list | tuple) and len(files) == len(data):
+        first = [file[0] if isinstance(file, list | tuple) and file else file for file in files]
+        if all(isinstance(file, str) or hasattr(file, "__fspath__") for file in first):
+            return [str(file) for file in first]
+    return [(id(data), i) for i in range(len(data))]
