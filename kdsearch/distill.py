@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import torch
@@ -21,7 +21,7 @@ from kdsearch.factories import fresh_optimizer
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import Projections
-from kdsearch.maths import derive_seed, generator, spoiled
+from kdsearch.maths import derive_seed, generator, own_generators, seed_everything, spoiled
 from kdsearch.metrics import Metric
 from kdsearch.models import outputs
 from kdsearch.policy import Policy
@@ -34,13 +34,24 @@ from kdsearch.values import Batch, Draw, Outputs, View
 State = Mapping[str, Any]
 
 
+@dataclass
+class _Stretch:
+    """What one run makes for itself: schedules and, where the policy learns, its steps and its optimiser."""
+
+    schedule: LambdaLR
+    every: PolicySteps | None = None
+    pauses: Sequence[int] = ()
+    policy_batch: int = 0
+    adam: tuple[Optimizer, LambdaLR] | None = None  # made anew in each phase of the policy
+
+
 class Distiller:
     """One teacher, one student, one policy and the loop over them.
 
     Args:
         policy: Makes the second view of each image; None for a second view identical to the first.
         optimizer: From the student's parameters; the learning rate warms up linearly and falls as a cosine.
-        seed: Fixes batches, draws and dropout, epoch by epoch.
+        seed: Fixes batches, draws and dropout, epoch by epoch; a second run goes on where the first one ended.
         clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
             the first run where it is needed and not given.
         metric: What is measured on search-validation beside the accuracy, from logits and labels.
@@ -71,7 +82,8 @@ class Distiller:
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
         self.dual = 0.0
         self._parts: dict[str, Any] = {}  # what a run changes, for its state
-        self._epoch = 0
+        self._epoch = 0  # of the run
+        self._before = self._epochs = 0  # epochs of earlier runs, and of all so far
         teacher.network.to(device)
 
     def fit(self, phase: Phase, images: Tensor) -> None:
@@ -107,6 +119,19 @@ class Distiller:
         Raises:
             Diverged: a loss of the epoch, or the metric, is not finite.
         """
+        with own_generators(self.device):
+            stretch = self._begin(phase, train)
+            self._before, self._epoch = self._epochs, 0
+            if state:
+                self._restore(state)
+        for epoch in range(self._epoch + 1, phase.epochs + 1):
+            self._epochs = self._before + epoch
+            with own_generators(self.device):  # who takes the records draws from their own
+                record = self._run_epoch(epoch, phase, stretch, train, search_validation)
+            yield record
+
+    def _begin(self, phase: Phase, train: MapStyle) -> "_Stretch":
+        """Make what a phase needs: projections, schedules, the policy's optimiser."""
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
             self.fit(phase, first(train, 2, self.device).images)
@@ -114,83 +139,99 @@ class Distiller:
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
             self._parts["projections"] = self.projections
-        policy = self.policy
-        every = phase.policy_steps if isinstance(policy, Policy) else None
-        pauses = every.pauses(phase.epochs) if every else []
-        policy_batch = every.images(phase.batch) if every else 0
+        every = phase.policy_steps if isinstance(self.policy, Policy) else None
+        if not every:
+            return _Stretch(schedule)
+        pauses = every.pauses(phase.epochs)
+        adam = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
+        if every.floor is not None and self.clean_loss is None:
+            self.clean_loss = known(self.teacher, train, self.task, phase.batch, self.device).loss
+        return _Stretch(schedule, every, pauses, every.images(phase.batch), adam)
+
+    def _run_epoch(
+        self, epoch: int, phase: Phase, stretch: "_Stretch", train: MapStyle, search_validation: MapStyle
+    ) -> EpochRecord:
+        """Train for one epoch of a phase and measure the student; what is random comes from the seed and `_epochs`."""
+        start, learned, step = time.perf_counter(), list[PolicyStep](), (epoch - 1) * phase.steps
+        policy, every, schedule = self.policy, stretch.every, stretch.schedule
+        sums = torch.zeros(6 + len(phase.losses), device=self.device)
+        seed_everything(derive_seed(self.seed, self._epochs))  # dropout of the student
+        random, policy_random = (generator(self.seed, self._epochs, use) for use in ("draws", "policy draws"))
+        turns = [False] * phase.steps
         if every:
-            optimizer, decay = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
-            if every.floor is not None and self.clean_loss is None:
-                self.clean_loss = known(self.teacher, train, self.task, phase.batch, self.device).loss
-        self._epoch = self._restore(state) if state else 0
-        for epoch in range(self._epoch + 1, phase.epochs + 1):
-            start, learned, step = time.perf_counter(), list[PolicyStep](), (epoch - 1) * phase.steps
-            sums = torch.zeros(6 + len(phase.losses), device=self.device)
-            torch.manual_seed(derive_seed(self.seed, epoch))  # dropout of the student
-            random, policy_random = (generator(self.seed, epoch, use) for use in ("draws", "policy draws"))
-            turns = [False] * phase.steps
-            if every:
-                turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch)
-            if every and epoch - 1 in pauses:
-                optimizer, decay = self._adam(every, sum(turns))
-            uses = {"student": turns.count(False), "policy": turns.count(True)}
-            sizes = {"student": phase.batch, "policy": policy_batch}
-            places = {use: iter(drawn(train, sizes[use], n, self.seed, epoch, use)) for use, n in uses.items()}
-            # one stream of both kinds, for one set of workers
-            order = [next(places["policy" if turn else "student"]) for turn in turns]
-            for turn, batch in zip(turns, load(train, order, self.device), strict=True):
-                if every and turn:
-                    learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts))
-                    decay.step()
-                else:
-                    sums += self.student_step(batch, phase, random, step / total)
-                    schedule.step()
-                    step += 1
-            losses = torch.cat([sums[:2], sums[6:]]).tolist()
-            if not all(map(math.isfinite, (*losses, *(s.objective + self.dual for s in learned)))):
-                raise Diverged(f"epoch {epoch}: a loss is not finite")
-            measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
-            if not math.isfinite(measured.value):
-                raise Diverged(f"epoch {epoch}: the metric is {measured.value}")
-            means = (sums / phase.steps).tolist()
-            self._epoch = epoch
-            yield EpochRecord(
-                epoch=epoch,
-                progress=step / total,
-                supervised_loss=means[0],
-                distillation_loss=means[1],
-                losses={loss.name: mean for loss, mean in zip(phase.losses, means[6:], strict=True)},
-                **measured._asdict(),
-                learning_rate=float(schedule.get_last_lr()[0]),
-                teacher_accuracy=means[2],
-                teacher_clean_accuracy=means[3],
-                dual=self.dual,
-                emptied=means[4],
-                saturated=means[5],
-                **of_policy(policy, learned, policy_batch),
-                seconds=time.perf_counter() - start,
-            )
+            turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch)
+        if every and epoch - 1 in stretch.pauses:
+            stretch.adam = self._adam(every, sum(turns))
+        uses = {"student": turns.count(False), "policy": turns.count(True)}
+        sizes = {"student": phase.batch, "policy": stretch.policy_batch}
+        places = {use: iter(drawn(train, sizes[use], n, self.seed, self._epochs, use)) for use, n in uses.items()}
+        # one stream of both kinds, for one set of workers
+        order = [next(places["policy" if turn else "student"]) for turn in turns]
+        for turn, batch in zip(turns, load(train, order, self.device), strict=True):
+            if every and turn and stretch.adam:
+                optimizer, decay = stretch.adam
+                learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts))
+                decay.step()
+            else:
+                sums += self.student_step(batch, phase, random, step / (phase.epochs * phase.steps))
+                schedule.step()
+                step += 1
+        losses = torch.cat([sums[:2], sums[6:]]).tolist()
+        if not all(map(math.isfinite, (*losses, *(s.objective + self.dual for s in learned)))):
+            raise Diverged(f"epoch {epoch}: a loss is not finite")
+        if isinstance(policy, Policy) and any(bool(value.isnan().any()) for value in policy.parameters()):
+            raise Diverged(f"epoch {epoch}: the policy is not a number")  # a logit of probability 1 is infinite
+        measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
+        if not math.isfinite(measured.value):
+            raise Diverged(f"epoch {epoch}: the metric is {measured.value}")
+        means = (sums / phase.steps).tolist()
+        self._epoch = epoch
+        return EpochRecord(
+            epoch=epoch,
+            progress=step / (phase.epochs * phase.steps),
+            supervised_loss=means[0],
+            distillation_loss=means[1],
+            losses={loss.name: mean for loss, mean in zip(phase.losses, means[6:], strict=True)},
+            **measured._asdict(),
+            learning_rate=float(schedule.get_last_lr()[0]),
+            teacher_accuracy=means[2],
+            teacher_clean_accuracy=means[3],
+            dual=self.dual,
+            emptied=means[4],
+            saturated=means[5],
+            **of_policy(policy, learned, stretch.policy_batch),
+            seconds=time.perf_counter() - start,
+        )
 
     def state(self) -> dict[str, Any]:
         """All that a run has changed, as plain values and tensors for `torch.save`; read between its records.
 
         Weights of student, policy and projections, the optimisers with their schedules, the dual variable, the number
-        of the epoch. What is random in an epoch derives from the seed and its number.
+        of the epoch and of those in earlier runs. What is random in an epoch derives from the seed and these numbers.
         """
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}  # not all are in its state
-        rest = {"epoch": self._epoch, "dual": self.dual, "clean_loss": self.clean_loss, "buffers": buffers}
-        return {**rest, **parts}
+        rest = {"epoch": self._epoch, "before": self._before, "dual": self.dual, "clean_loss": self.clean_loss}
+        return {**rest, "buffers": buffers, **parts}
 
-    def _restore(self, state: State) -> int:
-        """Put a state back, and give the number of its epoch."""
+    def _restore(self, state: State) -> None:
+        """Put a state back.
+
+        Raises:
+            KdsearchError: a state of another version or of other parts.
+        """
+        if lacking := [n for n in ("epoch", "before", "dual", "clean_loss", "buffers", *self._parts) if n not in state]:
+            raise KdsearchError(
+                f"state: has no {lacking[0]}; allowed: what state() of this version gives in a run alike"
+            )
         for name, part in self._parts.items():
             part.load_state_dict(state[name])
         with torch.no_grad():
             for name, value in self.student.named_buffers():
                 value.copy_(state["buffers"][name])
         self.dual, self.clean_loss = state["dual"], state["clean_loss"]
-        return int(state["epoch"])
+        self._epoch, self._before = int(state["epoch"]), int(state["before"])
+        self._epochs = self._before + self._epoch
 
     @torch.inference_mode(False)
     @torch.enable_grad()

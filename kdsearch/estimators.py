@@ -77,7 +77,7 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
         wanted: (B, n) bool, where a derivative is asked for; it is 0 elsewhere, and where the gate is closed.
 
     Returns:
-        Derivatives by low and by high, (B, n) each.
+        Derivatives by low and by high, (B, n) each; 0 where both ends are one number in floating point.
     """
     rows, slots = (wanted & sample.draw.gates).nonzero(as_tuple=True)
     by_low, by_high = torch.zeros_like(low), torch.zeros_like(high)
@@ -92,8 +92,10 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
     at = sample.loss_of(replace(draw, magnitudes=magnitudes), both).cpu().double()
     at_low, at_high = at.chunk(2)
     here, width = sample.loss.cpu().double()[rows], (high - low)[rows, slots]
-    by_low[rows, slots] = (here - at_low) / width
-    by_high[rows, slots] = (at_high - here) / width
+    narrow = width == 0  # a learned range can end so, and 0/0 would end the policy
+    width = width.masked_fill(narrow, 1.0)
+    by_low[rows, slots] = ((here - at_low) / width).masked_fill(narrow, 0.0)
+    by_high[rows, slots] = ((at_high - here) / width).masked_fill(narrow, 0.0)
     return by_low, by_high
 
 

@@ -33,7 +33,7 @@ from kdsearch.hpo import (
     storage_in_words,
 )
 from kdsearch.interrupts import Interrupts, uninterrupted
-from kdsearch.maths import usual_modes
+from kdsearch.maths import own_generators, usual_modes
 from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
@@ -101,6 +101,7 @@ def search(
     with (
         Display(metric_name(study.metric), quiet=quiet) as display,
         Interrupts() as interrupts,
+        own_generators(),
         _in_words(folder, url),
         interrupts.first(),
         _only_one(folder),

@@ -28,11 +28,13 @@ def generator(*parts: int | str) -> torch.Generator:
 
 
 @contextmanager
-def own_generators() -> Iterator[None]:
-    """The global generators of torch (CPU), NumPy and Python, put back at the end."""
+def own_generators(device: torch.device | str = "cpu") -> Iterator[None]:
+    """The global generators of torch (on the CPU and on a CUDA device), NumPy and Python, put back at the end."""
     numpy_state, python_state = np.random.get_state(), random.getstate()  # noqa: NPY002
+    place = torch.device(device)
+    index = torch.cuda.current_device() if place.type == "cuda" and place.index is None else place.index
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[index] if place.type == "cuda" else []):
             yield
     finally:
         np.random.set_state(numpy_state)  # noqa: NPY002

@@ -14,7 +14,7 @@ from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
-from kdsearch.maths import generator, usual_modes
+from kdsearch.maths import generator, own_generators, usual_modes
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import LOOKED_AT, check, make_ready
@@ -81,7 +81,7 @@ def rank(
     device = device or study.device
     looked = check(study, device)
     folder = Path(out) if out else Path("runs") / study.name
-    with Display(quiet=quiet) as display:
+    with Display(quiet=quiet) as display, own_generators():
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
         whole = study.train if split == "train" else study.search_validation

@@ -1,5 +1,6 @@
 """One run of a study: a fresh student, one policy, and what they leave in a folder."""
 
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from kdsearch.alternation import Phase, PolicySteps
@@ -17,10 +18,10 @@ from kdsearch.data import first
 from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.errors import Diverged
-from kdsearch.files import make_folder, plain, write_json, write_text
+from kdsearch.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import warnings
-from kdsearch.maths import derive_seed
+from kdsearch.maths import derive_seed, own_generators, seed_everything
 from kdsearch.models import state_tensors
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
@@ -30,6 +31,7 @@ from kdsearch.teachers import weights_hash
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
 SHOWN = 4  # images kept for the pictures of a policy
+STATES = 2  # version of what a checkpoint holds: one of another version is not gone on from
 MOMENTS = 16  # of a policy's schedule, at most
 
 
@@ -76,8 +78,9 @@ def run_trial(
     """
     start = time.perf_counter()
     study = ready.study
-    torch.manual_seed(derive_seed(seed, "student"))
-    student = ready.student()
+    with own_generators(ready.device):
+        seed_everything(derive_seed(seed, "student"))
+        student = ready.student()
     distiller = Distiller(
         ready.teacher,
         student,
@@ -136,7 +139,7 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    return repr((distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))
+    return repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))
 
 
 def _described(policy: FixedTransform | None) -> str:
@@ -160,7 +163,7 @@ def _keep(
     """Write what a finished run leaves; `result.json` last, which makes it finished."""
     assert outcome.student is not None
     start = time.perf_counter()
-    save_file(state_tensors(outcome.student), folder / "student.safetensors")
+    write_bytes(folder / "student.safetensors", save(state_tensors(outcome.student)))
     report = ready.probe.report(outcome.student, policy, on_look)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
     if isinstance(policy, Policy):
@@ -168,7 +171,9 @@ def _keep(
         write_text(folder / "policy.json", spec.to_json())
         images = first(ready.study.train, SHOWN).images  # what the pictures of the policy show
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
-        np.savez_compressed(folder / "samples.npz", original=shown.numpy())
+        samples = io.BytesIO()
+        np.savez_compressed(samples, original=shown.numpy())
+        write_bytes(folder / "samples.npz", samples.getvalue())
     seconds = outcome.seconds + time.perf_counter() - start
     outcome = replace(outcome, seconds=seconds, disagreement=report)
     kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings")}

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import random
 import runpy
 import signal
 import threading
@@ -13,12 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import kdsearch as kd
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.estimators import Sample, endpoint
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.interrupts import Interrupts, uninterrupted
 from kdsearch.records import EpochRecord
@@ -545,3 +548,122 @@ def test_of_two_that_want_the_same_teacher_one_trains_it(tmp_path: Path) -> None
     for thread in threads:
         thread.join()
     assert len(trained) == 1 and torch.equal(got[0].a.weight, got[1].a.weight)
+
+
+PHASE = kd.Phase((kd.LOSSES["kd"](),), epochs=2, steps=2, batch=8, policy_steps=kd.PolicySteps(interval=1, warm_up=0))
+TASK = kd.Classification.of(10)
+
+
+class Draws(nn.Module):
+    """A student that draws from all three global generators while it learns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.drawn = kd.small_convnet(2), []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            self.drawn.append((torch.rand(()).item(), np.random.rand(), random.random()))  # noqa: NPY002
+        return self.inner(images)
+
+
+def distiller(student: nn.Module | None = None) -> kd.Distiller:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher, mine = kd.Teacher(kd.small_convnet(4)), student or Draws()
+    return kd.Distiller(teacher, mine, kd.Policy(["rotate", "invert"], 1), TASK, seed=3, clean_loss=2.3)
+
+
+def digits(first: int, last: int) -> kd.ArrayData:
+    return kd.digits()[0].subset(torch.arange(first, last))
+
+
+def drawn(made: kd.Distiller) -> list[Any]:
+    found = list(made.student.drawn)
+    made.student.drawn.clear()
+    return found
+
+
+def test_a_second_run_goes_on_with_the_randomness_of_the_first_and_its_state_too(monkeypatch) -> None:
+    import kdsearch.distill as distill
+
+    places, real = [], distill.drawn
+
+    def spied(*given: Any) -> Any:
+        places.append(real(*given))
+        return places[-1]
+
+    monkeypatch.setattr(distill, "drawn", spied)
+    made, train, validation = distiller(), digits(0, 30), digits(30, 60)
+    runs = []
+    for _ in range(2):
+        records = list(made.run(PHASE, train, validation))
+        runs.append((drawn(made), list(places), [record.epoch for record in records]))
+        places.clear()
+    (first, batches, epochs), (second, others, again) = runs
+    assert not {*first} & {*second} and not any(places in others for places in batches)
+    assert epochs == again == [1, 2]
+    one = replace(PHASE, epochs=4)
+    whole = distiller()
+    list(whole.run(one, train, validation))
+    assert drawn(whole) == first + second  # epochs are counted over a Distiller's life
+    halfway = distiller()
+    list(halfway.run(PHASE, train, validation))
+    going = halfway.run(PHASE, train, validation)
+    next(going)
+    drawn(halfway)
+    state, rest = halfway.state(), list(going)
+    resumed = distiller()
+    assert [record.value for record in resumed.run(PHASE, train, validation, state=state)] == [r.value for r in rest]
+    assert drawn(resumed) == drawn(halfway)
+    list(halfway.run(PHASE, train, validation))
+    list(resumed.run(PHASE, train, validation))
+    assert drawn(resumed) == drawn(halfway)  # a third run as well
+
+
+def test_a_state_of_an_older_version_is_refused_in_words() -> None:
+    made = distiller()
+    next(made.run(PHASE, digits(0, 30), digits(30, 60)))
+    state = {name: value for name, value in made.state().items() if name != "before"}
+    with pytest.raises(KdsearchError, match="state: has no before; allowed"):
+        next(distiller().run(PHASE, digits(0, 30), digits(30, 60), state=state))
+
+
+def streams() -> tuple[float, float, float]:
+    return torch.rand(()).item(), np.random.rand(), random.random()  # noqa: NPY002
+
+
+def seeded() -> None:
+    torch.manual_seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    random.seed(1)
+
+
+def test_the_callers_global_generators_are_its_own_between_the_epochs_and_after_a_run(few, tmp_path) -> None:
+    seeded()
+    expected = [streams() for _ in range(4)]
+    seeded()
+    found = [streams()]
+    found += [streams() for _ in distiller().run(PHASE, digits(0, 30), digits(30, 60))]
+    assert found == expected[:3]
+    seeded()
+    with suppress(KdsearchError):  # the teacher knows nothing, which is said after it has been trained
+        kd.search(
+            replace(few, teacher=kd.Recipe(lambda: kd.small_convnet(2), finish)), out=tmp_path / "run", quiet=True
+        )
+    assert streams() == expected[0]
+
+
+def test_a_range_of_no_width_has_no_derivative_and_a_policy_that_is_not_finite_diverges() -> None:
+    policy = kd.Policy(["solarize"], 1)
+    draw = policy.draw(4, torch.Generator().manual_seed(0))
+    sample = Sample(draw, torch.ones(4), lambda other, rows: torch.full((len(rows),), 2.0))
+    low = torch.full((4, 1), 0.25, dtype=torch.float64)
+    for high, wanted in ((low, 0.0), (low + 0.5, 2.0)):
+        derivatives = endpoint(sample, low, high, draw.gates)
+        assert torch.equal(derivatives[1], torch.where(draw.gates, wanted, 0.0).double())
+    made = distiller()
+    with torch.no_grad():
+        next(made.policy.parameters()).fill_(float("nan"))
+    with pytest.raises(Diverged, match="epoch 1: "):
+        next(made.run(PHASE, digits(0, 30), digits(30, 60)))
