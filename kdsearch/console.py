@@ -4,10 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 
 from kdsearch.errors import KdsearchError
+
+MANY = 200  # rows; folding the cells of a thousand takes rich a second
 
 
 def print_frame(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-def]
@@ -18,7 +21,13 @@ def print_frame(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-d
 
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
-    """Rows of text; on a terminal as wide as it is."""
+    """Rows of text; on a terminal as wide as it is, many rows as long as they are."""
+    if len(rows) > MANY:
+        widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
+        for row in (columns, *rows):
+            padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
+            print("  ".join(padded).rstrip())
+        return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
