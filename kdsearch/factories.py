@@ -16,20 +16,28 @@ FRESH = "allowed: a factory, which makes a new network each time, such as `lambd
 
 
 def check_network(network: Any, who: str) -> nn.Module:
-    """The same network, if it is one that has its weights.
+    """The same network, if it is one.
 
     Args:
         who: "teacher", "student": the subject of an error.
 
     Raises:
-        KdsearchError: a class, a function or anything else; weights on the meta device.
+        KdsearchError: a class, a function or anything else.
     """
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}" if isinstance(network, type) else f"a {type(network).__name__}"
         raise KdsearchError(f"{who} is {what}; allowed: a network, an instance of torch.nn.Module")
+    return network
+
+
+def check_weights(network: nn.Module, who: str) -> None:
+    """Has a network its weights?
+
+    Raises:
+        KdsearchError: some are on the meta device.
+    """
     if any(value.is_meta for value in (*network.parameters(), *network.buffers())):
         raise KdsearchError(f"{who}: its weights are on the meta device, which holds no numbers; allowed: cpu, cuda")
-    return network
 
 
 def fresh_network(factory: Callable[[], nn.Module], who: str = "student") -> nn.Module:
@@ -47,7 +55,7 @@ def fresh_network(factory: Callable[[], nn.Module], who: str = "student") -> nn.
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
         raise KdsearchError(f"{who}() gives {what}; {FRESH}")
-    check_network(network, f"{who}()")
+    check_weights(network, f"{who}()")
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
     if not trained:
         raise KdsearchError(f"{who}(): none of its weights has requires_grad; needed: something to train")

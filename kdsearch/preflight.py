@@ -14,7 +14,7 @@ from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.errors import KdsearchError, problems
 from kdsearch.evaluation import Known
-from kdsearch.factories import check_fresh, check_network
+from kdsearch.factories import check_fresh, check_network, check_weights
 from kdsearch.maths import generator, usual_modes
 from kdsearch.models import arranged, outputs
 from kdsearch.ops import OPERATIONS, apply
@@ -71,8 +71,11 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         raise KdsearchError(f"study {study.name}: {overlap(share, 'the same items')}")
     batch = looked["train"].to(device)
     study = study.placed(device)
-    student, task = study.fresh_student(device), task_of(study)
-    check_fresh(student, study.fresh_student(device))
+    task = task_of(study)
+    try:
+        check_fresh(student := study.fresh_student(device), study.fresh_student(device))
+    except KdsearchError as error:
+        raise KdsearchError(f"study {study.name}: {error}") from error
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
     if (share := shared_images(train, validation)) > MOST_SHARED:
@@ -146,7 +149,7 @@ def make_ready(
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
     images = looked["train"].images.to(device)
     channels = images.shape[1]
-    check_network(network, "teacher")
+    check_weights(check_network(network, "teacher"), "teacher")
     teacher = Teacher(arranged(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
