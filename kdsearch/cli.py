@@ -9,12 +9,17 @@ from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
-import typer
+try:
+    import typer
 
-from kdsearch import catalogue, pictures
-from kdsearch.console import policy_path, print_frame, print_mark, print_table
-from kdsearch.errors import KdsearchError
-from kdsearch.pictures import Which
+    from kdsearch import catalogue, pictures
+    from kdsearch.console import PATH, policy_path, print_frame, print_mark, print_table
+    from kdsearch.errors import KdsearchError
+    from kdsearch.files import as_path
+    from kdsearch.pictures import Which
+    from kdsearch.terminal import guard_output, number_of, say
+except KeyboardInterrupt:  # while the program starts
+    raise SystemExit(130) from None
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -41,7 +46,7 @@ class Format(StrEnum):
     csv = "csv"
 
 
-Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A run folder, such as runs/digits.")]
+Folder = Annotated[Path, typer.Argument(parser=as_path, metavar="DIR", help="A run folder, such as runs/digits.")]
 Storage = pictures.Storage
 
 
@@ -52,11 +57,11 @@ def search(
     epochs: Annotated[int | None, typer.Option(help="Epochs per run.", min=1)] = None,
     confirmation: Annotated[int | None, typer.Option(help="Fresh seeds at the end; 0 for none.", min=0)] = None,
     storage: Annotated[str | None, typer.Option(help="Database URL; SQLite in the run folder by default.")] = None,
-    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
-    pruner: Annotated[str, typer.Option(help="median or none.")] = "median",
+    sampler: Annotated[str, typer.Option(metavar="<tpe|random>", help="What chooses the numbers of trials.")] = "tpe",
+    pruner: Annotated[str, typer.Option(metavar="<median|none>", help="What ends trials early.")] = "median",
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder; ./runs/<study> by default.")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="Run folder; ./runs/<study> by default.")] = None,
 ) -> None:
     """Search a policy: references, trials, confirmation, report. A second call resumes."""
     from kdsearch.job import search as run
@@ -75,7 +80,7 @@ def search(
     )
     if result.student_path is None:
         raise typer.Exit(NO_BUDGET)
-    print(f"export it    {_typed()} export {result.folder} --to torchvision -o policy.py")
+    say(f"export it    {_typed()} export {result.folder} --to torchvision -o policy.py")
 
 
 @app.command()
@@ -86,12 +91,12 @@ def status(folder: Folder, storage: Storage = None) -> None:
 
     tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
     row = tables["studies"].iloc[0]
-    print(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
-          f"of {row['budget_trials']} trials")  # fmt: skip
+    say(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
+          f"of {number_of(row['budget_trials'], 'trial')}")  # fmt: skip
     print_frame(
         tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
     )
-    print(sentence(tables))
+    say(sentence(tables))
     print_mark(tables)
 
 
@@ -100,7 +105,7 @@ def regions(
     folder: Folder,
     trial: Annotated[int | None, typer.Option(help="The best one by default.")] = None,
     most: Annotated[int, typer.Option(help="Rows to print.", min=1)] = 15,
-    picture: Annotated[Path | None, typer.Option(help="Also draw them, as a PNG file.")] = None,
+    picture: Annotated[Path | None, typer.Option(**PATH, help="Also draw them, as a PNG file.")] = None,
     storage: Storage = None,
 ) -> None:
     """Where teacher and student disagree, strongest first."""
@@ -116,15 +121,18 @@ def regions(
     print_mark(tables)
     if picture:
         save(sweeps(table), picture)
-        print(picture)
+        say(picture)
 
 
 @app.command()
 def export(
-    policy: Annotated[Path, typer.Argument(help="A policy.json, or a run folder for its best policy.")],
+    policy: Annotated[
+        Path,
+        typer.Argument(parser=as_path, metavar="POLICY", help="A policy.json, or a run folder for its best policy."),
+    ],
     to: Annotated[Target, typer.Option(help="What trains with it.")],
     which: Annotated[Which, typer.Option(help="Last moment of training, or mean of its second half.")] = Which.final,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="A file; printed otherwise.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", **PATH, help="A file; printed otherwise.")] = None,
     storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
@@ -136,12 +144,12 @@ def export(
     text = export_policy(spec, to.value, which.value)
     for what, found in (("left out", left_out), ("differs", differences)):
         for name, reason in found(spec, to.value, which.value).items():
-            print(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
+            say(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
     if output is None:
-        print(text, end="")
+        print(text, end="")  # as it is: it may be a file
     else:
         write_text(output, text)
-        print(output)
+        say(output)
 
 
 app.command()(pictures.rank)
@@ -152,9 +160,9 @@ app.command()(pictures.trajectory)
 
 @app.command()
 def frames(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Run folders.")],
+    folders: Annotated[list[Path], typer.Argument(parser=as_path, metavar="DIR...", help="Run folders.")],
     to: Annotated[Format, typer.Option(help="File format.")] = Format.parquet,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A folder.")] = Path("frames"),
+    output: Annotated[Path, typer.Option("--output", "-o", **PATH, help="A folder.")] = Path("frames"),
     storage: Storage = None,
 ) -> None:
     """Write run folders as tidy tables for pandas."""
@@ -162,7 +170,7 @@ def frames(
     from kdsearch.analysis.frames import write_frames
 
     for path in write_frames(read(folders, storage=storage), output, to.value):
-        print(path)
+        say(path)
 
 
 @app.command()
@@ -174,7 +182,7 @@ def report(
     """Write report.html anew, from the run folder alone."""
     from kdsearch.report import write_report
 
-    print(write_report(folder, images=images, storage=storage))
+    say(write_report(folder, images=images, storage=storage))
 
 
 @app.command()
@@ -264,7 +272,7 @@ def losses() -> None:
 @app.command()
 def copy(
     name: Annotated[str, typer.Argument(help="A shipped study or search space.")],
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to.")] = Path("."),
+    folder: Annotated[Path, typer.Argument(parser=as_path, metavar="[DIR]", help="Where to.")] = Path("."),
 ) -> None:
     """Copy a shipped study or search space, to edit it."""
     from kdsearch.errors import unknown
@@ -281,7 +289,7 @@ def copy(
             raise KdsearchError(f"{target} exists; nothing was copied")
         write_text(target, source.read_text(encoding="utf-8"))
         path = target if target.is_absolute() else f"./{target}"
-        print(
+        say(
             f"{path}: run it with  kdsearch search {path}"
             if kind == "studies"
             else f"{path}: name it as a study's space"
@@ -296,6 +304,17 @@ def _typed() -> str:
     return str(me.relative_to(Path.cwd())) if me.is_relative_to(Path.cwd()) else str(me)
 
 
+def _exit_code() -> int | str | None:
+    """Run a command to the end of its output."""
+    try:
+        app()
+        code = None
+    except SystemExit as ended:
+        code = ended.code
+    sys.stdout.flush()
+    return code
+
+
 def main() -> None:
     """Run the command line; a user's mistake is one message and exit code 2, Ctrl-C is 130, SIGTERM is 143."""
     terminated = list[int]()
@@ -304,16 +323,16 @@ def main() -> None:
         terminated.append(number)
         raise KeyboardInterrupt
 
+    guard_output()
     before = signal.signal(signal.SIGTERM, terminate)
     code: int | str | None = INTERRUPTED
     with suppress(KeyboardInterrupt):  # also of a second signal, while the first is on its way here
         try:
-            app()
+            code = _exit_code()
         except KdsearchError as error:
-            print(f"kdsearch: {error}", file=sys.stderr)
+            with suppress(OSError):
+                say(f"kdsearch: {error}", file=sys.stderr)
             code = BAD_INPUT
-        except SystemExit as ended:
-            code = ended.code
     if code == INTERRUPTED:
         with suppress(KeyboardInterrupt):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # nothing is left to interrupt

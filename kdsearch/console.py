@@ -7,8 +7,13 @@ from typing import Any
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from kdsearch.errors import KdsearchError
+from kdsearch.files import as_path
+from kdsearch.terminal import printable, say
+
+PATH: Mapping[str, Any] = {"parser": as_path, "metavar": "PATH"}  # of options that are paths
 
 MANY = 200  # rows; folding the cells of a thousand takes rich a second
 
@@ -30,9 +35,9 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        table.add_column(Text(printable(column)), overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*(Text(printable(cell)) for cell in row))  # nothing in them is markup
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
 
@@ -42,7 +47,7 @@ def print_mark(tables: Mapping[str, Any]) -> None:
     from kdsearch.analysis.compare import remembered
 
     if note := remembered(tables):
-        print(note)
+        say(note)
 
 
 def policy_path(path: Path, storage: str | None = None) -> Path:

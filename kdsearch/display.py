@@ -11,9 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kdsearch.errors import KdsearchError
 from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.records import EpochRecord
 from kdsearch.run import Outcome
+from kdsearch.terminal import printable
 
 QUIET = 10  # seconds between two lines of progress, off a terminal
 
@@ -45,7 +47,10 @@ class Display:
 
     def say(self, text: str) -> None:
         """A line that stays."""
-        self.console.print(text, markup=False)
+        try:
+            self.console.print(_shown(text, self.console))
+        except OSError as error:
+            raise KdsearchError(f"standard output: {error.strerror}") from None
 
     def expect(self, seconds: float) -> None:
         """How long what remains will take."""
@@ -104,13 +109,22 @@ class Display:
 
     def _panel(self) -> Group:
         table = Table.grid(padding=(0, 2))
-        table.add_row("now", self._now)
-        table.add_row("curve", sparkline(self._curve))
-        table.add_row("best", self._best or "-")
-        table.add_row("references", "  ".join(f"{k} {v}" for k, v in self._references.items()) or "-")
-        table.add_row("worst region", self._worst or "-")
-        table.add_row("time left", f"about {duration(self._left())}")
+        rows = {
+            "now": self._now,
+            "curve": sparkline(self._curve),
+            "best": self._best or "-",
+            "references": "  ".join(f"{k} {v}" for k, v in self._references.items()) or "-",
+            "worst region": self._worst or "-",
+            "time left": f"about {duration(self._left())}",
+        }
+        for name, text in rows.items():
+            table.add_row(name, _shown(text, self.console))
         return Group(table)
+
+
+def _shown(text: str, console: Console) -> Text:
+    """Text in which nothing is markup, and nothing steers the terminal or is unknown to it."""
+    return Text(printable(text, console.encoding))
 
 
 def duration(seconds: float) -> str:

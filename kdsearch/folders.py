@@ -17,6 +17,7 @@ from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError, problems
 from kdsearch.files import as_path
 from kdsearch.images import SUFFIXES, folders_in, image_file
+from kdsearch.terminal import printable
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
 LABELS = ("labels", "y", "targets")
@@ -116,7 +117,7 @@ def _readable(path: Path, found: list[list[Path]]) -> list[list[Path]]:
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         reasons = "; ".join(list(wrong.values())[:SHOWN])
         said = f"{path}: {len(wrong)} of {len(files)} files cannot be read and are left out: {reasons}{rest}"
-        warnings.warn(said, stacklevel=3)
+        warnings.warn(printable(said), stacklevel=3)
     return [[file for file in part if file not in wrong] for part in found]
 
 

@@ -16,7 +16,7 @@ from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
-from kdsearch.files import make_folder, write_bytes, write_json
+from kdsearch.files import as_path, make_folder, write_bytes, write_json
 from kdsearch.hpo import (
     Best,
     Trial,
@@ -44,6 +44,7 @@ from kdsearch.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.teachers import Recipe
+from kdsearch.terminal import number_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def search(
     changes = {"trials": trials, "epochs": epochs, "confirmation": confirmation}
     budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
     study = replace(study, budget=budget, seed=study.seed if seed is None else seed)
-    folder = Path(out) if out else Path("runs") / study.name
+    folder = as_path(out or Path("runs") / study.name)
     url = storage or database(folder)
     check_storage(url)
     check_names(sampler, pruner)
@@ -214,7 +215,7 @@ class _Search:
         say, right = self.display.say, Scale(ACCURACY).text(self.checked.validation.accuracy)
         say(
             f"study {self.study.name}: teacher right on {right} of search-validation; "
-            f"{len(ready.space.limits)} operations from the space {ready.space.name}"
+            f"{number_of(len(ready.space.limits), 'operation')} from the space {ready.space.name}"
         )
         for name, why in self.checked.dropped.items():
             say(f"  left out: {name} ({why})")
@@ -224,12 +225,11 @@ class _Search:
             say(less)
         done, left = self._done(), self._seconds_left()
         if done:
-            say(f"resuming: {done} of {self.budget.trials} trials are done")
+            say(f"resuming: {done} of {number_of(self.budget.trials, 'trial')} {'is' if done == 1 else 'are'} done")
+        trials, epochs = number_of(self.budget.trials, "trial"), number_of(self.budget.epochs, "epoch")
         seeds = self.budget.confirmation
-        say(
-            f"{self.budget.trials} trials of {self.budget.epochs} epochs, {len(REFERENCES)} references, "
-            f"{f'confirmation on {seeds} seeds' if seeds else 'no confirmation'}: about {duration(left)}"
-        )
+        last = f"confirmation on {number_of(seeds, 'seed')}" if seeds else "no confirmation"
+        say(f"{trials} of {epochs}, {len(REFERENCES)} references, {last}: about {duration(left)}")
 
     def references(self) -> None:
         """Runs without a learned policy."""
@@ -262,7 +262,9 @@ class _Search:
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        self.display.say(f"confirming trial {best.number} ({settings_line(best.params)}) on {seeds} fresh seeds")
+        self.display.say(
+            f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
+        )
         for _ in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
             self.display.expect(self._seconds_left())
 

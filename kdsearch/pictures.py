@@ -6,8 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from kdsearch.console import policy_path, print_table
+from kdsearch.console import PATH, policy_path, print_table
 from kdsearch.errors import KdsearchError
+from kdsearch.files import as_path
+from kdsearch.terminal import say
 
 
 class Which(StrEnum):
@@ -17,7 +19,9 @@ class Which(StrEnum):
     average = "average"
 
 
-Policy = Annotated[Path, typer.Argument(metavar="POLICY", help="A policy.json, or a run folder for its best policy.")]
+Policy = Annotated[
+    Path, typer.Argument(parser=as_path, metavar="POLICY", help="A policy.json, or a run folder for its best policy.")
+]
 Storage = Annotated[
     str | None, typer.Option(help="Database URL of a search that kept its trials outside its run folder.")
 ]
@@ -28,11 +32,13 @@ def sheet(
     policy: Policy,
     images: Annotated[
         Path | None,
-        typer.Option(help="A folder of images, an image or an .npz; by default the run's own, or two photographs."),
+        typer.Option(
+            **PATH, help="A folder of images, an image or an .npz; by default the run's own, or two photographs."
+        ),
     ] = None,
     which: Part = Which.final,
     most: Annotated[int | None, typer.Option(help="Operations to draw; all by default.", min=1)] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A picture.")] = Path("sheet.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", **PATH, help="A picture.")] = Path("sheet.png"),
     storage: Storage = None,
 ) -> None:
     """Draw what a policy does to images: each operation over its range, and draws of the whole policy."""
@@ -47,14 +53,14 @@ def sheet(
         images = own
     shown = photographs() if images is None else load_images(images)
     save(policy_sheet(spec, shown, which=which.value, most=most), output)
-    print(output)
+    say(output)
 
 
 def diff(
     policy: Policy,
-    other: Annotated[Path, typer.Argument(metavar="OTHER", help="What it is compared with, likewise.")],
+    other: Annotated[Path, typer.Argument(parser=as_path, metavar="OTHER", help="What it is compared with, likewise.")],
     which: Part = Which.final,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Also draw it, as a picture.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", **PATH, help="Also draw it, as a picture.")] = None,
     storage: Storage = None,
 ) -> None:
     """Compare two policies operation by operation, the largest change first."""
@@ -67,9 +73,9 @@ def diff(
     if output:
         check_picture(output)
     frame = policy_diff(a, b, which=which.value)
-    print(f"{policy} → {other} (difference)")
+    say(f"{policy} → {other} (difference)")
     for line in other_differences(a, b):
-        print(line)
+        say(line)
 
     columns = ["probability", "rate", "low", "high"]
     rows = [[row["operation"], *(_change(row[f"{of}_a"], row[f"{of}_b"]) for of in columns), row["unit"]]
@@ -77,15 +83,15 @@ def diff(
     if frame["change"].max() > 0:
         print_table(["operation", *columns, "unit"], rows)
     else:
-        print("no operation that is applied differs")
+        say("no operation that is applied differs")
     if output:
         save(draw(frame, (str(policy), str(other))), output)
-        print(output)
+        say(output)
 
 
 def trajectory(
     policy: Policy,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A picture.")] = Path("trajectory.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", **PATH, help="A picture.")] = Path("trajectory.png"),
     storage: Storage = None,
 ) -> None:
     """Draw how probabilities and ranges moved while the student trained."""
@@ -99,7 +105,7 @@ def trajectory(
     if len(spec.schedule) == 1:
         raise KdsearchError(f"{path}: the policy has one moment only, so nothing moves; see `kdsearch sheet`")
     save(draw(policy_frame(spec)), output)
-    print(output)
+    say(output)
 
 
 class Split(StrEnum):
@@ -114,17 +120,23 @@ def rank(
     policies: Annotated[
         list[Path] | None,
         typer.Argument(
-            metavar="[POLICY]...", help="Also these: a policy.json, or a run folder for its finished trials."
+            parser=as_path,
+            metavar="[POLICY]...",
+            help="Also these: a policy.json, or a run folder for its finished trials.",
         ),
     ] = None,
     on: Annotated[Split, typer.Option(help="The study's images to score them on.")] = Split.train,
     views: Annotated[int, typer.Option(help="Draws of each policy for each image.", min=1)] = 2,
     most: Annotated[int, typer.Option(help="Images; a random subset where there are more.", min=2)] = 5000,
     which: Part = Which.final,
-    table: Annotated[Path | None, typer.Option(help="Also write the frame, as a .csv or .parquet file.")] = None,
-    picture: Annotated[Path | None, typer.Option(help="Also draw it, as a PNG file.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(**PATH, help="Also write the frame, as a .csv or .parquet file.")
+    ] = None,
+    picture: Annotated[Path | None, typer.Option(**PATH, help="Also draw it, as a PNG file.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(help="Run folder, for the teacher; ./runs/<study> by default.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(**PATH, help="Run folder, for the teacher; ./runs/<study> by default.")
+    ] = None,
     storage: Storage = None,
 ) -> None:
     """Score policies by what they do to the teacher; no student is trained."""
@@ -149,13 +161,13 @@ def rank(
         storage=storage,
     )
     print_table(*_ranking(ranked.to_dict("records")))
-    print(meaning(ranked))
+    say(meaning(ranked))
     if table:
         write_frame(ranked, table)
-        print(table)
+        say(table)
     if picture:
         save(scores(ranked), picture)
-        print(picture)
+        say(picture)
 
 
 def _ranking(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:

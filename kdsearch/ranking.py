@@ -12,6 +12,7 @@ from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
 from kdsearch.data import ArrayData, first, placed
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.files import as_path
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.maths import generator, own_generators, usual_modes
@@ -80,7 +81,7 @@ def rank(
         raise problems("policies", taken)
     device = device or study.device
     looked = check(study, device)
-    folder = Path(out) if out else Path("runs") / study.name
+    folder = as_path(out or Path("runs") / study.name)
     with Display(quiet=quiet) as display, own_generators():
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
@@ -139,7 +140,7 @@ def gather(
     """
     if isinstance(policies, Mapping):
         return {name: _policy(name, policy, which) for name, policy in policies.items()}
-    paths = [Path(path) for path in ([policies] if isinstance(policies, Path | str) else policies)]
+    paths = [as_path(path) for path in ([policies] if isinstance(policies, Path | str) else policies)]
     folders = [path for path in paths if path.is_dir() and not (path / "policy.json").is_file()]
     found: dict[str, Scored] = {}
     for path in paths:
@@ -157,7 +158,7 @@ def gather(
 
 def _policy(name: str, given: Any, which: str) -> Scored:
     if isinstance(given, Path | str):
-        path = Path(given)
+        path = as_path(given)
         given = PolicySpec.load(path / "policy.json" if path.is_dir() else path)
     if isinstance(given, PolicySpec):
         return Policy.from_spec(given, which)

@@ -15,7 +15,7 @@ from kdsearch.analysis.compare import paired_differences, remembered, sentence
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import strongest_first
 from kdsearch.analysis.sheet import policy_sheet
-from kdsearch.files import write_text
+from kdsearch.files import as_path, write_text
 from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.run_folder import read_policy, read_samples, trial_folder
 
@@ -32,7 +32,7 @@ def write_report(folder: Path | str, *, images: bool = True, storage: str | None
     Raises:
         KdsearchError: not a run folder, or a torn file in it.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     read = ("studies", "trials", "params", "epochs", "evaluations")
     return write_page(folder, frames(folder, storage=storage, only=read), images=images)
 

@@ -4,6 +4,8 @@ import io
 import os
 import socket
 import stat
+import subprocess
+import sys
 import threading
 import zipfile
 from pathlib import Path
@@ -16,8 +18,12 @@ from torch import nn
 
 import kdsearch as kd
 from kdsearch import archives, files
+from kdsearch.console import print_table
+from kdsearch.display import Display
 from kdsearch.errors import KdsearchError
 from kdsearch.files import as_path, read_text, write_bytes, write_text
+from kdsearch.policy import Policy
+from kdsearch.ranking import gather
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
@@ -427,3 +433,110 @@ def test_a_search_space_that_is_none_is_one_message(text, said, tmp_path):
 def test_a_search_space_may_begin_with_a_byte_order_mark(tmp_path):
     (tmp_path / "mine.toml").write_text(SPACE, encoding="utf-8-sig")
     assert kd.SearchSpace.load(str(tmp_path / "mine.toml")).limits == {"rotate": 20.0}
+
+
+# The terminal
+
+
+def _device(path: str) -> Path:
+    if not Path(path).is_char_device():
+        pytest.skip(f"this machine has no device {path}")
+    return Path(path)
+
+
+def _program(*arguments: object, **more) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "kdsearch", *map(str, arguments)], capture_output="stdout" not in more, **more
+    )
+
+
+def test_markup_and_control_characters_in_tables_are_shown_as_they_are_written(capsys):
+    print_table(
+        ["[bold]name"], [["[/b]"], ["[red]x[/red] :smile:"], ["\x1b]0;title\x07\x1b[31m\r"], ["\u202eevil\ud800"]]
+    )
+    assert [line.rstrip() for line in capsys.readouterr().out.splitlines()] == [
+        "[bold]name",
+        "[/b]",
+        "[red]x[/red] :smile:",
+        r"\x1b]0;title\x07\x1b[31m\r",
+        r"\u202eevil\ud800",
+    ]
+
+
+def test_the_display_shows_markup_and_control_characters_as_they_are_written(capsys):
+    display = Display()
+    display.say("[/b] :smile: \x1b[31m \u202e")
+    assert capsys.readouterr().out == "[/b] :smile: \\x1b[31m \\u202e\n"
+
+
+def test_messages_and_names_do_not_steer_the_terminal(tmp_path, kdsearch, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    name = "a[b]\x1b[31m\r\u202e.json"
+    for path in (name, "b.json"):
+        Path(path).write_text(Policy(["rotate"], 1, probability=len(path) / 30).freeze().to_json())
+    said = kdsearch("diff", name, "b.json")
+    assert r"a[b]\x1b[31m\r\u202e.json" in said and not {"\x1b", "\r", "\u202e"} & set(said)
+    assert "\x1b" not in kdsearch("export", "gone\x1b[31m.json", "--to", "json", code=2)
+
+
+def test_a_terminal_of_another_encoding_is_shown_what_it_can_show(tmp_path):
+    for encoding, shown in (("ascii", rb"\u2192 \xb1"), ("latin-1", b"\\u2192 \xb1")):
+        done = _program(
+            "copy", "geometric", tmp_path / f"{encoding} → ±", env={**os.environ, "PYTHONIOENCODING": encoding}
+        )
+        assert (done.returncode, done.stderr) == (0, b"") and shown in done.stdout
+
+
+def test_standard_output_that_takes_no_more_is_one_message():
+    with _device("/dev/full").open("wb") as full:
+        done = _program("studies", stdout=full, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (2, b"kdsearch: standard output: No space left on device\n")
+    read, write = os.pipe()
+    os.close(read)
+    done = _program("studies", stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (2, b"kdsearch: standard output: Broken pipe\n")
+
+
+def test_an_interruption_while_the_program_starts_is_no_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    for start in (["-m", "kdsearch"], ["-c", "from kdsearch.cli import main; main()"]):
+        environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(kd.__file__).parents[1]}"}
+        done = subprocess.run([sys.executable, *start], capture_output=True, env=environment)
+        assert (done.returncode, done.stderr) == (130, b"")
+
+
+def test_samplers_and_pruners_are_shown_by_name(kdsearch):
+    said = kdsearch("search", "--help")
+    assert "<tpe|random>" in said and "<median|none>" in said
+
+
+# The home folder
+
+
+def test_the_home_folder_is_meant_wherever_a_path_is_given(tmp_path, monkeypatch, kdsearch, finished):
+    home, here = tmp_path / "home", tmp_path / "here"
+    home.mkdir()
+    here.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(here)
+    (home / "run").symlink_to(finished.folder)
+    np.savez(home / "a.npz", images=IMAGES, labels=LABELS)
+    (home / "mine.toml").write_text(SPACE)
+    torch.save(nn.Linear(2, 2).state_dict(), home / "w.pt")
+    _pictures(home / "data")
+    policy = "~/run/trials/0000/policy.json"
+    assert len(kd.frames("~/run")["studies"]) == 1 and len(kd.regions("~/run")) > 0
+    kd.PolicySpec.load(policy)
+    kd.SearchSpace.load("~/mine.toml")
+    kd.load_weights(nn.Linear(2, 2), "~/w.pt")
+    assert len(kd.load_images("~/a.npz")) == 4 and len(kd.load_images("~/data")) == 2
+    assert len(kd.load_arrays("~/a.npz")) == 20 and len(kd.image_folder("~/data", size=8)) == 5
+    assert gather([policy])
+    kdsearch("export", policy, "--to", "kornia", "--output=~/policy.py")
+    kdsearch("diff", policy, policy, "-o", "~/diff.png")
+    kdsearch("trajectory", policy, "-o", "~/trajectory.png")
+    kdsearch("copy", "geometric", "~/mine")
+    kdsearch("frames", "~/run", "--output=~/frames")
+    assert {"policy.py", "diff.png", "trajectory.png", "mine", "frames"} <= {path.name for path in home.iterdir()}
+    assert not list(here.iterdir())

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import make_folder, write_bytes
+from kdsearch.files import as_path, make_folder, write_bytes
 from kdsearch.hpo import TrialRow, kept_rows
 from kdsearch.ops import OPERATIONS
 from kdsearch.run_folder import (
@@ -125,7 +125,7 @@ def frames(
         raise KdsearchError(unknown("frame", strange[0], COLUMNS))
     rows: dict[str, Rows] = {name: [] for name in wanted}
     for folder in several:
-        for name, more in _read(Path(folder), storage, wanted).items():
+        for name, more in _read(as_path(folder), storage, wanted).items():
             rows[name] += more
     return {name: frame(name, rows[name]) for name in wanted}
 

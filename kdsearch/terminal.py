@@ -1,0 +1,65 @@
+"""What a terminal is told: text that it can show and that steers nothing, and one message where it takes no more."""
+
+import io
+import re
+import sys
+from typing import TextIO
+
+from kdsearch.errors import KdsearchError
+
+# Control characters but for tab and line feed, marks that change the direction or are not seen, halves of letters.
+_UNSHOWN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb"
+    "\ud800-\udfff\U000e0000-\U000e0fff]"
+)
+
+
+def printable(text: str, encoding: str | None = None) -> str:
+    r"""Text with what would steer a terminal, or cannot be seen, written out; also what an encoding does not have.
+
+    >>> print(printable("\x1b[31mred\x1b[0m, caf\xe9"), printable("caf\xe9", "ascii"))
+    \x1b[31mred\x1b[0m, café caf\xe9
+    """
+    shown = _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return shown.encode(encoding, "backslashreplace").decode(encoding) if encoding else shown
+
+
+def say(text: object, file: TextIO | None = None) -> None:
+    """Print a line."""
+    print(printable(str(text)), file=file or sys.stdout)
+
+
+def number_of(count: int, thing: str) -> str:
+    """
+    >>> number_of(1, "trial"), number_of(12, "epoch")
+    ('1 trial', '12 epochs')
+    """
+    return f"{count} {thing}{'' if count == 1 else 's'}"
+
+
+def guard_output() -> None:
+    """Make standard output write what its encoding has not as escapes, and fail with one message."""
+    given = sys.stdout
+    if isinstance(given, io.TextIOWrapper) and given is sys.__stdout__:
+        sys.stdout = io.TextIOWrapper(
+            io.BufferedWriter(_Output(given.fileno(), "wb", closefd=False)),
+            encoding=given.encoding,
+            errors="backslashreplace",
+            line_buffering=given.line_buffering,
+            write_through=given.write_through,
+        )
+
+
+class _Output(io.FileIO):
+    """Standard output that says once that it cannot be written, and takes no more then."""
+
+    lost = False
+
+    def write(self, data):  # type: ignore[no-untyped-def]
+        if self.lost:
+            return len(data)
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.lost = True
+            raise KdsearchError(f"standard output: {error.strerror}") from None
