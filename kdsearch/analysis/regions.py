@@ -7,6 +7,7 @@ import pandas as pd
 
 from kdsearch.analysis.frames import frames, regions_frame
 from kdsearch.errors import KdsearchError
+from kdsearch.files import as_path
 from kdsearch.run_folder import trial_folder
 
 
@@ -23,7 +24,8 @@ def regions(folder: Path | str, trial: int | None = None, *, storage: str | None
     Raises:
         KdsearchError: no finished trial, or not that one.
     """
-    return of_trial(frames(folder, storage=storage, only=("studies", "trials")), Path(folder), trial)
+    folder = as_path(folder)
+    return of_trial(frames(folder, storage=storage, only=("studies", "trials")), folder, trial)
 
 
 def of_trial(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None = None) -> pd.DataFrame:
