@@ -1,12 +1,14 @@
 # make demo   installs into .venv, then searches a policy for handwritten digits, writes its report and an export
 # make test   installs into .venv, then checks style, types, layers and tests
+# make fuzz   installs likewise, then reads 10,000 harmful files, arguments and studies, at random (40 minutes at most)
+# make long   installs likewise, then runs the tests with their long forms
 # SYSTEM_SITE=1 uses the torch and torchvision that the system's Python already has.
 PYTHON ?= python3
 VENV ?= .venv
 SYSTEM_SITE ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test clean
+.PHONY: demo test fuzz long clean
 .SILENT:
 
 demo: $(VENV)/installed
@@ -25,6 +27,12 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest -n 2 --dist worksteal
+
+fuzz: $(VENV)/installed
+	KDSEARCH_FUZZ=1 $(BIN)/pytest tests/fuzz -n 2 --timeout 2400
+
+long: $(VENV)/installed
+	KDSEARCH_LONG=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 2400
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"kdsearch needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor} (make PYTHON=python3.12 ...)")'

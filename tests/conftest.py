@@ -18,7 +18,15 @@ from kdsearch.values import Draw
 torch.set_num_threads(1)  # with more, a busy machine makes small steps many times slower
 
 Force = Callable[..., Draw]
+LONG = os.environ.get("KDSEARCH_LONG") == "1"
 DATA = Path(os.environ.get("KDSEARCH_DATA", Path(__file__).parents[1] / "data"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long forms run in `make long` alone."""
+    for item in items:
+        if not LONG and item.get_closest_marker("long"):
+            item.add_marker(pytest.mark.skip(reason="a long form: make long, or KDSEARCH_LONG=1 pytest"))
 
 
 @pytest.fixture(scope="session")
