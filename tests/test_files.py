@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import tv_tensors
 
 import kdsearch as kd
 from kdsearch import archives, files
@@ -540,3 +541,35 @@ def test_the_home_folder_is_meant_wherever_a_path_is_given(tmp_path, monkeypatch
     kdsearch("frames", "~/run", "--output=~/frames")
     assert {"policy.py", "diff.png", "trajectory.png", "mine", "frames"} <= {path.name for path in home.iterdir()}
     assert not list(here.iterdir())
+
+
+# Exported policies
+
+
+@pytest.mark.parametrize("to", ["torchvision", "kornia"])
+def test_an_exported_policy_refuses_what_is_no_image_in_words_of_its_own(to):
+    space: dict = {}
+    exec(kd.export_policy(Policy(["rotate", "brightness"], 2, probability=0.9).freeze(), to), space)
+    policy, shape = space["policy"], (3, 12, 20) if to == "torchvision" else (2, 3, 12, 20)
+    good = torch.rand(shape)
+    assert policy(good).shape == shape and policy.eval()(good) is good
+    wrong = {
+        "got ndarray": (good.numpy(),),
+        "got dict": ({"image": good},),
+        "got tuple": ((good, good),),
+        "got str": ("cat.png",),
+        "got NoneType": (None,),
+        "got 2 inputs": (good, good),
+        "got 0 inputs": (),
+    }
+    if to == "torchvision":
+        wrong["got Mask"] = (tv_tensors.Mask(torch.zeros(1, 12, 20, dtype=torch.uint8)),)
+    for training in (True, False):
+        policy.train(training)
+        for said, given in wrong.items():
+            with pytest.raises(TypeError, match=rf"^needs .*image.*{said}"):
+                policy(*given)
+    policy.train()
+    for given in (4 * good, -good, good * float("nan"), (3 * good).bfloat16()):
+        with pytest.raises(ValueError, match=r"^image values from .* to .*; allowed: .*\[0, 1\]"):
+            policy(given)

@@ -125,11 +125,18 @@ _CLASS = Template('''
 class Policy(nn.Module):
     """Augments a batch (B, C, H, W), float in [0, 1], on any device; draws are made on the host."""
 
-    def forward(self, images):
+    def forward(self, *batches):
+        if len(batches) != 1:
+            raise TypeError(f"needs one batch of images, which nothing else moves with, got {len(batches)} inputs")
+        images = batches[0]
+        if not isinstance(images, torch.Tensor):
+            raise TypeError(f"needs a batch of images, a tensor (B, C, H, W), got {type(images).__name__}")
         if not self.training:
             return images
         if images.ndim != 4 or not images.is_floating_point():
-            raise TypeError(f"needs a float batch (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
+            raise TypeError(f"needs a float batch of images (B, C, H, W), got {images.dtype} {tuple(images.shape)}")
+        if images.numel() and not (images.min() >= 0 and images.max() <= 1):
+            raise ValueError(f"image values from {images.min():g} to {images.max():g}; allowed: [0, 1]")
         return self.apply(images, self.draw(len(images)))
 
     def draw(self, size):

@@ -118,7 +118,13 @@ _CLASS = Template('''
 class Policy(nn.Module):
     """Augments one image: PIL (L or RGB), uint8 or float in [0, 1] of shape (C, H, W); returns the same kind."""
 
-    def forward(self, image):
+    def forward(self, *images):
+        if len(images) != 1:
+            raise TypeError(f"needs one image, which nothing else moves with, got {len(images)} inputs")
+        image = images[0]
+        annotation = isinstance(image, tv_tensors.TVTensor) and not isinstance(image, tv_tensors.Image)
+        if annotation or not (isinstance(image, torch.Tensor) or hasattr(image, "mode")):
+            raise TypeError(f"needs an image, PIL or a tensor (C, H, W), got {type(image).__name__}")
         if not self.training:
             return image
         if not isinstance(image, torch.Tensor):
@@ -127,6 +133,8 @@ class Policy(nn.Module):
             return F.to_pil_image(self(F.pil_to_tensor(image)), mode=image.mode)
         if image.ndim != 3 or not (image.is_floating_point() or image.dtype == torch.uint8):
             raise TypeError(f"needs one uint8 or float image (C, H, W), got {image.dtype} {tuple(image.shape)}")
+        if image.is_floating_point() and image.numel() and not (image.min() >= 0 and image.max() <= 1):
+            raise ValueError(f"image values from {image.min():g} to {image.max():g}; allowed: floats in [0, 1]")
         pixels = image.as_subclass(torch.Tensor)
         if image.dtype == torch.uint8:
             out = (self.apply(pixels / 255, self.draw()) * 255).round().to(torch.uint8)
