@@ -1,9 +1,11 @@
 """Looks at a study before anything is trained: every problem in one message, effects measured, costs foreseen."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +37,8 @@ from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.values import Batch, Outputs
 from kdsearch.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 
+P = ParamSpec("P")
+R = TypeVar("R")
 LEAST_EFFECT = 1 / 255  # mean change of pixels at the limit
 LOOKED_AT = 64  # images
 DOUBTFUL = 0.5  # accuracy of a teacher, under which it is asked why
@@ -59,6 +63,22 @@ class Checked:
     warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
 
 
+def _names_study(look: Callable[P, R]) -> Callable[P, R]:
+    """Errors of a function of a study begin with its name."""
+
+    @wraps(look)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return look(*args, **kwargs)
+        except KdsearchError as error:
+            if str(error).startswith("study"):
+                raise
+            raise KdsearchError(f"study {getattr(args[0], 'name', '')}: {error}") from error.__cause__
+
+    return named
+
+
+@_names_study
 @usual_modes()
 def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """Check a study and make it ready.
@@ -68,7 +88,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     """
     looked = check(study, device)
     if (share := shared_items(study.train, study.search_validation)) > MOST_SHARED:
-        raise KdsearchError(f"study {study.name}: {overlap(share, 'the same items')}")
+        raise KdsearchError(overlap(share, "the same items"))
     batch = looked["train"].to(device)
     study = study.placed(device)
     task = task_of(study)
@@ -79,16 +99,13 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
     if (share := shared_images(train, validation)) > MOST_SHARED:
-        raise KdsearchError(f"study {study.name}: {overlap(share, 'the same pixels')}")
+        raise KdsearchError(overlap(share, "the same pixels"))
     if share:
         doubt.append(overlap(share, "the same pixels"))
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
-    try:
-        check_memory(ready, batch)
-        seconds = seconds_of(ready, batch)
-    except KdsearchError as error:
-        raise KdsearchError(f"study {study.name}: {error}") from None
+    check_memory(ready, batch)
+    seconds = seconds_of(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *unknown, *doubt]
     if not doubt and validation.known.accuracy < DOUBTFUL:
@@ -98,6 +115,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     return Checked(ready, dropped, train.known, validation.known, content, remembers, *seconds, warnings=tuple(told))
 
 
+@_names_study
 def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     """Look at data, space, budget and device, without any network.
 
@@ -127,6 +145,7 @@ def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     return looked
 
 
+@_names_study
 def make_ready(
     study: Study, looked: Mapping[str, Batch], folder: Path, *, device: str = "cpu"
 ) -> tuple[Ready, Mapping[str, str], tuple[Survey, Survey], list[str]]:
@@ -156,13 +175,10 @@ def make_ready(
     dropped = without_effect(images, space.limits, space.fill)
     space = space.without(dropped)
     splits = {"train": study.train, "search_validation": study.search_validation}
-    try:
-        _check_answers(teacher, images[:TRIED], space, task)
-        train, validation = (
-            survey(name, data, looked[name], teacher, task, study.budget.batch, device) for name, data in splits.items()
-        )
-    except KdsearchError as error:
-        raise KdsearchError(f"study {study.name}: {error}") from None
+    _check_answers(teacher, images[:TRIED], space, task)
+    train, validation = (
+        survey(name, data, looked[name], teacher, task, study.budget.batch, device) for name, data in splits.items()
+    )
     doubt = [
         f"{name}: its items are others each time they are read, so that a search that goes on cannot see whether they "
         "have changed: it compares labels, their number and the data set's repr"

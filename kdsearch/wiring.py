@@ -18,7 +18,6 @@ from kdsearch.objectives import OBJECTIVES
 from kdsearch.space import SearchSpace
 from kdsearch.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Recipe
 from kdsearch.views import Views
 
 LONGEST_NAME = 100  # letters
@@ -40,21 +39,15 @@ def check_kinds(study: Study) -> None:
     def whole(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
 
-    def factory(value: object) -> bool:
-        return callable(value) and not isinstance(value, nn.Module)
-
     def weights(value: object) -> bool:
         return isinstance(value, Mapping) and all(isinstance(k, str) and number(v) for k, v in value.items())
 
     kinds: list[tuple[str, Callable[[Any], bool], str]] = [
         ("name", lambda v: isinstance(v, str), "text"),
-        ("teacher", lambda v: isinstance(v, nn.Module | Recipe), "a network, or a kdsearch.Recipe that trains one"),
-        ("student", factory, "a factory, which makes a new network each time: student=lambda: Network()"),
         ("space", lambda v: isinstance(v, str | PathLike), "the name of a search space, or the path of a TOML file"),
         ("budget", lambda v: isinstance(v, Budget), "a kdsearch.Budget"),
         ("label_weight", number, "a number"),
         ("views", lambda v: isinstance(v, Views), "a kdsearch.Views, such as VIEWS['tst']"),
-        ("optimizer", factory, "a function from parameters to an optimiser"),
         ("compiled", lambda v: isinstance(v, bool), "True or False"),
         ("device", lambda v: isinstance(v, str), "text, such as 'cuda'"),
         ("workers", whole, "a whole number"),
