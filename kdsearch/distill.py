@@ -17,7 +17,7 @@ from kdsearch.data import drawn, first, load
 from kdsearch.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
-from kdsearch.factories import fresh_optimizer
+from kdsearch.factories import check_weights, fresh_optimizer
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import Projections
@@ -72,6 +72,8 @@ class Distiller:
         metric: Metric | None = None,
         precision: Precision = "float32",
     ) -> None:
+        if torch.device(device).type != "meta":
+            check_weights(teacher.network, "teacher")
         self.teacher, self.student, self.policy, self.task = teacher, student.to(device), policy, task
         self.device, self.seed, self.clean_loss = device, seed, clean_loss
         if precision not in get_args(Precision):

@@ -379,7 +379,7 @@ def test_what_the_caller_has_set_in_torch_does_not_count(study: kd.Study, tmp_pa
     lazy = replace(study, student=STUDENTS["lazy"])
     with torch.inference_mode(), torch.no_grad(), torch.device("meta"):
         checked = preflight(lazy, tmp_path)
-    assert checked.validation.accuracy > 0.9 and fixed_by(checked.ready)["student"]
+    assert checked.validation.accuracy > 0.9 and fixed_by(checked)["student"]
     with torch.no_grad():
         train(study)
 

@@ -227,10 +227,10 @@ def test_the_student_sees_at_most_a_quarter_of_its_training_images_in_a_look(
 
 
 def test_the_look_is_part_of_what_fixes_a_search_and_its_numbers_are_checked(tiny_study: Study, tmp_path: Path) -> None:
-    ready = preflight(tiny_study, tmp_path).ready
+    checked = preflight(tiny_study, tmp_path)
     other = replace(tiny_study, budget=replace(tiny_study.budget, look_images=50))
-    assert fixed_by(ready) != fixed_by(preflight(other, tmp_path).ready)
-    json.dumps(fixed_by(ready))
+    assert fixed_by(checked) != fixed_by(preflight(other, tmp_path))
+    json.dumps(fixed_by(checked))
     wrong = replace(tiny_study, budget=kd.Budget(look_images=0, look_bins=1.5, look_operations=-1))  # type: ignore[arg-type]
     with pytest.raises(KdsearchError, match=r"look_images is 0.*\n.*look_bins is 1.5.*\n.*look_operations is -1"):
         check(wrong)
