@@ -20,13 +20,23 @@ CIFAR = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
 
 
 def fitted(network, data=TRAIN):
-    torch.manual_seed(0)
-    optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
+    """Trained at a rate that falls to nothing: as good however a machine rounds."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 60)
     for batch in kd.shuffled(data, 64, 60, 0):
         optimizer.zero_grad()
         cross_entropy(network(batch.images), batch.target).backward()
         optimizer.step()
+        schedule.step()
     return network
+
+
+def right(network, data=SEEN):
+    return (network.eval()(data.images).argmax(1) == data.labels).double().mean().item()
+
+
+def rate_in(reason):
+    return float(reason.split(" the teacher is right on ")[1].split("%")[0]) / 100
 
 
 def small(channels=1):
@@ -53,6 +63,19 @@ def good():
 def centred():
     """Trained on images with mean and deviation 0.5."""
     return fitted(kd.Normalised(small(), [0.5], [0.5])).network.eval()
+
+
+class Knows(nn.Module):
+    """Tells images that it knows by the nearest one, the more surely the nearer, once their normalisation is undone."""
+
+    def __init__(self, data, mean, std):
+        super().__init__()
+        self.data, self.mean, self.std = data, *(torch.tensor(numbers)[:, None, None] for numbers in (mean, std))
+
+    def forward(self, images):
+        seen = (images * self.std + self.mean).flatten(1)
+        distance, nearest = torch.cdist(seen, self.data.images.flatten(1)).min(1)
+        return 10 * torch.eye(10)[self.data.labels[nearest]] / (1 + distance[:, None])
 
 
 class Reordered(nn.Module):
@@ -87,10 +110,11 @@ def test_a_diagnosis_changes_nothing_and_is_the_same_again(centred):
 def test_a_missing_normalisation_is_the_one_that_training_had(mean, std, said):
     network = fitted(kd.Normalised(small(), [mean], [std])).network
     (reason,) = reasons(network)
-    assert reason.startswith(f"{said} the teacher is right on 9")
+    assert reason.startswith(f"{said} the teacher is right on ")
     cure = eval(reason.split(": ")[1], {"kdsearch": kd, "teacher": network})
     torch.testing.assert_close(cure.mean.item(), mean, atol=2e-3, rtol=0)
     torch.testing.assert_close(cure.std.item(), std, atol=2e-3, rtol=1e-3)
+    assert rate_in(reason) == pytest.approx(right(cure), abs=0.01)  # the cure's numbers are rounded
     assert reasons(cure) == ()
 
 
@@ -99,8 +123,7 @@ def test_of_images_sorted_by_class_all_classes_are_looked_at(good):
     order = labels.argsort()
     (reason,) = reasons(Reordered(good, [0, 1, 2, 3, 4, 5, 6, 7, 9, 8]), ArrayData(images[order], labels[order]))
     assert " of 512 images" in reason and "its class 8 is the study's 'nine'" in reason
-    rate = (good(images).argmax(1) == labels).double().mean().item()
-    assert abs(float(reason.split(" on ")[1].split("%")[0]) / 100 - rate) < 0.03
+    assert rate_in(reason) == pytest.approx(right(good, ArrayData(images, labels)), abs=0.05)  # of 512 of 1,297
 
 
 def test_a_normalisation_too_many_is_taken_off(good):
@@ -119,16 +142,15 @@ def test_a_normalisation_with_other_numbers_is_replaced(centred):
 
 def test_a_teacher_above_chance_is_told_how_it_would_be_better(good):
     network = kd.Normalised(good, [0.0], [0.45])
-    right = (network(SEEN.images).argmax(1) == SEEN.labels).double().mean().item()
-    assert 0.4 < right < 0.7
+    assert 0.2 < right(network) < 0.8
     reason = reasons(network)[0]
-    assert f"not on {right:.1%}" in reason and reason.startswith("without its kdsearch.Normalised")
+    assert f"not on {right(network):.1%}" in reason and reason.startswith("without its kdsearch.Normalised")
 
 
 def test_an_order_of_the_classes_is_named(good):
     order = [5, 6, 1, 2, 0, 8, 9, 3, 7, 4]
     (reason,) = reasons(Reordered(good, order))
-    assert reason.startswith("with its classes in another order the teacher is right on 9")
+    assert reason.startswith(f"with its classes in another order the teacher is right on {right(good):.1%} of 500")
     named = [part.split(" is the study's ") for part in reason.split(": ")[1].split(";")[0].split(", ")]
     assert len(named) == 3
     assert all(quoted == f"'{NAMES[order[int(k.removeprefix('its class '))]]}'" for k, quoted in named)
@@ -168,7 +190,8 @@ def test_channels_the_other_way_round_are_named():
     backwards = ArrayData(train.images.flip(1), train.labels)
     network = fitted(small(3), backwards)
     (reason,) = reasons(network, seen)
-    assert reason.startswith("with channels in the order blue, green, red the teacher is right on 9")
+    rate = right(network, ArrayData(seen.images.flip(1), seen.labels))
+    assert reason.startswith(f"with channels in the order blue, green, red the teacher is right on {rate:.1%} of 500")
     assert reason.endswith(": flip its first layer's weight, weight.flip(1)")
     first = network[0].weight
     first.copy_(first.flip(1))  # the cure
@@ -178,17 +201,16 @@ def test_channels_the_other_way_round_are_named():
 def test_what_only_helps_together_is_said_together(centred):
     (reason,) = reasons(Reordered(centred, [5, 6, 1, 2, 0, 8, 9, 3, 7, 4]))
     assert reason.startswith("with mean and deviation 0.5 and with its classes in another order the teacher")
-    train, seen = coloured(TRAIN), coloured(SEEN)
-    network = kd.Normalised(small(3), *IMAGENET)
-    (reason,) = reasons(fitted(network, ArrayData(train.images.flip(1), train.labels)).network, seen)
+    seen = coloured(SEEN)
+    backwards = ArrayData(seen.images.flip(1), seen.labels)
+    (reason,) = reasons(Knows(backwards, *IMAGENET), seen)
     assert reason.startswith("with ImageNet's mean and deviation and with channels in the order blue, green, red")
 
 
 @pytest.mark.parametrize(("whose", "mean", "std"), [("ImageNet", *IMAGENET), ("CIFAR-10", *CIFAR)])
 def test_of_normalisations_as_good_the_one_with_the_smaller_loss_is_named(whose, mean, std):
-    network = kd.Normalised(small(3), mean, std)
-    seen = coloured(SEEN)
-    (reason,) = reasons(fitted(network, coloured(TRAIN)).network, seen.subset(torch.arange(40)))
+    seen = coloured(SEEN).subset(torch.arange(40))
+    (reason,) = reasons(Knows(seen, mean, std), seen)
     assert reason.startswith(f"with {whose}'s mean and deviation the teacher is right on ")
     assert reason.endswith(f": kdsearch.Normalised(teacher, {list(mean)}, {list(std)})")
 
@@ -199,7 +221,8 @@ def test_a_small_loss_without_right_answers_is_no_normalisation(centred):
             return centred(images) * (100 if images.min() == -1 else 0)
 
     (reason,) = reasons(Loud())
-    assert reason.startswith("with mean and deviation 0.5 the teacher is right on 9")
+    rate = right(kd.Normalised(centred, [0.5], [0.5]))
+    assert reason.startswith(f"with mean and deviation 0.5 the teacher is right on {rate:.1%} of 500")
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -246,7 +269,7 @@ def test_logits_that_are_not_finite_are_wrong_and_no_class(good):
         def forward(self, images):
             return good(images).masked_fill(images.mean((1, 2, 3))[:, None] > 0.3, torch.nan)
 
-    right = (Broken()(SEEN.images).isfinite().all(1) & (good(SEEN.images).argmax(1) == SEEN.labels)).double().mean()
-    assert 0.2 < right < 0.8
-    assert all(f"not on {right:.1%}" in reason and "order" not in reason for reason in reasons(Broken()))
+    rate = (Broken()(SEEN.images).isfinite().all(1) & (good(SEEN.images).argmax(1) == SEEN.labels)).double().mean()
+    assert 0.2 < rate < 0.8
+    assert all(f"not on {rate:.1%}" in reason and "order" not in reason for reason in reasons(Broken()))
     assert reasons(nn.Sequential(good, nn.Threshold(1e9, torch.nan))) == ()
