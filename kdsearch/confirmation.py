@@ -1,6 +1,6 @@
 """The winner and the references on fresh seeds, paired: what the best of several noisy trials cannot say by itself."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready
 
 RUNS = ("learned", "frozen", *REFERENCES)  # of each seed
+SHARED = ("identity", "trivial")  # nothing of the winner's is in them; the study, its budget and seeds are the folder's
 
 
 def confirm(
@@ -30,14 +31,15 @@ def confirm(
     """Run what is not there yet, after each run writing `confirmation.json` and yielding.
 
     Args:
-        winner: Number of the trial; rows of another one are written over.
+        winner: Number of the trial; rows of another one are written over, but for runs that do not depend on it.
         settings: Of the winner: `learned` learns again with them, beside a fresh student.
         spec: The winner's policy, held still for `frozen`.
         show: Told each epoch, with the name of the run.
     """
     rows = kept(folder, winner)
     budget = ready.study.budget
-    for seed in [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]:
+    seeds = [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]
+    for seed in seeds:
         for name in RUNS:
             if any(row["run"] == name and row["seed"] == seed for row in rows):
                 continue
@@ -58,13 +60,20 @@ def confirm(
                 row |= {"value": outcome.value, "seconds": outcome.seconds}
             except Diverged:
                 pass
-            rows.append(row)
+            rows = sorted([*rows, row], key=partial(_order, seeds))
             write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
             checkpoint.unlink(missing_ok=True)
             yield
 
 
 def kept(folder: Path, winner: int | None) -> list[dict[str, Any]]:
-    """The rows of a folder that are of this winner."""
+    """The rows of a folder that are of this winner, or of runs that are the same for every one."""
     found = read_confirmation(folder)
-    return [dict(row) for row in found.rows] if found and found.winner == winner else []
+    rows = [dict(row) for row in found.rows] if found else []
+    return [row for row in rows if (found and found.winner == winner) or row["run"] in SHARED]
+
+
+def _order(seeds: Sequence[int], row: Mapping[str, Any]) -> tuple[int, int]:
+    """The place of a row: seeds as they come, in each the runs of `RUNS`; those of other seeds last."""
+    seed = seeds.index(row["seed"]) if row["seed"] in seeds else len(seeds)
+    return seed, RUNS.index(row["run"]) if row["run"] in RUNS else len(RUNS)

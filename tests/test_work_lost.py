@@ -25,7 +25,9 @@ from kdsearch.estimators import Sample, endpoint
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.interrupts import Interrupts, uninterrupted
 from kdsearch.records import EpochRecord
+from kdsearch.run import Outcome
 from kdsearch.sources import fingerprint
+from kdsearch.study import Ready
 
 SPACE = """
 [policy]
@@ -284,13 +286,13 @@ def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goe
                 raise KdsearchError(f"cannot write {path}: No space left on device") from OSError(errno.ENOSPC, "full")
         real(self, path)
 
-    def report(folder: Path) -> Path:
+    def report(*given: Any) -> Path:
         raise OSError(errno.ENOSPC, "Error writing bytes to file")
 
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save)
-        patch.setattr("kdsearch.job.write_report", report)
+        patch.setattr("kdsearch.job.write_page", report)
         with pytest.raises(KdsearchError, match=r"cannot write .*checkpoint\.pt: No space left on device$"):
             kd.search(few, out=folder, quiet=True)
     assert (folder / "trials" / "0000" / "checkpoint.pt").exists()
@@ -368,7 +370,7 @@ def test_the_command_line_ends_by_a_signal_with_a_report_and_its_exit_code(
 
     monkeypatch.setattr(job, "refer", struck)
     monkeypatch.setattr(job, "load_study", lambda name: (few, None))
-    monkeypatch.setattr(job, "write_report", lambda folder: folder / "report.html")
+    monkeypatch.setattr(job, "write_page", lambda folder, tables: folder / "report.html")
     out = kdsearch("search", "few", "--out", tmp_path / "run", code=code)
     assert "interrupted; the same command goes on" in out and "report" not in out.split("goes on")[0]
     assert json.loads((tmp_path / "run" / "study.json").read_text())["study"] == "tiny"
@@ -667,3 +669,24 @@ def test_a_range_of_no_width_has_no_derivative_and_a_policy_that_is_not_finite_d
         next(made.policy.parameters()).fill_(float("nan"))
     with pytest.raises(Diverged, match="epoch 1: "):
         next(made.run(PHASE, digits(0, 30), digits(30, 60)))
+
+
+def test_a_new_winner_is_confirmed_beside_the_references_that_do_not_depend_on_it(tiny_study, tmp_path, monkeypatch):
+    import kdsearch.confirmation as confirmation
+
+    ran: list[str] = []
+
+    def run(ready: Any, folder: None, *, on_record: Any, seed: int, **rest: Any) -> Any:
+        ran.append(on_record.args[0].removeprefix("confirm "))
+        return Outcome(0.5 + seed % 7 / 100, 0.01, 1.0)
+
+    monkeypatch.setattr(confirmation, "run_trial", run)
+    monkeypatch.setattr(confirmation.Policy, "from_spec", lambda spec: None)
+    space = kd.SearchSpace.load("default")
+    ready: Any = Ready(tiny_study, TASK, None, space, None, None, 1)  # type: ignore[arg-type]
+    for winner, again in ((0, list(confirmation.RUNS)), (1, ["learned", "frozen", "start"]), (1, [])):
+        ran.clear()
+        list(confirmation.confirm(ready, tmp_path, winner, space.settings(), None, lambda run, record: None))
+        assert ran == again * 2
+        told = json.loads((tmp_path / "confirmation.json").read_text())
+        assert told["winner"] == winner and [row["run"] for row in told["rows"]] == list(confirmation.RUNS) * 2
