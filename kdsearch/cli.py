@@ -86,7 +86,7 @@ def search(
 @app.command()
 def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
-    from kdsearch.analysis.compare import sentence
+    from kdsearch.analysis.compare import notes, sentence
     from kdsearch.analysis.frames import frames
 
     tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
@@ -97,6 +97,8 @@ def status(folder: Folder, storage: Storage = None) -> None:
         tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
     )
     say(sentence(tables))
+    for note in notes(tables):
+        say(f"warning: {note}")
     print_mark(tables)
 
 

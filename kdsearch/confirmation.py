@@ -57,7 +57,7 @@ def confirm(
                     checkpoint=checkpoint,
                     on_record=partial(show, f"confirm {name}"),
                 )
-                row |= {"value": outcome.value, "seconds": outcome.seconds}
+                row |= {"value": outcome.value, "seconds": outcome.seconds, "at_chance": outcome.at_chance}
             except Diverged:
                 pass
             rows = sorted([*rows, row], key=partial(_order, seeds))

@@ -83,6 +83,20 @@ def first(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batc
     return next(load(data, _seeded(_ordered(min(size, len(data)), size)), device))
 
 
+def varied(data: MapStyle, size: int, among: int = 32) -> Batch:
+    """A few items of different labels, as far as a random part of the data set, always the same, has them.
+
+    Args:
+        among: How many are read.
+    """
+    chosen = torch.randperm(len(data), generator=generator("varied"))[:among].sort().values.tolist()
+    batch = next(load(data, _seeded([chosen])))
+    labels = batch.target.tolist() if batch.target.ndim == 1 else chosen
+    firsts = {label: i for i, label in reversed(list(enumerate(labels)))}.values()
+    index = torch.tensor([*sorted(firsts), *(i for i in range(len(labels)) if i not in firsts)][:size])
+    return Batch(batch.images[index], batch.target[index], batch.ids[index])
+
+
 def in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Every item once, in the order of the data set, the same each time also where items are random."""
     return load(data, _seeded(_ordered(len(data), size)), device)

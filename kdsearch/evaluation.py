@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import one_hot
 
 from kdsearch.data import in_order
 from kdsearch.errors import KdsearchError
@@ -42,6 +43,7 @@ def measure(
     """
     wide = _wide(device)
     sums, count = torch.zeros(2, device=device, dtype=wide), 0
+    given: list[Tensor] = []  # how often each answer is
     kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
         for part in in_order(data, max(batch, LEAST_BATCH), device):
@@ -49,13 +51,16 @@ def measure(
             right = task.correct(answers, part.target).to(wide)
             sums += torch.stack([right.sum(), right.square().sum()])
             count += len(part)
+            if answers.logits.ndim == 2:
+                given.append(one_hot(answers.logits.argmax(1), answers.logits.shape[1]).sum(0))
             if metric:
                 kept.append((answers.wide().logits, part.target))
     rate, error = _mean(sums, count)
+    largest = torch.stack(given).sum(0).max().item() / count if given else math.nan
     if metric is None:
-        return Measured(rate, error, rate, error)
+        return Measured(rate, error, rate, error, largest)
     logits, labels = (torch.cat(part).cpu() for part in zip(*kept, strict=True))
-    return Measured(rate, error, *metric_value(metric, logits, labels))
+    return Measured(rate, error, *metric_value(metric, logits, labels), largest)
 
 
 class Known(NamedTuple):
@@ -65,6 +70,7 @@ class Known(NamedTuple):
     accuracy_se: float  # standard error, binomial for yes or no
     loss: float  # mean cross-entropy, nats
     loss_se: float  # standard error
+    labels: tuple[int, ...] = ()  # how often each is; empty where a target is no label
 
 
 def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torch.device | str) -> Known:
@@ -85,6 +91,7 @@ def known_of(teacher: Teacher, batches: Iterable[Batch], task: Task, device: tor
     """
     wide = _wide(device)
     sums, count = torch.zeros(2, 2, device=device, dtype=wide), 0
+    targets: list[Tensor] = []
     for part in batches:
         if wrong := task.wrong(part.target):
             raise KdsearchError(wrong)
@@ -96,7 +103,10 @@ def known_of(teacher: Teacher, batches: Iterable[Batch], task: Task, device: tor
         found = (task.correct(answers, part.target).to(wide), task.supervised(answers, part.target).to(wide))
         sums += torch.stack([torch.stack([values.sum(), values.square().sum()]) for values in found])
         count += len(part)
-    return Known(*_mean(sums[0], count), *_mean(sums[1], count))
+        if part.target.ndim == 1 and not part.target.is_floating_point():
+            targets.append(part.target)
+    labels = tuple(torch.bincount(torch.cat(targets).cpu()).tolist()) if targets else ()
+    return Known(*_mean(sums[0], count), *_mean(sums[1], count), labels)
 
 
 def _wide(device: torch.device | str) -> torch.dtype:

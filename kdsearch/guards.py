@@ -3,12 +3,17 @@
 import math
 from collections.abc import Sequence
 
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 
 MOST_SPOILED = 0.05  # of the augmented images
 LEAST_RIGHT = 0.10  # how far the teacher may fall on them
 MOST_VIOLATION = 0.1  # nats over the floor
+ONE_ANSWER = 0.99  # share of the images, from which on a student answers one class
+STALE = 0.05  # share of BatchNorm's running statistics that may be where they started
 
 
 def warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: float) -> tuple[str, ...]:
@@ -17,7 +22,9 @@ def warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: flo
     Args:
         clean_accuracy: Of the teacher on the training images, for runs that do not look at their base views.
     """
-    record, found = records[-1], []
+    record, found = records[-1], list[str]()
+    if not sum(r.policy_steps for r in records):
+        found.append("no policy step was taken: the policy is its unlearned start; more steps, or a shorter interval")
     clean = clean_accuracy if math.isnan(record.teacher_clean_accuracy) else record.teacher_clean_accuracy
     violations = [r.floor_violation for r in records if not math.isnan(r.floor_violation)]
     if record.emptied + record.saturated > MOST_SPOILED:
@@ -35,3 +42,44 @@ def warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: flo
     if ranges:
         found.append(f"ranges at their limit: {', '.join(ranges)}; a higher limit lets them go on")
     return tuple(found)
+
+
+def at_chance(record: EpochRecord, labels: Sequence[int], names: Sequence[str], *, by_accuracy: bool) -> str | None:
+    """What shows that a student has learned nothing, as what is said of it; None where it has, or nobody knows.
+
+    Its accuracy is within two standard errors of chance, or it answers one class, and the labels are several. Chance is
+    the share of the most frequent label; where trials are compared by something else than accuracy, which a student of
+    rare classes may give up for it, 1 / K.
+
+    Args:
+        record: Of the last epoch.
+        labels: How often each label is on search-validation.
+        names: Of the classes.
+    """
+    count = sum(labels)
+    if not count:
+        return None
+    share = max(labels) / count
+    chance = share if by_accuracy else 1 / len(names)
+    if record.accuracy <= chance + 2 * math.sqrt(chance * (1 - chance) / count):
+        name = names[max(range(len(labels)), key=labels.__getitem__)]
+        if by_accuracy:
+            return f"is not better than always answering '{name}' ({100 * share:.1f} %)"
+        return f"is right on {100 * record.accuracy:.1f} % of search-validation, and chance is {100 * chance:.1f} %"
+    if share < ONE_ANSWER <= record.largest_answer:
+        return f"answers one class for {100 * record.largest_answer:.1f} % of search-validation"
+    return None
+
+
+def why_at_chance(student: nn.Module, steps: int, batch: int) -> str:
+    """Likely reasons for a student that has learned nothing.
+
+    Args:
+        steps, batch: Of its training, and images of each.
+    """
+    found = [f"the budget is short ({steps} student steps of {batch} images)", "the optimizer's learning rate"]
+    left = [(1 - m.momentum) ** steps for m in student.modules()
+            if isinstance(m, _BatchNorm) and m.running_mean is not None and m.momentum is not None]  # fmt: skip
+    if max(left, default=0.0) > STALE:
+        found.insert(1, f"BatchNorm's running statistics are {max(left):.0%} where they started (raise its momentum)")
+    return f"likely reasons: {', '.join(found)}"

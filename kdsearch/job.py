@@ -17,6 +17,7 @@ from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
 from kdsearch.files import as_path, make_folder, write_bytes, write_json
+from kdsearch.guards import why_at_chance
 from kdsearch.hpo import (
     Best,
     Trial,
@@ -234,13 +235,17 @@ class _Search:
     def references(self) -> None:
         """Runs without a learned policy."""
         self.display.expect(self._seconds_left())
-
+        told = False
         for name, found in refer(self.ready, self.folder, self.provenance, self._show, self._look):
             if isinstance(found, Diverged):
                 self.display.say(f"{name}: failed (nan: {found})")
             else:
                 self.measured[False].append(found.seconds)
                 self.display.ended(name, found)
+                if found.at_chance and found.student and not told:
+                    steps = self.budget.epochs * self.budget.steps
+                    self.display.say(f"  {why_at_chance(found.student, steps, self.budget.batch)}")
+                    told = True
             self.display.expect(self._seconds_left())
 
     def trials(self) -> None:
@@ -259,6 +264,10 @@ class _Search:
         """Winner and references on fresh seeds, paired; rows already in the folder are kept."""
         best = self._best()
         if best is None or not self.budget.confirmation:
+            return
+        result = read_result(self.folder, self._trial_folder(best.number))
+        if result and result.at_chance:
+            self.display.say(f"trial {best.number} {result.at_chance}: nothing is confirmed")
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")

@@ -24,6 +24,7 @@ class Measured(NamedTuple):
     accuracy_se: float  # binomial standard error
     value: float  # of the metric; the accuracy where there is no other
     value_se: float
+    largest_answer: float = math.nan  # share of the images that get the most frequent answer; NaN without one an image
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def make_ready(
     )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
                   device=device)  # fmt: skip
-    ready = Ready(study, task, teacher, space, train.known, probe, channels, device)
+    ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
     return ready, dropped, (train, validation), doubt
 
 

@@ -39,6 +39,7 @@ class EpochRecord:
     gradient_norm: float  # of the mean gradient of the policy over the epoch, its prior included
     noise_scale: float  # images: about the batch from which on a policy step is more signal than noise
     seconds: float
+    largest_answer: float = math.nan  # share of search-validation that gets the student's most frequent answer
 
 
 class PolicyStep(NamedTuple):

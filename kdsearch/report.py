@@ -11,7 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import paired_differences, remembered, sentence
+from kdsearch.analysis.compare import notes, paired_differences, remembered, sentence
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import strongest_first
 from kdsearch.analysis.sheet import policy_sheet
@@ -70,6 +70,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         study={**study.to_dict(), "dropped": ", ".join(json.loads(study["dropped"]))},
         sentence=sentence(tables),
         remembered=remembered(tables),
+        notes=notes(tables),
         pictures=pictures,
         best=best,
         lost=lost,

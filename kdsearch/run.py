@@ -14,13 +14,13 @@ from torch import nn
 
 from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.checkpoint import Checkpoint
-from kdsearch.data import first
+from kdsearch.data import varied
 from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.errors import Diverged
 from kdsearch.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.fixed import FixedTransform
-from kdsearch.guards import warnings
+from kdsearch.guards import at_chance, warnings
 from kdsearch.maths import derive_seed, own_generators, seed_everything
 from kdsearch.models import state_tensors
 from kdsearch.policy import Policy
@@ -43,6 +43,7 @@ class Outcome:
     value_se: float  # standard error
     seconds: float
     warnings: tuple[str, ...] = ()  # of a policy that has learned
+    at_chance: str | None = None  # what shows that the student has learned nothing
     disagreement: DisagreementReport | None = None
     student: nn.Module | None = field(default=None, compare=False, repr=False)
 
@@ -119,7 +120,11 @@ def run_trial(
                 Checkpoint(run, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
             on_record(record)
         found = warnings(records, policy, ready.clean.accuracy) if policy_steps and isinstance(policy, Policy) else ()
-        outcome = Outcome(record.value, record.value_se, time.perf_counter() - start, found, student=student)
+        names, by_accuracy = ready.task.class_names, study.metric is None
+        nothing = at_chance(record, ready.labels, names, by_accuracy=by_accuracy)
+        found = (*([f"the student {nothing}"] if nothing else []), *found)
+        spent = time.perf_counter() - start
+        outcome = Outcome(record.value, record.value_se, spent, found, nothing, student=student)
         if folder:
             outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {}, on_look)
     except Diverged:  # it would end in the same way again; whatever else ends it may not
@@ -169,14 +174,14 @@ def _keep(
     if isinstance(policy, Policy):
         spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
         write_text(folder / "policy.json", spec.to_json())
-        images = first(ready.study.train, SHOWN).images  # what the pictures of the policy show
+        images = varied(ready.study.train, SHOWN).images  # what the pictures of the policy show
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
         samples = io.BytesIO()
         np.savez_compressed(samples, original=shown.numpy())
         write_bytes(folder / "samples.npz", samples.getvalue())
     seconds = outcome.seconds + time.perf_counter() - start
     outcome = replace(outcome, seconds=seconds, disagreement=report)
-    kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings")}
+    kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings", "at_chance")}
     write_json(folder / "result.json", kept)
     return outcome
 

@@ -91,6 +91,7 @@ class ResultFile(BaseModel):
     value_se: Number = None
     seconds: Number = None
     warnings: list[str] = []
+    at_chance: str | None = None
     fail_reason: str | None = None
 
 
@@ -109,6 +110,7 @@ class EpochLine(TypedDict, total=False):
     value: Number
     value_se: Number
     learning_rate: Number
+    largest_answer: Number
     policy_steps: Count | None
     policy_objective: Number
     policy_prior: Number
@@ -154,6 +156,7 @@ class EvaluationRow(TypedDict, total=False):
     seed: Required[Annotated[int, Field(ge=-INT64, lt=INT64)]]
     value: Required[Number]
     seconds: Number
+    at_chance: str | None
 
 
 class ConfirmationFile(BaseModel):

@@ -146,6 +146,7 @@ class Ready:
     probe: Probe
     channels: int  # of the images
     device: str = "cpu"
+    labels: tuple[int, ...] = ()  # how often each is on search-validation
 
     def student(self) -> nn.Module:
         """A fresh student on the device, laid out and compiled as the teacher is."""

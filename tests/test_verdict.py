@@ -4,7 +4,7 @@ import json
 import math
 import re
 import shutil
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,29 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_interval
 from kdsearch.analysis.frames import frame
+from kdsearch.data import varied
 from kdsearch.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.errors import KdsearchError
+from kdsearch.evaluation import known, measure
 from kdsearch.facts import fixed_by
+from kdsearch.guards import at_chance, warnings
 from kdsearch.maths import clopper_pearson
 from kdsearch.metrics import Scale, metric_value
 from kdsearch.preflight import check, preflight
+from kdsearch.records import EpochRecord
 from kdsearch.study import Study
 from kdsearch.views import VIEWS
+
+FINE = EpochRecord(
+    **{field.name: 0.0 for field in fields(EpochRecord)}
+    | {"epoch": 1, "losses": {}, "policy_steps": 10, "teacher_accuracy": 1.0, "teacher_clean_accuracy": 1.0}  # type: ignore[arg-type]
+)
 
 
 def right(logits: Tensor, labels: Tensor) -> Tensor:
@@ -280,14 +289,106 @@ def test_regions_are_ranked_by_how_far_they_exceed_clean_images_of_their_class(f
     assert "clean rate" in page and "at least" not in page
 
 
-def test_a_search_whose_budget_leaves_no_sweep_is_told_and_drawn(
-    tiny_study: Study, tmp_path: Path, capsys: Any
+class AlwaysTheSame(nn.Module):
+    """Answers one class, whatever it is shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.bias = nn.BatchNorm2d(1, momentum=0.01), nn.Parameter(torch.eye(10)[3])
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.bias + 0 * self.norm(images).mean((1, 2, 3))[:, None]
+
+
+def test_a_search_that_taught_nothing_says_so_and_confirms_nothing(
+    tiny_study: Study, tmp_path: Path, capsys: Any, kdsearch: Any
 ) -> None:
-    budget = kd.Budget(trials=1, epochs=1, steps=2, batch=16, confirmation=0)
-    kd.search(replace(tiny_study, budget=budget), out=tmp_path / "run")
+    """Too short for a policy step and for a sweep, and its student answers one class: each is said."""
+    budget, run = kd.Budget(trials=1, epochs=1, steps=2, batch=16, confirmation=2), tmp_path / "run"
+    result = kd.search(replace(tiny_study, budget=budget, student=AlwaysTheSame), out=run)
     said = capsys.readouterr().out
     assert said.count("no operation is swept") == 1
-    assert "No operation was swept" in (tmp_path / "run" / "report.html").read_text()
-    table = kd.regions(tmp_path / "run")
+    assert said.count("warning: the student is not better than always answering 'digit 5' (18.0 %)") == 4
+    assert said.count("likely reasons: the budget is short (2 student steps of 16 images), BatchNorm's running") == 1
+    assert "98% where they started" in said and "confirm" not in said.split("trial 0: ")[1].replace("confirmed", "")
+    nothing = "trial 0 is not better than always answering 'digit 5' (18.0 %): nothing is confirmed"
+    assert result.sentence == f"{nothing}." and nothing + "\n" in said
+    assert "warning: no policy step was taken: the policy is its unlearned start" in said
+    assert not (run / "confirmation.json").exists()
+    status, page = kdsearch("status", run), (run / "report.html").read_text()
+    for text in (status, page):
+        assert "nothing is confirmed." in text and "no policy step was taken" in text
+    assert "No operation was swept" in page
+    table = kd.regions(run)
     assert {*table["kind"]} == {"clean", "policy"}
     plots.sweeps(table)
+
+
+LABELS = [20, 30, 10]  # of 60 images
+NAMES = ["cat", "dog", "ship"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "largest", "by_accuracy", "said"),
+    [
+        (0.50, 1.00, True, "is not better than always answering 'dog' (50.0 %)"),
+        (0.62, 0.50, True, "is not better than always answering 'dog' (50.0 %)"),
+        (0.64, 0.50, True, None),
+        (0.10, 0.40, True, "is not better than always answering 'dog' (50.0 %)"),
+        (0.64, 0.995, True, "answers one class for 99.5 % of search-validation"),
+        (0.64, math.nan, True, None),  # of a task whose answers are no classes
+        (0.40, 0.50, False, "is right on 40.0 % of search-validation, and chance is 33.3 %"),
+        (0.50, 0.50, False, None),
+        (0.50, 1.00, False, "answers one class for 100.0 % of search-validation"),
+    ],
+)
+def test_a_student_at_chance_is_known(accuracy: float, largest: float, by_accuracy: bool, said: str | None) -> None:
+    record = replace(FINE, accuracy=accuracy, largest_answer=largest)
+    assert at_chance(record, LABELS, NAMES, by_accuracy=by_accuracy) == said
+    assert at_chance(record, (), NAMES, by_accuracy=by_accuracy) is None
+
+
+def test_labels_that_are_nearly_all_one_class_may_be_answered_by_it() -> None:
+    record = replace(FINE, accuracy=0.994, largest_answer=0.99)
+    assert at_chance(record, [1, 99], NAMES[:2], by_accuracy=False) is None
+
+
+def test_confirmation_rows_at_chance_confirm_nothing() -> None:
+    read = tables({"learned": [0.9, 0.91, 0.9], **GOOD})
+    read["evaluations"].loc[0, "at_chance"] = "answers one class for 100.0 % of search-validation"
+    said = sentence(read)
+    assert (
+        "learned is at chance on 1 of 3 seeds" in said and "It helped" not in said and "Nothing is confirmed." in said
+    )
+    read = tables({"learned": [0.9, 0.91, 0.9], **GOOD})
+    read["evaluations"].loc[3:5, "at_chance"] = "answers one class for 100.0 % of search-validation"
+    said = sentence(read)
+    assert "identity is at chance on all 3 seeds" in said and said.endswith("It helped.")
+
+
+def test_a_measurement_counts_the_most_frequent_answer_and_the_labels(tiny_study: Study) -> None:
+    data, task = tiny_study.search_validation, kd.Classification.of(10)
+    assert measure(AlwaysTheSame(), data, task, 32, "cpu").largest_answer == 1
+    answers = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1)
+    most = answers.bincount().max().item() / 100
+    assert measure(tiny_study.teacher, data, task, 32, "cpu").largest_answer == pytest.approx(most)
+    labels = known(kd.Teacher(tiny_study.teacher), data, task, 32, "cpu").labels
+    assert labels == (9, 13, 9, 8, 13, 18, 9, 6, 9, 6)
+
+
+@pytest.mark.parametrize("label", [lambda i: i // 250, lambda i: i % 4, lambda i: int(i == 7)])
+def test_images_for_pictures_are_of_different_classes(label: Any) -> None:
+    data = kd.ArrayData(torch.rand(1000, 1, 4, 4), torch.tensor([label(i) for i in range(1000)]))
+    batch = varied(data, 4)
+    assert len(batch) == 4 and torch.equal(batch.ids, varied(data, 4).ids)
+    assert torch.equal(batch.images, data.images[batch.ids]) and torch.equal(batch.target, data.labels[batch.ids])
+    if len({*data.labels.tolist()}) == 4:
+        assert {*batch.target.tolist()} == {0, 1, 2, 3}
+    assert len(varied(data.subset(torch.arange(2)), 4)) == 2
+
+
+def test_a_policy_that_took_no_step_is_warned_of() -> None:
+    policy = kd.Policy(["rotate"], 1)
+    none = replace(FINE, policy_steps=0)
+    assert warnings([none, none], policy, 0.9)[0].startswith("no policy step was taken")
+    assert warnings([FINE, none], policy, 0.9) == ()

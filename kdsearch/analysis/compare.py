@@ -67,6 +67,9 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
         ended = f"{study['pruned']} pruned, {study['failed']} failed"
         return f"No trial finished ({ended}), so there is no policy to speak of; see the column fail_reason of trials."
     name, best, scale = f"trial {study['best_trial']}", study["best_value"], Scale(study["metric"])
+    nothing = tables["trials"].query("is_best.fillna(False)", engine="python")["at_chance"].dropna()
+    if not nothing.empty:
+        return f"{name} {nothing.iloc[0]}: nothing is confirmed."
     if evaluations.empty:
         known = [_reference(scale, row) for row in tables["trials"].query("origin == 'reference'").itertuples()]
         others = ", ".join(filter(None, known))
@@ -86,10 +89,19 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     shown = [name for name in WORDS if name in differences.index and differences.loc[name, "low"] > 0]
     rest = [WORDS[reference] for reference in WORDS if reference not in shown]
     verdict = f"No help is shown over {' or '.join(rest)}" if rest else f"It helped{' where it ended' if own else ''}"
+    if evaluations.query("run == 'learned'")["at_chance"].notna().any():
+        verdict = "Nothing is confirmed"
     return (
         f"{start} brings the student to {_named(scale, values.mean())} on search-validation{f' ({own})' if own else ''}"
         f"; it {', '.join(parts)}. {verdict}.{_frozen(scale, evaluations)}"
     )
+
+
+def notes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+    """What was warned of: in the references, and in the best trial."""
+    trials = tables["trials"]
+    told = trials[(trials["origin"] == "reference") | trials["is_best"].fillna(False)].dropna(subset="warnings")
+    return [f"{row.run}: {row.warnings}" for row in told.itertuples()]
 
 
 def remembered(tables: Mapping[str, pd.DataFrame]) -> str | None:
@@ -127,8 +139,9 @@ def _lacking(evaluations: pd.DataFrame, run: str) -> str:
     """On how many seeds a run has no value, and why: "trivial diverged on 1 of 3 seeds"; "" where it has them all."""
     seeds, rows = evaluations["seed"].nunique(), evaluations[evaluations["run"] == run]
     diverged, absent = int(rows["value"].isna().sum()), seeds - rows["seed"].nunique()
+    chance = int(rows["at_chance"].notna().sum()) if "at_chance" in rows else 0
     found = [f"{what} on {_of(count, seeds)}" for what, count in
-             (("diverged", diverged), ("has not run", absent)) if count]  # fmt: skip
+             (("diverged", diverged), ("has not run", absent), ("is at chance", chance)) if count]  # fmt: skip
     return f"{run} {' and '.join(found)}" if found else ""
 
 

@@ -46,15 +46,15 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "trials": {
         **KEY, "state": TEXT, "value": NUMBER, "value_se": NUMBER, "is_best": FLAG, "last_epoch": WHOLE,
-        "last_value": NUMBER, "origin": TEXT, "fail_reason": TEXT, "warnings": TEXT,
+        "last_value": NUMBER, "origin": TEXT, "fail_reason": TEXT, "warnings": TEXT, "at_chance": TEXT,
         "seed": WHOLE, "retry_of": WHOLE, "seconds": NUMBER,
         "started_at": TIME, "ended_at": TIME,
     },
     "params": {**KEY, "name": TEXT, "value": NUMBER, "low": NUMBER, "high": NUMBER, "log": FLAG},
     "epochs": {
         **KEY, "epoch": WHOLE, "progress": NUMBER, "supervised_loss": NUMBER, "distillation_loss": NUMBER,
-        "accuracy": NUMBER, "accuracy_se": NUMBER, "value": NUMBER, "value_se": NUMBER, "learning_rate": NUMBER,
-        "policy_steps": WHOLE,
+        "accuracy": NUMBER, "accuracy_se": NUMBER, "value": NUMBER, "value_se": NUMBER, "largest_answer": NUMBER,
+        "learning_rate": NUMBER, "policy_steps": WHOLE,
         "policy_objective": NUMBER, "policy_prior": NUMBER, "teacher_accuracy": NUMBER,
         "teacher_clean_accuracy": NUMBER,
         "floor_violation": NUMBER, "dual": NUMBER, "emptied": NUMBER, "saturated": NUMBER, "gates_at_bound": WHOLE,
@@ -71,7 +71,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "student_only": WHOLE, "neither": WHOLE, "teacher_only_rate": NUMBER, "teacher_only_low": NUMBER,
         "teacher_only_high": NUMBER, "clean_rate": NUMBER, "kl": NUMBER,
     },
-    "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "seconds": NUMBER},
+    "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "seconds": NUMBER,
+                    "at_chance": TEXT},
 }  # fmt: skip
 
 MEASURED = (
@@ -251,7 +252,8 @@ def joined(names: Sequence[str]) -> str:
 
 def _trial(trial: TrialRow | None, result: ResultFile | None, best: TrialRow | None) -> dict[str, Any]:
     ended = result or ResultFile()
-    measured = {"value": ended.value, "value_se": ended.value_se, "seconds": ended.seconds}
+    said = {"warnings": "; ".join(ended.warnings) or None, "at_chance": ended.at_chance}
+    measured = {"value": ended.value, "value_se": ended.value_se, "seconds": ended.seconds, **said}
     if trial is None:
         state = "RUNNING" if result is None else "FAIL" if ended.fail_reason is not None else "COMPLETE"
         return {**measured, "state": state, "fail_reason": ended.fail_reason, "is_best": False, "origin": "reference"}
@@ -264,7 +266,6 @@ def _trial(trial: TrialRow | None, result: ResultFile | None, best: TrialRow | N
         "last_value": trial.last_value,
         "origin": as_text(trial.origin),
         "fail_reason": None if trial.fail_reason is None else as_text(trial.fail_reason),
-        "warnings": "; ".join(ended.warnings) or None,
         "seed": trial.seed,
         "retry_of": trial.retry_of,
         "started_at": _utc(trial.started_at),
