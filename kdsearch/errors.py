@@ -93,11 +93,19 @@ kdsearch.errors.calling[0]>, line 2); allowed: a factory, which makes a new netw
 
 def in_words(error: BaseException) -> str:
     """An exception of somebody else's code in one line: its kind, its first line of text, the last line of theirs."""
-    text = str(error).strip().partition("\n")[0]
+    text = said(error).strip().partition("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THEIRS))]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (theirs or frames)[-1:])
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
+
+
+def said(error: BaseException) -> str:
+    """The text of an exception, which may be of somebody else's class and fail to give one."""
+    try:
+        return str(error)
+    except Exception:
+        return ""
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -106,10 +114,10 @@ def out_of_memory(error: BaseException) -> bool:
     >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("could not create a primitive"))
     (True, True)
     """
-    text = str(error)
-    said = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory")
+    text = said(error)
+    known = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory")
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return named or (isinstance(error, RuntimeError) and any(words in text for words in said))
+    return named or (isinstance(error, RuntimeError) and any(words in text for words in known))
 
 
 class Diverged(Exception):

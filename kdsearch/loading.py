@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, said
 
 NAME = "kdsearch_study"
 
@@ -27,12 +27,12 @@ def run_file(path: Path) -> ModuleType:
     sys.modules[NAME] = module
     try:
         spec.loader.exec_module(module)
-    except KdsearchError:
+    except (KeyboardInterrupt, KdsearchError):
         raise
-    except Exception as error:
+    except BaseException as error:  # sys.exit() in it does not end the program
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {frames[-1].lineno}" if frames else ""
-        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {error}") from error
+        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {said(error)}") from error
     return module
 
 

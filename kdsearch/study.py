@@ -210,7 +210,7 @@ def load_study(name: str) -> tuple[Study, Path]:
         KdsearchError: no such study; the file does not run; it defines no `study`.
     """
     path = find("studies", name).resolve()
-    study = getattr(run_file(path), "study", None)
+    study = vars(run_file(path)).get("study")
     if not isinstance(study, Study):
         raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {type(study).__name__}")
     return study, path

@@ -1,6 +1,7 @@
 """Run folders with a file that is not what a search wrote: a sentence that names it; nothing is written by reading."""
 
 import json
+import signal
 import sys
 from io import StringIO
 
@@ -102,6 +103,7 @@ def command(*arguments: str) -> str | None:
         AssertionError: it ends with a code that says nothing.
     """
     kept = sys.argv, sys.stdout, sys.stderr
+    interrupts = signal.getsignal(signal.SIGINT)  # which an interrupted command ignores from then on
     sys.argv, sys.stdout, sys.stderr = ["kdsearch", *arguments], StringIO(), StringIO()
     try:
         main()
@@ -110,9 +112,10 @@ def command(*arguments: str) -> str | None:
         code, said = ended.code or 0, sys.stderr.getvalue()
     finally:
         sys.argv, sys.stdout, sys.stderr = kept
+        signal.signal(signal.SIGINT, interrupts)
     assert code in (0, 2, 3, 130), f"exit {code}: {said}"
     assert "Traceback" not in said, said
-    return said if code else None
+    return (said or f"exit {code}") if code else None
 
 
 @pytest.fixture(scope="module", autouse=True)
