@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from kdsearch.errors import KdsearchError
-from kdsearch.items import MapStyle, Place, Raw, Spawned, read
+from kdsearch.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read
 from kdsearch.maths import generator
 from kdsearch.memory import available_bytes
 from kdsearch.values import Batch, sent
@@ -19,6 +20,29 @@ class ArrayData:
 
     images: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        """NumPy arrays become tensors, of images also (N, H, W) and (N, H, W, C)."""
+        images, labels = (
+            array_tensor(part, f"ArrayData: {name}") if isinstance(part, np.ndarray) else part
+            for part, name in ((self.images, "images"), (self.labels, "labels"))
+        )
+        for part, name in ((images, "images"), (labels, "labels")):
+            if not isinstance(part, Tensor):
+                raise KdsearchError(f"ArrayData: {name} is a {type(part).__name__}; allowed: a tensor or a NumPy array")
+            if part.layout is not torch.strided or part.is_complex() or part.ndim == 0:
+                kind = f"{part.dtype} {tuple(part.shape)} {part.layout}"
+                raise KdsearchError(f"ArrayData: {name} is {kind}; allowed: a dense tensor with a row per image")
+        if len(images) != len(labels):
+            raise KdsearchError(f"ArrayData: {len(labels)} labels for {len(images)} images; needed: one each")
+        if isinstance(self.images, np.ndarray) or images.dtype in (torch.uint16, torch.bool):
+            images = plain_tensor(images, "ArrayData: images")
+        if isinstance(self.images, np.ndarray) and images.ndim == 4 and images.shape[1] not in (1, 3):
+            images = images.movedim(-1, 1)
+        if isinstance(self.images, np.ndarray) and images.ndim == 3:
+            images = images[:, None]
+        object.__setattr__(self, "images", images.detach() if images.requires_grad else images)
+        object.__setattr__(self, "labels", labels.detach() if labels.requires_grad else labels)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,9 +102,9 @@ def first(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batc
     Raises:
         KdsearchError: no items, or one that is none, named.
     """
-    if len(data) < 1:
+    if length(data) < 1:
         raise KdsearchError("the data set is empty")
-    return next(load(data, _seeded(_ordered(min(size, len(data)), size)), device))
+    return next(load(data, _seeded(_ordered(min(size, length(data)), size)), device))
 
 
 def varied(data: MapStyle, size: int, among: int = 32) -> Batch:
@@ -99,7 +123,7 @@ def varied(data: MapStyle, size: int, among: int = 32) -> Batch:
 
 def in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Every item once, in the order of the data set, the same each time also where items are random."""
-    return load(data, _seeded(_ordered(len(data), size)), device)
+    return load(data, _seeded(_ordered(length(data), size)), device)
 
 
 def listed(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -124,14 +148,14 @@ def shuffled(
 
 def drawn(data: MapStyle, size: int, steps: int, *seed: int | str) -> list[list[Place]]:
     """The places of the batches that `shuffled` gives."""
-    if len(data) < 1:
+    if length(data) < 1:
         raise KdsearchError("train: the data set is empty")
     random = generator("batches", *seed)
     stream: list[int] = []
     order = []
     for _ in range(steps):
         while len(stream) < size:
-            stream += torch.randperm(len(data), generator=random).tolist()
+            stream += torch.randperm(length(data), generator=random).tolist()
         order.append(stream[:size])
         stream = stream[size:]
     return _seeded(order, *seed)
@@ -154,9 +178,9 @@ def in_memory(data: MapStyle) -> ArrayData:
     """
     if isinstance(data, ArrayData):
         return data
-    if len(data) < 1:
+    if length(data) < 1:
         raise KdsearchError("the data set is empty")
-    images, labels, _ = next(read(data, _seeded(_ordered(len(data), len(data)))))
+    images, labels, _ = next(read(data, _seeded(_ordered(length(data), length(data)))))
     return ArrayData(images, labels)
 
 

@@ -8,11 +8,12 @@ import PIL.Image
 import PIL.ImageOps
 import torch
 from torch import Tensor
-from torchvision.transforms.v2.functional import center_crop, pil_to_tensor, resize
+from torchvision.transforms.v2.functional import center_crop, resize
 
 from kdsearch.archives import Claim, load_npz
 from kdsearch.errors import KdsearchError
 from kdsearch.files import as_path, check_file
+from kdsearch.items import picture_tensor
 
 
 def photographs() -> Tensor:
@@ -89,11 +90,10 @@ def _decoded(path: Path) -> Tensor:
             size = f"{opened.width} x {opened.height} pixels"
             raise KdsearchError(f"{path}: {size}; allowed: {MOST_PIXELS:,} in all; make it smaller first")
         image = PIL.ImageOps.exif_transpose(opened)
-    if image.mode in ("I", "F"):
-        raise KdsearchError(f"{path}: 32 bits a pixel; allowed: 8 or 16 bits a channel")
-    if image.mode.startswith("I;16"):  # PIL would cut its values off at 255
-        return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8))[None]
-    return pil_to_tensor(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    try:
+        return picture_tensor(image)
+    except KdsearchError as error:
+        raise KdsearchError(f"{path}: {error}") from None
 
 
 def array_images(path: Path) -> Tensor:

@@ -1,19 +1,19 @@
 """A map-style data set read item by item, in this process or by workers."""
 
 import pickle
-import traceback
 import warnings
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from pathlib import Path
+from os import PathLike
 from typing import Any, Protocol
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, calling, in_words
 from kdsearch.loading import StudyFile
 from kdsearch.maths import generator, own_generators, seed_generators
 
@@ -58,26 +58,169 @@ class _Items:
             return [self._item(index, seed) for index, seed in places]
 
     def _item(self, index: int, seed: int) -> Item | _Refused:
+        where = f"item {index} of {type(self.items).__name__}"
         try:
             seed_generators(seed)
-            image, target = self.items[index]
-            if not isinstance(image, Tensor):
-                pixels = np.array(image)  # of a PIL image or an array, (H, W) or (H, W, C)
-                image = torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).movedim(-1, 0)
-            return image, _target(target), index
+            image, target = _parts(self.items[index])
+            return image_tensor(image), _target(target), index
+        except (KeyboardInterrupt, MemoryError):
+            raise
         except KdsearchError as error:
-            return _Refused(f"item {index} of {type(self.items).__name__}: {error}")
-        except Exception as error:
-            frame = traceback.extract_tb(error.__traceback__)[-1]
-            where = f"({Path(frame.filename).name}, line {frame.lineno})"
-            return _Refused(f"item {index} of {type(self.items).__name__}: {type(error).__name__}: {error} {where}")
+            return _Refused(f"{where}: {error}")
+        except BaseException as error:  # whatever a user's data set raises, `sys.exit()` in a worker too
+            return _Refused(f"{where}: {in_words(error)}")
+
+
+def length(data: MapStyle) -> int:
+    """How many items a data set has.
+
+    Raises:
+        KdsearchError: it is no map-style data set, or its `len()` fails.
+    """
+    items: Any = data.items if isinstance(data, Spawned) else data
+    kind = type(items).__name__
+    cure = ""
+    if isinstance(items, torch.utils.data.DataLoader):
+        cure = "; pass loader.dataset"
+    elif isinstance(items, str | bytes | PathLike):
+        cure = "; kdsearch.image_folder(path) reads a folder of images"
+    elif not isinstance(items, IterableDataset | Mapping) and all(
+        hasattr(type(items), method) for method in ("__len__", "__getitem__")
+    ):
+        with calling(f"len() of {kind}"):
+            return len(items)
+    raise KdsearchError(f"a {kind} is no map-style data set: needed are len(data) and data[i] as (image, label){cure}")
+
+
+IMAGES = ("image", "img", "pixel_values", "pixels")  # names of what an item may have
+LABELS = ("label", "labels", "target", "fine_label")
+
+
+def _parts(item: Any) -> tuple[Any, Any]:
+    """Image and target of an item: a pair, or under their names in a dict or a named tuple.
+
+    Raises:
+        KdsearchError: neither.
+    """
+    pair = "allowed: (image, label)"
+    names: Any = item if isinstance(item, Mapping) else getattr(item, "_fields", ())
+    image, label = ([name for name in known if name in names] for known in (IMAGES, LABELS))
+    if len(image) == len(label) == 1:
+        return (
+            (item[image[0]], item[label[0]])
+            if isinstance(item, Mapping)
+            else (getattr(item, image[0]), getattr(item, label[0]))
+        )
+    if isinstance(item, Mapping):
+        there = ", ".join(str(name)[:30] for name in list(item)[:8]) or "nothing"
+        named = f"a dict with one of {', '.join(IMAGES)} and one of {', '.join(LABELS)}"
+        raise KdsearchError(f"it is a dict with {there}; {pair}, or {named}")
+    if isinstance(item, Tensor | np.ndarray):
+        raise KdsearchError(f"it is one array of shape {tuple(item.shape)}, without a label; {pair}")
+    if not isinstance(item, tuple | list):
+        raise KdsearchError(f"it is a {type(item).__name__}; {pair}")
+    if len(item) != 2:
+        kinds = ", ".join(type(part).__name__ for part in item[:8])
+        raise KdsearchError(f"it has {len(item)} parts ({kinds}); {pair}")
+    return item[0], item[1]
+
+
+def image_tensor(image: Any) -> Tensor:
+    """An image as (C, H, W), uint8 or floating: a tensor, an array (H, W), (H, W, C) or (C, H, W), or a PIL image.
+
+    16 bits become 8, bits 0 and 255, palettes and other colours RGB.
+
+    Raises:
+        KdsearchError: anything else.
+    """
+    if isinstance(image, PIL.Image.Image):
+        return picture_tensor(image)
+    if isinstance(image, np.ndarray):
+        image = array_tensor(image, "an image")
+        if image.ndim == 3 and (image.shape[2] in (1, 3, 4) or image.shape[0] not in (1, 3, 4)):
+            image = image.movedim(-1, 0)
+    elif not isinstance(image, Tensor):
+        allowed = "a tensor (C, H, W), a PIL image or a NumPy array"
+        raise KdsearchError(f"its image is {_in_short(image)}; allowed: {allowed}")
+    image = plain_tensor(image, "an image")
+    return image[None] if image.ndim == 2 else image
+
+
+def picture_tensor(image: PIL.Image.Image) -> Tensor:
+    """A PIL image as (C, H, W) uint8; C is 1 for gray images, otherwise 3.
+
+    Raises:
+        KdsearchError: 32 bits a pixel, or colours that are not turned into RGB.
+    """
+    if image.mode in ("I", "F"):
+        raise KdsearchError("an image of 32 bits a pixel; allowed: 8 or 16 bits a channel")
+    if image.mode.startswith("I;16"):  # PIL would cut its values off at 255
+        return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8))[None]
+    try:
+        pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
+    except ValueError as error:
+        raise KdsearchError(f"a PIL image of mode {image.mode}: {error}; allowed: what turns into RGB") from None
+    return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).movedim(-1, 0)
+
+
+def array_tensor(array: "np.ndarray[Any, Any]", what: str) -> Tensor:
+    """A NumPy array as a tensor, in any byte order and layout.
+
+    Raises:
+        KdsearchError: no numbers.
+    """
+    if array.dtype.kind not in "biuf":
+        raise KdsearchError(f"{what} of {array.dtype}; allowed: numbers")
+    if array.dtype.kind == "f" and array.dtype.itemsize > 8:
+        array = array.astype(np.float64)
+    return torch.from_numpy(np.ascontiguousarray(array, array.dtype.newbyteorder("=")).reshape(array.shape))
+
+
+def plain_tensor(images: Tensor, what: str) -> Tensor:
+    """Images as uint8 or floating, without a gradient.
+
+    Raises:
+        KdsearchError: other integers, complex numbers, a sparse tensor, one on the meta device.
+    """
+    if images.layout is not torch.strided or images.is_meta or images.is_quantized:
+        kind = "on the meta device" if images.is_meta else "quantized" if images.is_quantized else "sparse"
+        raise KdsearchError(f"{what} that is {kind}; allowed: a dense tensor with its numbers")
+    if images.dtype == torch.uint16:
+        return images.to(torch.int32).floor_divide(257).to(torch.uint8)
+    if images.dtype == torch.bool:
+        return images.to(torch.uint8) * 255
+    if images.dtype != torch.uint8 and not images.is_floating_point():
+        raise KdsearchError(f"{what} of {images.dtype}; allowed: uint8, or floating in [0, 1]")
+    return images.detach()
 
 
 def _target(target: Any) -> Tensor:
-    """A number, also in an array of one, an array or a PIL image of labels as a tensor."""
-    found = target if isinstance(target, Tensor) else torch.as_tensor(np.array(target))
+    """A number, also in an array of one, an array or a PIL image of labels as a tensor.
+
+    Raises:
+        KdsearchError: no numbers.
+    """
+    allowed = "allowed: integers from 0 on, the positions in `classes`"
+    if isinstance(target, Tensor):
+        if target.layout is not torch.strided or target.is_meta or target.is_complex():
+            raise KdsearchError(f"its label is a tensor {target.layout} {target.device} {target.dtype}; {allowed}")
+        found = target.detach()
+    else:
+        if target is None or isinstance(target, str | bytes | Mapping):
+            raise KdsearchError(f"its label is {_in_short(target)}; {allowed}")
+        array = np.array(target)
+        if array.dtype.kind not in "biuf":
+            raise KdsearchError(f"its label is {_in_short(target)}; {allowed}")
+        found = array_tensor(array, "a label")
     found = found if found.is_floating_point() else found.long()
     return found[0] if found.shape == (1,) else found
+
+
+def _in_short(value: Any) -> str:
+    """What a part of an item is, in words."""
+    if isinstance(value, str | bytes):
+        return f"text {value[:30]!a}"
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def _unlike(what: str, part: Tensor, first: Tensor) -> str | None:

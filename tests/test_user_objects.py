@@ -1,6 +1,8 @@
 """Whatever a user hands over, networks, weights, data sets, study files: it works, or one sentence says why not."""
 
+import sys
 import warnings
+from collections import namedtuple
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
@@ -9,6 +11,8 @@ from pathlib import Path
 from typing import Any
 from urllib.error import URLError
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,10 +20,11 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import kdsearch as kd
-from kdsearch.data import first
+from kdsearch.data import first, in_order
 from kdsearch.evaluation import measure
 from kdsearch.factories import check_fresh
 from kdsearch.facts import fixed_by
+from kdsearch.images import image_file
 from kdsearch.memory import peak_bytes
 from kdsearch.models import inner, load_state_tensors, state_tensors
 from kdsearch.preflight import preflight
@@ -513,3 +518,195 @@ def test_a_teacher_on_the_meta_device_is_refused(study: kd.Study, tmp_path: Path
 def test_layers_of_torchscript_are_refused(study: kd.Study) -> None:
     said = "student: layer '6' is TorchScript, which runs whole"
     says(said, replace(study, student=lambda: scripted(tiny()), loss=kd.LOSSES["rkd"]("6")))
+
+
+# Data sets and their items
+
+GRAY = np.arange(64, dtype=np.uint8).reshape(8, 8)
+COLOURS = np.stack([GRAY, GRAY * 2, GRAY * 3], -1)
+RGB = torch.from_numpy(COLOURS).movedim(-1, 0)
+Named = namedtuple("Named", ["label", "img", "path"])
+ITEMS: dict[str, Any] = {
+    "dict": {"image": COLOURS, "label": 2},
+    "Hugging Face": {"pixel_values": RGB, "labels": torch.tensor(2), "id": "x"},
+    "CIFAR-100": {"img": PIL.Image.fromarray(COLOURS), "fine_label": 2, "coarse_label": 0},
+    "list": [RGB, np.int64(2)],
+    "named tuple": Named(2, COLOURS, "a.png"),
+    "channels first": (RGB.numpy(), 2),
+    "strided": (np.ascontiguousarray(COLOURS[:, ::-1])[:, ::-1], 2),
+    "16 bits": (COLOURS.astype(np.uint16) * 257, 2),
+    "big endian": (COLOURS.astype(">u2") * 257, 2),
+    "16-bit tensor": ((RGB.int() * 257).to(torch.uint16), 2),
+    "with a gradient": (RGB.to(torch.float64).requires_grad_(), 2),
+}
+PICTURES: dict[str, tuple[PIL.Image.Image, int]] = {
+    "palette": (PIL.Image.fromarray(COLOURS).quantize(64), 3),
+    "gray palette": (PIL.Image.fromarray(GRAY).convert("P"), 3),
+    "alpha": (PIL.Image.fromarray(COLOURS).convert("RGBA"), 3),
+    "gray and alpha": (PIL.Image.fromarray(GRAY).convert("LA"), 3),
+    "palette and alpha": (PIL.Image.fromarray(COLOURS).convert("PA"), 3),
+    "ink": (PIL.Image.fromarray(COLOURS).convert("CMYK"), 3),
+    "YCbCr": (PIL.Image.fromarray(COLOURS).convert("YCbCr"), 3),
+    "HSV": (PIL.Image.fromarray(COLOURS).convert("HSV"), 3),
+    "gray": (PIL.Image.fromarray(GRAY), 1),
+    "16 bits": (PIL.Image.fromarray(GRAY.astype(np.uint16) * 257), 1),
+    "bits": (PIL.Image.fromarray(GRAY * 4).convert("1"), 1),
+}
+
+
+@pytest.mark.parametrize("kind", ITEMS)
+def test_items_of_many_kinds_are_read(kind: str) -> None:
+    batch = first([ITEMS[kind]], 1)
+    assert batch.target.tolist() == [2]
+    levels = batch.images if kind == "with a gradient" else batch.images * 255
+    torch.testing.assert_close(levels[0].float(), RGB.float())
+
+
+@pytest.mark.parametrize("mode", PICTURES)
+def test_pictures_of_all_modes_become_gray_or_rgb_as_files_do(mode: str, tmp_path: Path) -> None:
+    picture, channels = PICTURES[mode]
+    images = first([(picture, 0)], 1).images
+    assert images.shape == (1, channels, 8, 8)
+    if mode not in ("YCbCr", "HSV", "palette and alpha"):  # what no file that is read here can hold
+        suffix = ".tif" if mode == "ink" else ".png"
+        picture.save(tmp_path / f"a{suffix}")
+        torch.testing.assert_close(images[0] * 255, image_file(tmp_path / f"a{suffix}").float())
+    gray = torch.from_numpy(GRAY).float()
+    assert mode == "bits" or not mode.startswith("gray") or (images[0, 0] * 255 - gray).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("array", "low", "high"),
+    [(GRAY > 30, 0, 1), (GRAY / 64, 0, 63 / 64), (GRAY.astype(np.float16) / 64, 0, 63 / 64), (GRAY, 0, 63 / 255)],
+)
+def test_gray_arrays_have_one_channel(array: Any, low: float, high: float) -> None:
+    images = first([(array, 0)], 1).images
+    assert images.shape == (1, 1, 8, 8)
+    assert images.min().item() == low and images.max().item() == pytest.approx(high)
+
+
+def leave() -> None:
+    sys.exit(0)
+
+
+class Lying:
+    """A data set whose methods do what they are told to."""
+
+    def __init__(self, item: Callable[[], Any] = lambda: (RGB, 0), count: Callable[[], int] = lambda: 4) -> None:
+        self.item, self.count = item, count
+
+    def __len__(self) -> int:
+        return self.count()
+
+    def __getitem__(self, index: int) -> Any:
+        return self.item()
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self) -> Any:
+        yield RGB, 0
+
+
+class SizedStream(Stream):
+    def __len__(self) -> int:
+        return 4
+
+
+def divided() -> Any:
+    return 1 / 0
+
+
+WRONG_DATA: dict[str, tuple[Any, str]] = {
+    "dict without label": (
+        [{"image": RGB, "caption": "a"}],
+        r"item 0 of list: it is a dict with image, caption; allowed",
+    ),
+    "two labels": ([{"image": RGB, "label": 1, "target": 2}], "it is a dict with image, label, target; allowed"),
+    "three parts": ([(RGB, 1, "a")], r"it has 3 parts \(Tensor, int, str\); allowed: \(image, label\)"),
+    "images alone": ([RGB], r"it is one array of shape \(3, 8, 8\), without a label; allowed: \(image, label\)"),
+    "text": (["a.png"], r"it is a str; allowed: \(image, label\)"),
+    "None": ([None], r"it is a NoneType; allowed: \(image, label\)"),
+    "label of text": ([(RGB, "cat")], "its label is text 'cat'; allowed: integers from 0 on"),
+    "label None": ([(RGB, None)], "its label is None; allowed: integers"),
+    "label of an object": ([(RGB, object())], "its label is a object; allowed: integers"),
+    "path for an image": ([("a.png", 1)], "its image is text 'a.png'; allowed: a tensor"),
+    "swapped": ([(1, RGB)], r"its image is a int; allowed: a tensor \(C, H, W\), a PIL image or a NumPy array"),
+    "objects": ([(np.array([[None]]), 1)], "an image of object; allowed: numbers"),
+    "whole numbers": ([(RGB.long(), 1)], r"an image of torch.int64; allowed: uint8, or floating in \[0, 1\]"),
+    "complex": ([(RGB * 1j, 1)], "an image of torch.complex64; allowed: uint8"),
+    "sparse": ([(RGB.float().to_sparse(), 1)], "an image that is sparse; allowed: a dense tensor"),
+    "meta": ([(RGB.to("meta"), 1)], "an image that is on the meta device"),
+    "32 bits": ([(PIL.Image.fromarray(GRAY.astype(np.int32)), 1)], "an image of 32 bits a pixel; allowed: 8 or 16"),
+    "exit": (Lying(leave), r"item 0 of Lying: SystemExit: 0 \(test_user_objects.py, line"),
+    "divided": (Lying(divided), r"item 0 of Lying: ZeroDivisionError: division by zero \(test_user_objects.py"),
+    "stream": (
+        Stream(),
+        r"a Stream is no map-style data set: needed are len\(data\) and data\[i\] as \(image, label\)",
+    ),
+    "sized stream": (SizedStream(), "a SizedStream is no map-style data set"),
+    "loader": (torch.utils.data.DataLoader(Lying()), "is no map-style data set: .*; pass loader.dataset"),
+    "path": ("data/train", r"a str is no map-style data set: .*; kdsearch.image_folder\(path\) reads a folder"),
+    "generator": ((i for i in ()), "a generator is no map-style data set"),
+    "nothing": (None, "a NoneType is no map-style data set"),
+    "splits": ({"train": [(RGB, 0)]}, "a dict is no map-style data set"),
+    "len fails": (Lying(count=divided), r"len\(\) of Lying: ZeroDivisionError"),
+    "len exits": (Lying(count=leave), r"len\(\) of Lying: SystemExit"),
+    "len is negative": (Lying(count=lambda: -1), r"len\(\) of Lying: ValueError"),
+    "empty": ([], "the data set is empty"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_DATA)
+def test_what_is_no_data_set_or_item_is_one_sentence(kind: str) -> None:
+    data, said = WRONG_DATA[kind]
+    with pytest.raises(kd.KdsearchError, match=said) as caught:
+        first(data, 4)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_data_set_that_is_longer_than_it_says_is_named_with_its_item() -> None:
+    with pytest.raises(kd.KdsearchError, match="item 1 of Short: IndexError: list index out of range"):
+        list(in_order(Short([(RGB, 0)]), 4))
+
+
+class Short(list):  # type: ignore[type-arg]
+    def __len__(self) -> int:
+        return 3
+
+
+def test_an_interruption_while_an_item_is_read_stays_one() -> None:
+    def interrupted() -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        first(Lying(interrupted), 1)
+
+
+def test_numpy_arrays_become_tensors() -> None:
+    images, labels = bars(6, 0)
+    for given in (images.numpy(), images[:, 0].numpy(), images.movedim(1, -1).numpy()):
+        data = kd.ArrayData(given, labels.numpy())
+        assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
+    assert kd.ArrayData(images.numpy() > 0.5, labels.numpy()).images.unique().tolist() == [0, 255]
+    assert not kd.ArrayData(images.clone().requires_grad_(), labels).images.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "said"),
+    [
+        (torch.rand(4, 1, 8, 8), torch.zeros(3), "ArrayData: 3 labels for 4 images; needed: one each"),
+        ([RGB], torch.zeros(1), "ArrayData: images is a list; allowed: a tensor or a NumPy array"),
+        (torch.rand(2, 1, 8, 8), [0, 1], "ArrayData: labels is a list"),
+        (torch.rand(2, 1, 8, 8), np.array(["a", "b"]), "ArrayData: labels of <U1; allowed: numbers"),
+        (
+            torch.rand(2, 1, 8, 8).to_sparse(),
+            torch.zeros(2),
+            "ArrayData: images is .*sparse.*; allowed: a dense tensor",
+        ),
+        (torch.rand(2, 1, 8, 8) * 1j, torch.zeros(2), "ArrayData: images is torch.complex64"),
+        (torch.tensor(1.0), torch.zeros(2), r"ArrayData: images is torch.float32 \(\)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_one_sentence(images: Any, labels: Any, said: str) -> None:
+    with pytest.raises(kd.KdsearchError, match=said):
+        kd.ArrayData(images, labels)
