@@ -21,7 +21,10 @@ def kept_rows(folder: Path, study: StudyFile, storage: str | None) -> tuple[list
     kept = kept_trials(folder)  # before the rows: a row is written before the folder of its trial
     url = storage or database(folder)
     if storage is None:
-        own = database_file(study.storage or url)
+        try:
+            own = database_file(study.storage or url)
+        except KdsearchError as error:
+            raise KdsearchError(f"cannot read {folder / 'study.json'}: {error}") from None
         try:
             check_inside(folder, own)
         except KdsearchError:
