@@ -46,6 +46,7 @@ from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.teachers import Recipe
 from kdsearch.terminal import number_of
+from kdsearch.wiring import check_kinds
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,7 @@ def search(
     source = None
     if not isinstance(study, Study):
         study, source = load_study(str(study))
+    check_kinds(study)
     changes = {"trials": trials, "epochs": epochs, "confirmation": confirmation}
     budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
     study = replace(study, budget=budget, seed=study.seed if seed is None else seed)

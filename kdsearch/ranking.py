@@ -24,6 +24,7 @@ from kdsearch.scores import Baseline, Score, score
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready, Study, load_study
 from kdsearch.teachers import Recipe
+from kdsearch.wiring import check_kinds
 
 Scored = Policy | FixedTransform | None  # None: a second view identical to the first
 Given = Scored | PolicySpec | Path | str
@@ -72,6 +73,7 @@ def rank(
     """
     if not isinstance(study, Study):
         study = load_study(str(study))[0]
+    check_kinds(study)
     if split not in SPLITS:
         raise KdsearchError(unknown("split", split, SPLITS))
     if views < 1 or (most is not None and most < 2):
