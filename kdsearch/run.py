@@ -42,7 +42,7 @@ class Outcome:
     value: float  # of the study's metric, for the student on search-validation after the last epoch
     value_se: float  # standard error
     seconds: float
-    warnings: tuple[str, ...] = ()  # of a policy that has learned
+    warnings: tuple[str, ...] = ()  # of a student at chance, and of a policy that was to learn
     at_chance: str | None = None  # what shows that the student has learned nothing
     disagreement: DisagreementReport | None = None
     student: nn.Module | None = field(default=None, compare=False, repr=False)

@@ -22,6 +22,7 @@ from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_int
 from kdsearch.analysis.frames import frame
 from kdsearch.data import varied
 from kdsearch.disagreement import DisagreementReport, Region, _with_intervals, plan_look
+from kdsearch.display import Display
 from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import known, measure
 from kdsearch.facts import fixed_by
@@ -392,3 +393,18 @@ def test_a_policy_that_took_no_step_is_warned_of() -> None:
     none = replace(FINE, policy_steps=0)
     assert warnings([none, none], policy, 0.9)[0].startswith("no policy step was taken")
     assert warnings([FINE, none], policy, 0.9) == ()
+
+
+def test_off_a_terminal_the_look_is_told_once_and_then_every_ten_seconds(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    now = 100.0
+    monkeypatch.setattr("kdsearch.display.time.monotonic", lambda: now)
+    with Display() as display:
+        for done in range(0, 5001, 100):
+            display.looking("trial 0", done, 5000)
+            now += 0.5
+        display.looking("trial 0", 0, 0)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["trial 0  looking for disagreement", "trial 0  looking for disagreement  42% of 5000 images"]
+    assert len(lines) == 3
