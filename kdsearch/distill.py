@@ -83,6 +83,7 @@ class Distiller:
         self.projections: Projections | None = None
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
         self.dual = 0.0
+        self._teacher_finite = torch.ones((), dtype=torch.bool, device=device)  # its logits so far, kept where they are
         self._parts: dict[str, Any] = {}  # what a run changes, for its state
         self._epoch = 0  # of the run
         self._before = self._epochs = 0  # epochs of earlier runs, and of all so far
@@ -180,7 +181,10 @@ class Distiller:
                 step += 1
         losses = torch.cat([sums[:2], sums[6:]]).tolist()
         if not all(map(math.isfinite, (*losses, *(s.objective + self.dual for s in learned)))):
-            raise Diverged(f"epoch {epoch}: a loss is not finite")
+            who = (
+                "a loss is not finite" if self._teacher_finite else "the teacher's logits are not finite on its images"
+            )
+            raise Diverged(f"epoch {epoch}: {who}")
         if isinstance(policy, Policy) and any(bool(value.isnan().any()) for value in policy.parameters()):
             raise Diverged(f"epoch {epoch}: the policy is not a number")  # a logit of probability 1 is infinite
         measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
@@ -291,7 +295,9 @@ class Distiller:
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The teacher's answers, in float32 whatever it computes in."""
         with self._precision():
-            return self.task.check(self.teacher(images, layers), "teacher")
+            answers = self.task.check(self.teacher(images, layers), "teacher")
+        self._teacher_finite = self._teacher_finite & torch.isfinite(answers.logits.detach()).all()
+        return answers
 
     def _answer(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The student's answers, in float32 whatever it computes in."""

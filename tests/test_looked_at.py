@@ -14,6 +14,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 import kdsearch as kd
 from kdsearch.alternation import PolicySteps
 from kdsearch.data import first
+from kdsearch.errors import Diverged
 from kdsearch.facts import fixed_by
 from kdsearch.fingerprint import image_keys, network_digest, student_digest
 from kdsearch.preflight import check, make_ready, preflight
@@ -191,6 +192,21 @@ def test_a_teacher_that_is_no_number_somewhere_is_said_to_be(tiny_study: Study, 
     bright = Sick(tiny_study.teacher, lambda x: x.flatten(1).sum(1) > kept.max() + 1)  # as inverted digits are
     said = said_of(replace(tiny_study, teacher=bright), tmp_path)
     assert re.search(r"the teacher's logits are not finite on images after \w+, which the search would show it", said)
+
+
+def test_a_run_that_a_teacher_spoils_later_says_that_it_was_the_teacher(tiny_study: Study) -> None:
+    ill = Sick(tiny_study.teacher, lambda x: torch.arange(len(x)) == 0)
+    phase = kd.Phase((kd.LOSSES["kd"](),), epochs=1, steps=2, batch=8)
+    for teacher, said in ((ill, "epoch 1: the teacher's logits are not finite"), (tiny_study.teacher, None)):
+        distiller = kd.Distiller(
+            kd.Teacher(teacher), kd.small_convnet(2), None, kd.Classification.of(10), optimizer=exploding
+        )
+        with pytest.raises(Diverged, match=said or "epoch 1: a loss is not finite"):
+            list(distiller.run(phase, tiny_study.train, tiny_study.search_validation))
+
+
+def exploding(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=1e30)
 
 
 # What is in both splits
