@@ -23,7 +23,7 @@ from kdsearch.views import Views
 LONGEST_NAME = 100  # letters
 MOST_CLASSES = 100_000
 MOST: Mapping[str, int] = {"trials": 10**6, "epochs": 10**6, "steps": 10**7, "batch": 10**7, "confirmation": 10**4}
-SEEDS = 2**63  # of either sign
+MOST_WHOLE = 2**63  # of either sign
 
 
 def check_kinds(study: Study) -> None:
@@ -33,11 +33,11 @@ def check_kinds(study: Study) -> None:
         KdsearchError: with all that are not.
     """
 
-    def number(value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-
     def whole(value: object) -> bool:
         return isinstance(value, int) and not isinstance(value, bool)
+
+    def number(value: object) -> bool:
+        return isinstance(value, float) or (whole(value) and -MOST_WHOLE <= value < MOST_WHOLE)  # type: ignore[operator]
 
     def weights(value: object) -> bool:
         return isinstance(value, Mapping) and all(isinstance(k, str) and number(v) for k, v in value.items())
@@ -53,7 +53,7 @@ def check_kinds(study: Study) -> None:
         ("workers", whole, "a whole number"),
         ("objective", weights, "weights of terms by name"),
         ("floor", lambda v: v is None or number(v), "a number of nats, or None"),
-        ("seed", lambda v: whole(v) and -SEEDS <= v < SEEDS, "a whole number of 64 bits"),
+        ("seed", lambda v: whole(v) and -MOST_WHOLE <= v < MOST_WHOLE, "a whole number of 64 bits"),
     ]
     found = []
     for name, fits, allowed in kinds:
