@@ -102,7 +102,7 @@ def test_it_helped_takes_values_of_the_policy_and_of_all_references() -> None:
         assert f"is not compared with {WORDS[reference]} ({reference} diverged on all 3 seeds)" in said
         without = {run: column for run, column in {**learned, **GOOD}.items() if run != reference}
         said = sentence(tables(without))
-        assert "It helped" not in said and f"({reference} has not run on all 3 seeds)" in said
+        assert "It helped" not in said and f"({reference} is missing on all 3 seeds)" in said
 
 
 def test_a_policy_that_diverged_everywhere_confirms_nothing() -> None:
@@ -125,7 +125,7 @@ def test_a_seed_without_a_value_is_said_wherever_a_mean_leaves_it_out() -> None:
 def test_a_confirmation_that_is_not_finished_is_said() -> None:
     said = sentence(tables({"learned": [0.9]}, wanted=3))
     assert said.startswith("On 1 of 3 fresh seeds the searched policy (trial 0)")
-    assert "identity has not run on the one seed" in said
+    assert "identity is missing on the one seed" in said
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "kappa"])

@@ -83,7 +83,7 @@ def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
     own = _lacking(evaluations, "learned")
     values = evaluations.query("run == 'learned'")["value"].dropna()
     if values.empty:
-        return f"{start}: {own or 'learned has not run'}: nothing is confirmed.{_frozen(scale, evaluations)}"
+        return f"{start}: {own or 'learned is missing'}: nothing is confirmed.{_frozen(scale, evaluations)}"
     differences = paired_differences(evaluations, "learned").set_index("against")
     parts = [_part(scale, evaluations, differences, reference) for reference in WORDS]
     shown = [name for name in WORDS if name in differences.index and differences.loc[name, "low"] > 0]
@@ -141,7 +141,7 @@ def _lacking(evaluations: pd.DataFrame, run: str) -> str:
     diverged, absent = int(rows["value"].isna().sum()), seeds - rows["seed"].nunique()
     chance = int(rows["at_chance"].notna().sum()) if "at_chance" in rows else 0
     found = [f"{what} on {_of(count, seeds)}" for what, count in
-             (("diverged", diverged), ("has not run", absent), ("is at chance", chance)) if count]  # fmt: skip
+             (("diverged", diverged), ("is missing", absent), ("is at chance", chance)) if count]  # fmt: skip
     return f"{run} {' and '.join(found)}" if found else ""
 
 
