@@ -441,7 +441,7 @@ def test_a_record_says_what_the_epoch_measured(data: ArrayData) -> None:
     assert (last.value, last.value_se) == (last.accuracy, last.accuracy_se)
     assert last.losses == {KD.name: last.distillation_loss}
     numbers = [v for r in records for v in vars(r).values() if not isinstance(v, dict)]
-    assert all(math.isfinite(v) for v in numbers) and len(numbers) == 2 * 23
+    assert all(math.isfinite(v) for v in numbers) and len(numbers) == 2 * 24
     _, still = finished(0, data, Policy(["invert"], 1))
     assert all(math.isfinite(r.policy_objective) for r in still)
     plain = list(distiller(None).run(PHASE, data, data))
