@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from kdsearch.errors import KdsearchError, calling
 from kdsearch.models import outputs
 
+FEW = 8  # images, whose mean and deviation are too noisy for BatchNorm
 FRESH = "allowed: a factory, which makes a new network each time, such as `lambda: Net()`"
 
 
@@ -76,6 +78,19 @@ def check_fresh(one: nn.Module, other: nn.Module, who: str = "student") -> None:
     kept = {id(parameter) for parameter in one.parameters()}
     if shared := [name for name, parameter in other.named_parameters() if id(parameter) in kept]:
         raise KdsearchError(f"{who} gives networks that share the weights {shared[0]}; {FRESH}")
+
+
+def few_for_batch_norm(network: nn.Module, images: int) -> list[str]:
+    """A warning, where the statistics of a network's BatchNorm would be those of very few images.
+
+    Args:
+        images: In one forward of a training step.
+    """
+    if images >= FEW or not any(isinstance(module, _BatchNorm) for module in network.modules()):
+        return []
+    return [
+        f"BatchNorm of the student sees {images} images at a time (budget.batch, budget.parts); better: {FEW} or more"
+    ]
 
 
 def is_unbuilt(network: nn.Module) -> bool:

@@ -8,9 +8,10 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from kdsearch.errors import KdsearchError, said
+from kdsearch.errors import KdsearchError
 
 NAME = "kdsearch_study"
+LARGEST = 10_000_000  # bytes of a study file
 
 
 def run_file(path: Path) -> ModuleType:
@@ -22,17 +23,24 @@ def run_file(path: Path) -> ModuleType:
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))
     spec = importlib.util.spec_from_file_location(NAME, path)
-    assert spec and spec.loader
+    if spec is None or spec.loader is None:
+        raise KdsearchError(f"{path}: no Python file; allowed: .py")
+    if (size := path.stat().st_size) > LARGEST:
+        raise KdsearchError(f"{path}: {size:,} bytes; allowed: {LARGEST:,}")
     module = importlib.util.module_from_spec(spec)
     sys.modules[NAME] = module
     try:
         spec.loader.exec_module(module)
     except (KeyboardInterrupt, KdsearchError):
         raise
-    except BaseException as error:  # sys.exit() in it does not end the program
+    except SyntaxError as error:  # of the file itself, or of one that it imports
+        where = f"{error.filename or path}{f', line {error.lineno}' if error.lineno else ''}"
+        raise KdsearchError(f"{where}: {type(error).__name__}: {error.msg}") from error
+    except BaseException as error:  # `sys.exit()` too
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {frames[-1].lineno}" if frames else ""
-        raise KdsearchError(f"{path}{line}: {type(error).__name__}: {said(error)}") from error
+        text = str(error).strip().partition("\n")[0]
+        raise KdsearchError(f"{path}{line}: {type(error).__name__}{f': {text}' if text else ''}") from error
     return module
 
 

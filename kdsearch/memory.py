@@ -16,7 +16,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 LARGE = 13  # images of the larger measured batch; with LARGE - 2 it has no factor in common
-POWERS = (0, 1, 2)  # of the batch, that the size of a tensor may grow with
+POWERS = (0, 1, 2, 3)  # of the batch, that the size of a tensor may grow with
+CUBED = 2**24  # numbers of a tensor that grows with the cube: a loss with more of them takes parts of a batch
 CGROUPS = Path("/sys/fs/cgroup")
 
 
@@ -81,7 +82,7 @@ def peak_bytes(step: Callable[[], object]) -> int:
 def largest_batch(step: Callable[[int], object], batch: int, available: int) -> Fit:
     """Bytes that `step(batch)` needs, and the largest batch that fits, from runs with 11 and 13 images.
 
-    The size of a tensor says what it is: the same in both runs, or growing with the batch or its square. So every
+    The size of a tensor says what it is: the same in both runs, or growing with the batch, its square or cube. So every
     moment of the second run, which finds what stays from the first (gradients, the state of an optimiser), is
     extrapolated on its own, and the peak may move from the optimiser to the activations. A batch of up to 13 is run
     itself.
@@ -102,7 +103,9 @@ def largest_batch(step: Callable[[int], object], batch: int, available: int) -> 
     moments = moments.cumsum(0)  # bytes alive by power of the batch
 
     def needed(images: int) -> int:
-        return round((moments @ (images / large) ** np.array(POWERS)).max())
+        growth = (images / large) ** np.array(POWERS)
+        growth[3] = min(growth[3], CUBED / large**3)
+        return round((moments @ growth).max())
 
     fitting = bisect_right(range(2, batch + 1), available, key=needed)
     return Fit(needed(batch), fitting + 1 if fitting else 0)

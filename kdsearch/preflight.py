@@ -16,11 +16,12 @@ from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.errors import KdsearchError, problems
 from kdsearch.evaluation import Known
-from kdsearch.factories import check_fresh, check_network, check_weights
+from kdsearch.factories import check_fresh, check_network, check_weights, few_for_batch_norm
 from kdsearch.maths import generator, usual_modes
 from kdsearch.models import arranged, outputs
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
+from kdsearch.steps import parts_of
 from kdsearch.study import Ready, Saw, Study
 from kdsearch.survey import (
     MOST_SHARED,
@@ -107,7 +108,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     check_memory(ready, batch)
     seconds = seconds_of(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
-    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *unknown, *doubt]
+    few = few_for_batch_norm(student, study.budget.batch // parts_of(study.budget.batch, study.budget.parts))
+    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *doubt]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip

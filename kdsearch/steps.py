@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from kdsearch.errors import KdsearchError
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
 from kdsearch.policy import Policy
@@ -40,6 +41,11 @@ def views_of(
     images, size = batch.images, len(batch)
     base = torch.eye(3, dtype=torch.float64).expand(size, 3, 3)
     view, weak = View(images, base), images
+    if isinstance(policy, FixedTransform) and targets_move(task, batch.target):
+        raise KdsearchError(
+            f"policy: a FixedTransform does not tell where it moves pixels, and targets of {type(task).__name__} move "
+            "with them; allowed: a kdsearch.Policy, or a task whose targets stay"
+        )
     if policy is not None and draw is not None:
         view = policy.augment(draw, images)
         if rule.teacher == "weak":
@@ -55,6 +61,13 @@ def views_of(
         matrix=keep(base, view.matrix),
         draw=draw,
     )
+
+
+def targets_move(task: Task, target: Tensor) -> bool:
+    """Do targets move with the pixels? Looked at on these, under a quarter turn and a shift."""
+    turn = torch.tensor([[0.0, -1.0, 2.0], [1.0, 0.0, 1.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
+    moved = task.follow(target, turn.expand(len(target), 3, 3))
+    return moved is not target and not torch.equal(moved.nan_to_num(), target.nan_to_num())
 
 
 _KEPT: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -22,13 +22,17 @@ from torch.optim.swa_utils import AveragedModel
 import kdsearch as kd
 from kdsearch.data import first, in_order
 from kdsearch.evaluation import measure
-from kdsearch.factories import check_fresh
+from kdsearch.factories import check_fresh, few_for_batch_norm
 from kdsearch.facts import fixed_by
 from kdsearch.images import image_file
-from kdsearch.memory import peak_bytes
+from kdsearch.loading import run_file
+from kdsearch.memory import largest_batch, peak_bytes
 from kdsearch.models import inner, load_state_tensors, state_tensors
+from kdsearch.ops import move_labels
 from kdsearch.preflight import preflight
+from kdsearch.steps import views_of
 from kdsearch.teachers import weights_hash
+from kdsearch.values import Batch
 
 Wrap = Callable[[nn.Module], nn.Module]
 WRAPPERS: dict[str, Wrap] = {
@@ -710,3 +714,94 @@ def test_numpy_arrays_become_tensors() -> None:
 def test_arrays_that_do_not_fit_are_one_sentence(images: Any, labels: Any, said: str) -> None:
     with pytest.raises(kd.KdsearchError, match=said):
         kd.ArrayData(images, labels)
+
+
+# Study files
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (b"import sys\nsys.exit(0)", "line 2: SystemExit: 0$"),
+        (b"\nraise SystemExit", "line 2: SystemExit$"),
+        (b"raise GeneratorExit", "line 1: GeneratorExit$"),
+        (b"raise BaseException('no')", "line 1: BaseException: no$"),
+        (b"x = 1\ny = = 2", "line 2: SyntaxError: invalid syntax$"),
+        (b"x = '\xff'", "SyntaxError: .*utf-8"),
+        (b"x = 1\x00", "null bytes"),
+        (b"raise ValueError('a\\nb')", "line 1: ValueError: a$"),
+        (b"#" * 10_000_001, "10,000,001 bytes; allowed: 10,000,000"),
+    ],
+    ids=range(9),
+)
+def test_a_study_file_that_does_not_run_is_one_sentence_with_its_line(text: bytes, said: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_bytes(text)
+    with pytest.raises(kd.KdsearchError, match=said) as caught:
+        run_file(tmp_path / "mine.py")
+    assert str(caught.value).startswith(str(tmp_path / "mine.py")) and "\n" not in str(caught.value)
+
+
+def test_an_interruption_of_a_study_file_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        run_file(tmp_path / "mine.py")
+
+
+# Draws, targets that move, memory, BatchNorm
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"operations": ("invert", "rotate")}, "draw: operations invert, rotate; needed, once each: rotate, invert"),
+        ({"operations": ("rotate", "rotate")}, "draw: operations rotate, rotate; needed, once each: rotate"),
+        ({"operations": ("rotat", "invert")}, "draw: unknown operation 'rotat'; did you mean 'rotate'"),
+        ({"chosen": torch.tensor([[0, 2], [0, 1]])}, "draw: chosen from 0 to 2; allowed: 0 to 1"),
+        ({"chosen": torch.tensor([[1, 0], [0, 1]])}, "draw: chosen is not ascending"),
+        ({"gates": torch.ones(2, 1, dtype=torch.bool)}, r"draw: chosen is \(2, 2\), gates \(2, 1\); needed: a row"),
+        ({"seeds": torch.zeros(3).long()}, r"draw: chosen is \(2, 2\), seeds \(3,\); needed"),
+        ({"uniforms": torch.zeros(2, 2).double()}, r"draw: chosen is \(2, 2\), uniforms \(2, 2\); needed"),
+        ({"fill": "zeros"}, "draw: unknown fill 'zeros'; did you mean 'zero'"),
+    ],
+)
+def test_a_draw_that_cannot_be_carried_out_is_one_sentence(changes: dict[str, Any], said: str) -> None:
+    draw = kd.Policy({"rotate": 20.0, "invert": None}, 2).draw(2)
+    images = torch.rand(2, 1, 8, 8)
+    kd.apply(draw, images)
+    with pytest.raises(kd.KdsearchError, match=said):
+        kd.apply(replace(draw, **changes), images)
+
+
+class Masks(kd.Classification):
+    """A task whose targets (B, H, W) move with the pixels."""
+
+    def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
+        return move_labels(target, matrix, outside=255)
+
+
+def test_a_fixed_transform_is_refused_where_targets_move() -> None:
+    still_task = kd.Classification.of(3)
+    transform, masks = kd.FixedTransform(lambda image: image.flip(-1)), Masks(still_task.class_names)
+    images, labels = bars(2, 0)
+    draw = transform.draw(2)
+    views_of(Batch(images, labels, labels), draw, transform, still_task, kd.VIEWS["default"])
+    target = torch.arange(64).view(1, 8, 8).repeat(2, 1, 1)
+    with pytest.raises(kd.KdsearchError, match="does not tell where it moves pixels, and targets of Masks move"):
+        views_of(Batch(images, target, labels), draw, transform, masks, kd.VIEWS["default"])
+
+
+def test_memory_that_grows_with_the_cube_of_a_batch_is_foreseen() -> None:
+    random = torch.Generator().manual_seed(0)
+    student, teacher = torch.rand(64, 8, generator=random), torch.rand(64, 8, generator=random)
+
+    def step(size: int) -> None:
+        kd.losses.relational.relational_angles(student[:size].clone().requires_grad_(), teacher[:size]).sum().backward()
+
+    foreseen = largest_batch(step, 64, 10**12).needed
+    assert foreseen == pytest.approx(peak_bytes(lambda: step(64)), rel=0.1)
+
+
+def test_batch_norm_of_few_images_is_warned_of() -> None:
+    (said,) = few_for_batch_norm(tiny(), 4)
+    assert said.startswith("BatchNorm of the student sees 4 images at a time")
+    assert few_for_batch_norm(tiny(), 8) == few_for_batch_norm(nn.Linear(3, 3), 2) == []

@@ -10,11 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from kdsearch.errors import KdsearchError
 from kdsearch.losses.loss import Loss, Pairs, between, check_temperature
+from kdsearch.memory import CUBED
 from kdsearch.values import Outputs, ViewBatch
 
 SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient
-MOST_NUMBERS = 2**24  # that the angles hold at once
+MOST_NUMBERS = CUBED  # that the angles hold at once
 
 
 def class_correlation(

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError
+from kdsearch.errors import KdsearchError, unknown
 from kdsearch.ops.colour import COLOUR, SHIFT, linear
 from kdsearch.ops.follow import move_boxes, move_labels
 from kdsearch.ops.geometric import GEOMETRIC
@@ -83,9 +83,37 @@ def check_images(images: Tensor) -> None:
 
 
 def check_draw(draw: Draw, images: Tensor) -> None:
-    """Are there as many images as were drawn?"""
+    """Are there as many images as were drawn, and can the draw be carried out?
+
+    Raises:
+        KdsearchError: other numbers of images; operations that are unknown, there twice or out of the table's order;
+            parts of other shapes; a choice of what the draw has not.
+    """
     if len(draw) != len(images):
         raise KdsearchError(f"images: a draw of {len(draw)} images, applied to {len(images)}")
+    for name in draw.operations:
+        if name not in OPERATIONS:
+            raise KdsearchError(f"draw: {unknown('operation', name, OPERATIONS)}")
+    ordered = tuple(name for name in OPERATIONS if name in draw.operations)
+    if draw.operations != ordered:
+        raise KdsearchError(f"draw: operations {', '.join(draw.operations)}; needed, once each: {', '.join(ordered)}")
+    if draw.fill not in FILLS:
+        raise KdsearchError(f"draw: {unknown('fill', draw.fill, FILLS)}")
+    shape = tuple(draw.chosen.shape)
+    parts = {"gates": draw.gates, "signs": draw.signs, "magnitudes": draw.magnitudes}
+    wrong = [f"{name} {tuple(part.shape)}" for name, part in parts.items() if tuple(part.shape) != shape]
+    if tuple(draw.seeds.shape) != shape[:1]:
+        wrong.append(f"seeds {tuple(draw.seeds.shape)}")
+    if draw.uniforms.ndim != 3 or tuple(draw.uniforms.shape[:2]) != shape:
+        wrong.append(f"uniforms {tuple(draw.uniforms.shape)}")
+    if len(shape) != 2 or wrong:
+        raise KdsearchError(f"draw: chosen is {shape}, {', '.join(wrong)}; needed: a row per image in all, (B, n)")
+    if draw.operations and draw.chosen.numel():
+        low, high = (int(end) for end in draw.chosen.aminmax())
+        if low < 0 or high >= len(draw.operations):
+            raise KdsearchError(f"draw: chosen from {low} to {high}; allowed: 0 to {len(draw.operations) - 1}")
+        if draw.chosen.shape[1] > 1 and bool((draw.chosen.diff(dim=1) <= 0).any()):
+            raise KdsearchError("draw: chosen is not ascending; needed: each image's operations in order, once each")
 
 
 OUTSIDE = 1e-3  # rounding that values may have beyond [0, 1]
