@@ -25,7 +25,7 @@ def photographs() -> Tensor:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow runs another program to read some others
-MOST_PIXELS = 50_000_000  # of an image file, which take about 800 MB while they are read
+MOST_PIXELS = 50_000_000  # of an image file, which take up to 900 MB while they are read
 LONGEST = 224  # pixels, the longest side of a loaded image
 
 
@@ -50,7 +50,7 @@ def load_images(path: Path | str, most: int = 4) -> Tensor:
         files = [first for folder in folders_in(path) for first in image_files(folder)[:1]]
     if not files:
         raise KdsearchError(f"{path}: no images in this folder; read are {' '.join(SUFFIXES)}")
-    return _one_size([image_file(file) for file in files[:most]])
+    return _one_size([image_file(file, LONGEST) for file in files[:most]])
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -70,30 +70,38 @@ def _listed(folder: Path) -> list[Path]:
         raise KdsearchError(f"{folder}: cannot be listed: {error.strerror}") from None
 
 
-def image_file(path: Path) -> Tensor:
-    """(C, H, W) uint8 of an image file, the right way up; C is 1 for gray images, otherwise 3."""
+def image_file(path: Path, longest: int | None = None) -> Tensor:
+    """(C, H, W) uint8 of an image file, the right way up; C is 1 for gray images, otherwise 3.
+
+    Args:
+        longest: Sides of at least eight times as much are made smaller, to four times as much or a little more.
+    """
     check_file(path)
     if path.suffix.lower() not in SUFFIXES:
         allowed = f"a folder of images, an .npz file or an image: {' '.join(SUFFIXES)}"
         raise KdsearchError(f"{path}: its name ends in {path.suffix or 'no suffix'!r}; allowed: {allowed}")
     try:
-        return _decoded(path)
+        return _decoded(path, longest)
     except KdsearchError:
         raise
     except Exception as error:  # whatever Pillow makes of a torn file
         raise KdsearchError(f"{path}: cannot be read as an image: {error or type(error).__name__}") from None
 
 
-def _decoded(path: Path) -> Tensor:
-    with PIL.Image.open(path, formats=FORMATS) as opened:
-        if opened.width * opened.height > MOST_PIXELS:
-            size = f"{opened.width} x {opened.height} pixels"
+def _decoded(path: Path, longest: int | None) -> Tensor:
+    with PIL.Image.open(path, formats=FORMATS) as image:
+        if image.width * image.height > MOST_PIXELS:
+            size = f"{image.width} x {image.height} pixels"
             raise KdsearchError(f"{path}: {size}; allowed: {MOST_PIXELS:,} in all; make it smaller first")
-        image = PIL.ImageOps.exif_transpose(opened)
-    try:
-        return picture_tensor(image)
-    except KdsearchError as error:
-        raise KdsearchError(f"{path}: {error}") from None
+        PIL.ImageOps.exif_transpose(image, in_place=True)  # a copy would take as much memory again
+        factor = max(image.size) // (4 * longest) if longest else 1
+        whole = factor <= 1 or image.mode[:1] in "IF"
+        try:
+            return picture_tensor(
+                image if whole else image.convert("L" if image.mode in ("1", "L") else "RGB").reduce(factor)
+            )
+        except KdsearchError as error:
+            raise KdsearchError(f"{path}: {error}") from None
 
 
 def array_images(path: Path) -> Tensor:
