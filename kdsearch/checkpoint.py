@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdsearch.files import write_bytes
+from kdsearch.archives import check_zip
+from kdsearch.files import check_file, write_bytes
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Snapshot
 
@@ -49,6 +50,8 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
+            check_file(path)
+            check_zip(path, "a checkpoint")
             kept = torch.load(path, map_location="cpu", weights_only=True)
             if kept["run"] != run:
                 return None

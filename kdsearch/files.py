@@ -12,6 +12,7 @@ from typing import Any
 from kdsearch.errors import KdsearchError
 
 MOST_JSON = 2**24  # bytes of a JSON file: parsed it takes some thirty times as much
+PARTIAL = ".*.partial"  # names of files that are being written
 PATIENCE = 3.0  # seconds that a pipe is given for somebody to read from it
 
 

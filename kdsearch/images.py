@@ -25,7 +25,7 @@ def photographs() -> Tensor:
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".ppm", ".pgm", ".tif", ".tiff", ".webp")
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")  # Pillow runs another program to read some others
-MOST_PIXELS = 50_000_000  # of an image file, which take up to 900 MB while they are read
+MOST_PIXELS = 50_000_000  # of an image file, which take up to 700 MB while they are read
 LONGEST = 224  # pixels, the longest side of a loaded image
 
 

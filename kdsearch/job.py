@@ -16,7 +16,7 @@ from kdsearch.confirmation import confirm, kept
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
-from kdsearch.files import as_path, make_folder, write_bytes, write_json
+from kdsearch.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.guards import why_at_chance
 from kdsearch.hpo import (
     Best,
@@ -142,6 +142,8 @@ def _only_one(folder: Path) -> Iterator[None]:
         cure = "allowed: a run folder that can be written and locked"
         raise KdsearchError(f"cannot write {lock.lock_file}: {in_words(error)}; {cure}") from None
     try:
+        for left in folder.rglob(PARTIAL):  # of a search that was killed in the middle of a write
+            left.unlink(missing_ok=True)
         yield
     finally:
         with suppress(OSError):

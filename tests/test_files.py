@@ -18,7 +18,8 @@ from torch import nn
 from torchvision import tv_tensors
 
 import kdsearch as kd
-from kdsearch import archives, files
+from kdsearch import archives, files, job
+from kdsearch.checkpoint import Checkpoint
 from kdsearch.console import print_table
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError
@@ -573,3 +574,26 @@ def test_an_exported_policy_refuses_what_is_no_image_in_words_of_its_own(to):
     for given in (4 * good, -good, good * float("nan"), (3 * good).bfloat16()):
         with pytest.raises(ValueError, match=r"^image values from .* to .*; allowed: .*\[0, 1\]"):
             policy(given)
+
+
+# What a search has left
+
+
+def test_a_checkpoint_that_is_no_file_or_claims_too_much_is_put_aside(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ALWAYS", 2**10)
+    with zipfile.ZipFile(tmp_path / "bomb.pt", "w", zipfile.ZIP_DEFLATED) as bomb:
+        bomb.writestr("archive/data/0", bytes(10**6))
+    os.mkfifo(tmp_path / "pipe.pt")
+    monkeypatch.setattr(torch, "load", None)
+    for name in ("bomb.pt", "pipe.pt"):
+        with pytest.warns(UserWarning, match=rf"{name} cannot be read as a checkpoint \(KdsearchError\)"):
+            assert Checkpoint.load(tmp_path / name, "x") is None
+
+
+def test_a_search_removes_what_a_killed_one_was_writing(tmp_path):
+    left = tmp_path / "trials/0000/.checkpoint.pt.0123.partial"
+    left.parent.mkdir(parents=True)
+    left.write_text("half")
+    (tmp_path / "notes.partial").write_text("mine")
+    with job._only_one(tmp_path):
+        assert not left.exists() and (tmp_path / "notes.partial").exists()
