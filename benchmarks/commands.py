@@ -70,20 +70,21 @@ def main() -> None:
 def measured(place: Path, trials: int) -> Iterator[dict[str, Any]]:
     """One row a command, on a run folder made in `place`."""
     run = place / "run"
-    in_child(lambda: search(place, run, REAL))
+    teacher = digits_teacher("plain", 0)
+    in_child(lambda: search(teacher, place, run, REAL))
     multiply(run, trials)
     commands: dict[str, Callable[[], None]] = {
         "status": lambda: command("status", run),
         "frames": lambda: command("frames", run, "-o", place / "frames"),
         "report": lambda: command("report", run),
-        "search": lambda: search(place, run, trials + 1),
+        "search": lambda: search(teacher, place, run, trials + 1),
     }
     for name, run_it in commands.items():
         row = {"command": name, "trials": trials, **in_child(run_it)}
         yield row | {"target_cpu_seconds": TARGETS[name]}
 
 
-def search(place: Path, run: Path, trials: int) -> None:
+def search(teacher: torch.nn.Module, place: Path, run: Path, trials: int) -> None:
     """The tiny study; a second call goes on."""
     space = place / "few.toml"
     space.write_text(SPACE, encoding="utf-8")
@@ -92,7 +93,7 @@ def search(place: Path, run: Path, trials: int) -> None:
         name="commands",
         train=train.subset(torch.arange(100)),
         search_validation=validation.subset(torch.arange(120)),
-        teacher=digits_teacher("plain", 0),
+        teacher=teacher,
         student=lambda: kd.small_convnet(2),
         classes=[f"digit {i}" for i in range(10)],
         teacher_saw="train",

@@ -201,10 +201,10 @@ def _no_constant(name: str) -> float:
 
 
 def _no_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) == len(pairs):
+        return made
     repeated = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-    if repeated:
-        raise ValueError(f"repeated key {', '.join(repeated)}")
-    return dict(pairs)
+    raise ValueError(f"repeated key {', '.join(repeated)}")
 
 
 _DESCRIPTIONS: Mapping[tuple[str, str], str] = {
