@@ -71,11 +71,12 @@ def bars_study(tmp_path_factory: pytest.TempPathFactory) -> kd.Study:
         train=kd.ArrayData(*bars(40, 2)),
         search_validation=kd.ArrayData(*bars(60, 3)),
         teacher=teacher,
-        student=lambda: kd.small_convnet(2, classes=3),
+        student=lambda: kd.small_convnet(4, classes=3),
         classes=["lying", "upright", "cross"],
         teacher_saw="none",
         space=str(space),
-        budget=kd.Budget(trials=1, epochs=1, steps=2, batch=8, confirmation=2),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=0.03),
+        budget=kd.Budget(trials=1, epochs=1, steps=20, batch=8, confirmation=2),  # enough to be above chance
     )
 
 
