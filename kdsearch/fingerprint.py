@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdsearch.maths import generator, own_generators
+from kdsearch.sources import fingerprint
 from kdsearch.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
@@ -57,7 +58,7 @@ def text_of(thing: object) -> str:
 
 
 def student_digest(make: Callable[[], nn.Module]) -> str:
-    """A fingerprint of what a factory makes: layers with their numbers, code of a user's own `forward`, start weights.
+    """A fingerprint of what a factory makes: layers with their numbers, the source of own `forward`s, start weights.
 
     Where two students made under one seed start from different weights, the start does not count.
     """
@@ -77,11 +78,7 @@ def network_digest(network: nn.Module) -> str:
 
 
 def _structure(network: nn.Module) -> list[str]:
-    """Layers with their numbers, and what the `forward` methods of a user's own classes do, comments left out."""
-    found = [text_of(network)]
-    for kind in dict.fromkeys(type(module) for module in network.modules()):
-        code = getattr(getattr(kind, "forward", None), "__code__", None)
-        if code is not None and kind.__module__.partition(".")[0] not in ("torch", "torchvision", "kdsearch"):
-            constants = [value for value in code.co_consts if isinstance(value, int | float | str | tuple | bytes)]
-            found.append(f"{kind.__qualname__} {code.co_code.hex()} {code.co_names} {text_of(constants)}")
-    return found
+    """Layers with their numbers, and the source of the `forward` methods of a user's own classes with what it calls."""
+    kinds = dict.fromkeys(type(module) for module in network.modules())
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "torchvision", "kdsearch")]
+    return [text_of(network), *(fingerprint(kind.forward) for kind in own if hasattr(kind, "forward"))]
