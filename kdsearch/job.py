@@ -132,7 +132,8 @@ def search(
 
 @contextmanager
 def _only_one(folder: Path) -> Iterator[None]:
-    """One search in a folder; one that leaves nothing in it leaves no folder."""
+    """One search in a folder; one that leaves nothing in it leaves no folder, nor those around it that it made."""
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     lock = FileLock(make_folder(folder) / "search.lock", timeout=0)
     try:
         lock.acquire()
@@ -149,7 +150,8 @@ def _only_one(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             if [*folder.iterdir()] == [Path(lock.lock_file)]:
                 Path(lock.lock_file).unlink()
-                folder.rmdir()
+                for path in made:
+                    path.rmdir()
         lock.release()
 
 

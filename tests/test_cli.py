@@ -20,11 +20,11 @@ STUDY = """
 import torch
 import kdsearch as kd
 images, labels = {images}, torch.arange(64) % {classes}
-data = kd.ArrayData(images, labels)
+data, other = kd.ArrayData(images, labels), kd.ArrayData(1 - images, labels)
 teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, {outputs}))
 with torch.no_grad():
     teacher[1].weight.copy_(torch.randn({outputs}, 256, generator=torch.Generator().manual_seed(0)))
-study = kd.Study(name="mine", train=data, search_validation=data, teacher={teacher}, classes=10,
+study = kd.Study(name="mine", train=data, search_validation=other, teacher={teacher}, classes=10,
                  student=lambda: kd.small_convnet(2), {more})
 """
 GOOD = {
@@ -103,13 +103,13 @@ def test_losses_are_listed_with_formula_and_status(kdsearch):
     ("wrong", "said"),
     [
         ({"images": "torch.rand(64, 1, 16, 16) * 2"}, r"image values from .* to .*; allowed: \[0, 1\]"),
-        ({"images": "torch.full((64, 1, 16, 16), float('nan'))"}, "images contain NaN or infinity"),
+        ({"images": "torch.full((64, 1, 16, 16), float('nan'))"}, "an image contains NaN or infinity"),
         (
             {"images": "torch.rand(64, 5, 16, 16)"},
             r"images of shape \(5, 16, 16\); allowed: \(1, H, W\) or \(3, H, W\)",
         ),
-        ({"images": "torch.rand(0, 1, 16, 16)"}, "train: the data set is empty"),
-        ({"classes": 11}, r"labels from 0 to 10; allowed: 0 to 9 \(10 classes\)"),
+        ({"images": "torch.rand(0, 1, 16, 16)"}, "64 labels for 0 images; needed: one each"),
+        ({"classes": 11}, r"item 10: labels from 10 to 10; allowed: 0 to 9 \(10 classes\)"),
         ({"outputs": 12}, "teacher: 12 logits; the study has 10 classes"),
         ({"outputs": 10}, "the teacher is right on .* chance is 10.0%"),
         ({"teacher": "torch.load('nowhere.pt')"}, r"mine.py, line \d+: FileNotFoundError: .*nowhere.pt"),
