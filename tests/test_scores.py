@@ -1,5 +1,6 @@
 """Scores of policies by the teacher alone: every number by hand, the closed form against the paper's procedure."""
 
+import json
 import math
 from dataclasses import replace
 from itertools import combinations
@@ -228,7 +229,7 @@ def ranked(tiny_study, tmp_path_factory):
 
 def test_references_and_each_operation_are_ranked_without_a_student(ranked, finished):
     tables = kd.frames(finished.folder)
-    operations = tables["studies"]["operations"].iloc[0].split(", ")
+    operations = json.loads(tables["studies"]["operations"].iloc[0])
     kinds = dict(zip(ranked["policy"], ranked["kind"], strict=True))
     assert kinds == dict.fromkeys(("identity", "trivial", "start"), "reference") | dict.fromkeys(
         operations, "operation"

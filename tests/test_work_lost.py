@@ -40,6 +40,14 @@ interval = 2
 """
 
 
+@pytest.fixture(autouse=True)
+def listening() -> Any:
+    """As in a terminal: what runs in the background, as tests may, ignores SIGINT from its start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def strike(times: int = 1, number: signal.Signals = signal.SIGINT) -> None:
     for _ in range(times):
         os.kill(os.getpid(), number)
