@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,13 +19,21 @@ from kdsearch.values import Batch
 
 GIB = 2**30
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly
-Step = Callable[[int], object]  # with that many images
+Step = Callable[[int], Any]  # with that many images
 
 
 def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
-    """Seconds of a run with policy steps, and of one without, from a few steps of each kind."""
+    """Seconds of a run with policy steps, and of one without, from a few steps of each kind.
+
+    Raises:
+        KdsearchError: the losses of the first step of the student are not finite.
+    """
     study, budget, device = ready.study, ready.study.budget, ready.device
     distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
+    if not torch.isfinite(student_step(budget.batch)[:2]).all():
+        raise KdsearchError(
+            "student: the losses of its first training step are not finite; needed: numbers to learn by"
+        )
     student = _timed(partial(student_step, budget.batch), device)
     learner = _timed(partial(policy_step, ready.policy_batch), device)
     images = len(study.search_validation)

@@ -85,7 +85,9 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
     """
     for raw in _indexed(data, places) if isinstance(data, ArrayData) else read(data, places):
         images, target, ids = (sent(part, device) for part in raw)
-        images = images / 255 if images.dtype == torch.uint8 else images.to(torch.get_default_dtype())
+        if images.dtype == torch.uint8:  # by a tensor: CUDA multiplies by 1 / 255 otherwise, which is another last bit
+            images = images / torch.full((), 255.0, device=images.device)
+        images = images.to(torch.get_default_dtype())
         target = target if target.is_floating_point() else target.long()
         yield Batch(images, target, ids)
 

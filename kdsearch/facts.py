@@ -64,7 +64,7 @@ def fixed_by(checked: Checked) -> dict[str, Any]:
         "teacher": network_digest(ready.teacher.network),
         "student": student_digest(study.fresh_student),
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
-        "code of own losses": fingerprint(*(loss.function for loss in study.losses if _own(loss.function))),
+        "code of own losses": fingerprint(*(loss for loss in study.losses if _own(loss.function))),
         "metric": metric_name(study.metric),
         "code of the metric": fingerprint(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
@@ -88,6 +88,15 @@ def _own(function: Callable[..., Any]) -> bool:
 
 
 def _optimizer(study: Study) -> str:
-    made = fresh_optimizer(study.optimizer, study.fresh_student())
-    numbers = {key: value for key, value in made.defaults.items() if value is not None}
-    return ", ".join([type(made).__name__, *(f"{key} {value}" for key, value in sorted(numbers.items()))])
+    """In words: its name, and for each of its groups the numbers and which of the student's weights it trains."""
+    student = study.fresh_student()
+    made, place = fresh_optimizer(study.optimizer, student), {id(p): i for i, p in enumerate(student.parameters())}
+    said = [type(made).__name__]
+    for group in made.param_groups:
+        trained = [place.get(id(p), -1) for p in group["params"]]
+        if trained != list(range(len(place))):
+            said.append(f"weights {trained}")
+        said += [f"{key} {group[key]}" for key in sorted(group) if key != "params" and group[key] is not None]
+    if not type(made).__module__.startswith("torch."):
+        said.append(f"code {fingerprint(type(made))}")
+    return ", ".join(said)

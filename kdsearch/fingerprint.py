@@ -3,18 +3,22 @@
 import hashlib
 import re
 from collections.abc import Callable
+from types import FunctionType
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from kdsearch.maths import generator, own_generators
+from kdsearch.maths import generator, own_generators, seed_everything
 from kdsearch.sources import fingerprint
 from kdsearch.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
 WORD = 8  # bytes
+_OTHERS = ("builtins", "torch", "torchvision", "kdsearch")  # packages whose classes are fixed by their names
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))
 
 
 def image_keys(images: Tensor) -> Tensor:
@@ -58,17 +62,19 @@ def text_of(thing: object) -> str:
 
 
 def student_digest(make: Callable[[], nn.Module]) -> str:
-    """A fingerprint of what a factory makes: layers with their numbers, the source of own `forward`s, start weights.
+    """A fingerprint of what a factory makes: layers, the source of own methods, what modules hold, start weights.
 
-    Where two students made under one seed start from different weights, the start does not count.
+    What differs between two students made under one seed, such as the start of their weights, does not count.
     """
     starts = []
     with own_generators():
         for _ in range(2):
-            torch.manual_seed(0)
+            seed_everything(0)
             starts.append(make())
-    one, other = (network_digest(start) for start in starts)
-    return one if one == other else digest_of(*_structure(starts[0]))
+    weights, again = (network_digest(start) for start in starts)
+    held, once_more = (fingerprint(_held(start)) for start in starts)
+    parts = [weights] if weights == again else _structure(starts[0])
+    return digest_of(*parts, *([held] if held == once_more else []))
 
 
 def network_digest(network: nn.Module) -> str:
@@ -78,7 +84,23 @@ def network_digest(network: nn.Module) -> str:
 
 
 def _structure(network: nn.Module) -> list[str]:
-    """Layers with their numbers, and the source of the `forward` methods of a user's own classes with what it calls."""
-    kinds = dict.fromkeys(type(module) for module in network.modules())
-    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in ("torch", "torchvision", "kdsearch")]
-    return [text_of(network), *(fingerprint(kind.forward) for kind in own if hasattr(kind, "forward"))]
+    """Layers with their numbers, and the source of the methods of a user's own classes with what they call.
+
+    What `__init__` does is seen in what it leaves.
+    """
+    kinds = dict.fromkeys(kind for module in network.modules() for kind in type(module).__mro__)
+    own = [kind for kind in kinds if kind.__module__.partition(".")[0] not in _OTHERS]
+    methods = [(name, getattr(value, "__func__", getattr(value, "fget", value)))
+               for kind in own for name, value in vars(kind).items()]  # fmt: skip
+    made = [method for name, method in methods if isinstance(method, FunctionType) and name != "__init__"]
+    return [text_of(network), fingerprint(*made)]
+
+
+def _held(network: nn.Module) -> list[Any]:
+    """What modules hold beside layers, weights and buffers: values, functions, hooks; and which weights are frozen."""
+    found: list[Any] = [name for name, weight in network.named_parameters() if not weight.requires_grad]
+    for path, module in network.named_modules():
+        own = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE}
+        hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
+        found += [path, own, *hooks]
+    return found

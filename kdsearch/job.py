@@ -93,10 +93,11 @@ def search(
     source = None
     if not isinstance(study, Study):
         study, source = load_study(str(study))
+    study = replace(study, seed=study.seed if seed is None else seed, device=device or study.device)
     check_kinds(study)
     changes = {"trials": trials, "epochs": epochs, "confirmation": confirmation}
     budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
-    study = replace(study, budget=budget, seed=study.seed if seed is None else seed)
+    study = replace(study, budget=budget)
     folder = as_path(out or Path("runs") / study.name)
     url = storage or database(folder)
     check_storage(url)
@@ -115,7 +116,7 @@ def search(
             if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
                 display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
             display.say("looking at the study: data, networks, memory, time")
-            checked = preflight(study, folder, device=device or study.device)
+            checked = preflight(study, folder, device=study.device)
             search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts)
             search_.begin(source)
             search_.references()
@@ -203,8 +204,6 @@ class _Search:
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.checked)
         place = database_file(self.url).absolute()
         own = place == database_file(database(self.folder))
-        for left_over in self.folder.rglob("*.partial"):  # of a process that died while it wrote
-            left_over.unlink(missing_ok=True)
         with uninterrupted():
             self.optuna = open_search(
                 self.url,

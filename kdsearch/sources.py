@@ -3,7 +3,7 @@
 import dis
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -18,8 +18,8 @@ DEEP = 30  # of things in one another
 _PACKAGES = {"builtins", "collections", "functools", "kdsearch", "numpy", "torch", "torchvision"}
 
 
-def fingerprint(*callables: Callable[..., Any]) -> str:
-    """A hash of functions, classes, methods, partials or callable objects, the same in every process.
+def fingerprint(*things: Any) -> str:
+    """A hash of functions, classes, methods, partials, objects or values, the same in every process.
 
     Followed are the functions, classes and plain values of the same file that their code names, and what they are bound
     to: arguments of a partial, attributes of an object, variables of an outer function. Where there is no source, as of
@@ -27,7 +27,7 @@ def fingerprint(*callables: Callable[..., Any]) -> str:
     """
     digest = hashlib.blake2b(digest_size=16)
     seen: dict[int, Any] = {}
-    for thing in callables:
+    for thing in things:
         for text in _described(thing, seen, 0):
             digest.update(text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -72,6 +73,8 @@ def wrong_images(batch: Batch, shape: torch.Size) -> str | None:
     if images.shape[1:] != shape:
         found, allowed = tuple(images.shape[1:]), tuple(shape)
         return f"item {int(batch.ids[0])}: an image of {found} after ones of {allowed}; images of a data set are alike"
+    if not images.numel():
+        return f"item {int(batch.ids[0])}: an image of {tuple(shape)}, which has no pixels"
     low, high = (v.item() for v in torch.aminmax(images))
     if low >= 0 and high <= 1:  # NaN is neither
         return None
@@ -123,12 +126,14 @@ def _origins(data: Any) -> list[Hashable]:
         return _origins(data.items)
     if isinstance(data, Subset):
         whole = _origins(data.dataset)
-        return [whole[int(i)] for i in data.indices]
+        return [whole[int(i)] for i in data.indices if -len(whole) <= int(i) < len(whole)]  # reading it tells of others
     if isinstance(data, ConcatDataset):
         return [origin for part in data.datasets for origin in _origins(part)]
-    files = getattr(data, "files", None) or getattr(data, "samples", None)
-    if isinstance(files, list | tuple) and len(files) == len(data):
-        first = [file[0] if isinstance(file, list | tuple) and file else file for file in files]
-        if all(isinstance(file, str) or hasattr(file, "__fspath__") for file in first):
-            return [str(file) for file in first]
+    for attribute in ("files", "samples"):
+        with calling(f"{type(data).__name__}.{attribute}"):
+            files = getattr(data, attribute, None)
+        if isinstance(files, list | tuple) and len(files) == len(data):
+            first = [file[0] if isinstance(file, list | tuple) and file else file for file in files]
+            if all(isinstance(file, str | PathLike) for file in first):
+                return [str(file) for file in first]
     return [(id(data), i) for i in range(len(data))]

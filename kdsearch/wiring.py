@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from kdsearch.alternation import Precision
 from kdsearch.errors import KdsearchError, calling, not_whole, problems, unknown
 from kdsearch.items import Spawned
-from kdsearch.losses import Kind, Loss
+from kdsearch.losses import Kind, Loss, Ramp
 from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.space import SearchSpace
@@ -179,9 +179,17 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
         if not isinstance(loss, Loss):
             cure = "call it, as LOSSES['kd']()" if isinstance(loss, Kind) else "an entry of LOSSES called, or a Loss"
             found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
+        elif not isinstance(loss.name, str):
+            found.append(f"loss is called {ascii(loss.name)[:30]}; allowed: text")
+        else:
+            ends = (loss.weight.first, loss.weight.last) if isinstance(loss.weight, Ramp) else (loss.weight,)
+            if not all(isinstance(w, int | float) and 0 <= w < math.inf for w in ends):
+                found.append(
+                    f"loss {loss.name}: its weight is {ascii(loss.weight)[:60]}; allowed: 0 or more, or a Ramp"
+                )
     if not study.losses:
         found.append("loss is an empty list; allowed: one or several entries of LOSSES called")
-    names = [loss.name for loss in study.losses if isinstance(loss, Loss)]
+    names = [loss.name for loss in study.losses if isinstance(loss, Loss) and isinstance(loss.name, str)]
     found += [
         f"loss: {name} is there twice; allowed: once, with a weight"
         for name in dict.fromkeys(names)

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -418,3 +419,136 @@ def test_default_runs_of_the_digits_study_end_inside_the_floor(tmp_path: Path) -
         records = list(distiller.run(ready.phase(steps), ready.study.train, ready.study.search_validation))
         over += [record.floor_violation for record in records[-3:]]
     assert sum(over) / len(over) < 0
+
+
+# Other cases of the same kinds
+
+
+class Scaled(nn.Module):
+    """A student with a value, a method and a function of its own that its `repr` does not show."""
+
+    def __init__(self, scale: float = 1.0, squash: Any = torch.tanh) -> None:
+        super().__init__()
+        self.layer, self.scale, self.squash = nn.Linear(4, 3), scale, squash
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images)
+
+    def head(self, images: Tensor) -> Tensor:
+        return self.squash(self.layer(images)) * self.scale
+
+
+class OtherHead(Scaled):
+    def head(self, images: Tensor) -> Tensor:
+        return self.layer(images) * self.scale
+
+
+OtherHead.__name__, OtherHead.__qualname__ = "Scaled", "Scaled"
+
+
+class Hooked(Scaled):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer.register_forward_hook(lambda module, given, result: result * 2)
+
+
+Hooked.__name__, Hooked.__qualname__ = "Scaled", "Scaled"
+
+
+def test_a_student_is_known_by_its_methods_values_hooks_and_frozen_weights() -> None:
+    made = [Scaled, partial(Scaled, 2.0), partial(Scaled, squash=torch.relu), partial(Scaled, squash=bent), OtherHead,
+            Hooked, lambda: Scaled().requires_grad_(False)]  # fmt: skip
+    digests = [student_digest(factory) for factory in made]
+    assert len({*digests}) == len(made) and digests == [student_digest(factory) for factory in made]
+    counted = iter(range(9))
+    assert student_digest(lambda: Scaled(next(counted))) == student_digest(lambda: Scaled(next(counted)))
+
+
+class Still(torch.optim.SGD):
+    def step(self, closure: Any = None) -> None:
+        pass
+
+
+def test_an_optimizer_is_known_by_its_groups_and_its_code(tiny_study: Study, tmp_path: Path) -> None:
+    def grouped(weights: slice, **numbers: float) -> Any:
+        return lambda given: torch.optim.SGD([{"params": [*given][weights], **numbers}], lr=0.01)
+
+    whole = slice(None)
+    made = [partial(torch.optim.SGD, lr=0.1), partial(torch.optim.SGD, lr=0.2), grouped(whole), grouped(whole, lr=0.3),
+            grouped(slice(2)), grouped(slice(2, None)), partial(Still, lr=0.1)]  # fmt: skip
+    checked = preflight(tiny_study, tmp_path)
+    known = []
+    for optimizer in made:
+        study = replace(checked.ready.study, optimizer=optimizer)
+        known.append(fixed_by(replace(checked, ready=replace(checked.ready, study=study)))["optimizer"])
+    assert len({*known}) == len(made)
+
+
+def test_items_without_pixels_and_what_lists_its_files_oddly(tiny_study: Study, tmp_path: Path) -> None:
+    data = tiny_study.train
+    empty = kd.ArrayData(torch.zeros(100, 1, 0, 8), data.labels)
+    assert "item 0: an image of (1, 0, 8), which has no pixels" in said_of(replace(tiny_study, train=empty))
+    beyond = Subset(data, [*range(80), 1000])
+    assert "train: item 80 of Subset: IndexError" in said_of(replace(tiny_study, train=beyond), tmp_path)
+    items = Named(["a", "b"])
+    for files in (torch.zeros(40, 3), np.array(["a.png"] * 40)):
+        items.files = files
+        assert shared_items(items, items) == 1.0
+
+
+def test_a_search_is_told_its_device_sampler_and_storage_in_words(tiny_study: Study, tmp_path: Path) -> None:
+    for given, said in (
+        ({"device": torch.device("cpu")}, "device is of type device; allowed: text"),
+        ({"device": 3}, "device is 3; allowed: text"),
+        ({"sampler": ["tpe"]}, "unknown sampler"),
+        ({"storage": 3}, "storage '3' is not a URL"),
+    ):
+        with pytest.raises(kd.KdsearchError, match=said):
+            kd.search(tiny_study, out=tmp_path / "run", quiet=True, **given)
+    assert not (tmp_path / "run").exists()
+
+
+def test_losses_that_fail_or_weigh_nothing_sensible_are_one_sentence(tiny_study: Study, tmp_path: Path) -> None:
+    def own(what: Any, name: Any = "own") -> kd.Loss:
+        return kd.Loss(name, lambda student, teacher, views: what(student))
+
+    for what, said in (
+        (lambda student: 1 / 0, "loss own: ZeroDivisionError: division by zero"),
+        (lambda student: None, "loss own: it gave NoneType; allowed: a tensor"),
+        (lambda student: student.logits.sum(1) * float("nan"), "first training step are not finite"),
+    ):
+        assert said in said_of(replace(tiny_study, loss=own(what)), tmp_path)
+    kl = kd.LOSSES["kd"]()
+    for weight in (float("nan"), -1.0, "x", kd.Ramp(0.0, float("inf"))):
+        assert "its weight is" in said_of(replace(tiny_study, loss=kl.times(weight)))
+    assert "loss is called 3; allowed: text" in said_of(replace(tiny_study, loss=own(len, 3)))
+
+
+class Narrow(nn.Module):
+    """Fewer logits for many images than for two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = kd.small_convnet(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.network(images)[:, : 10 if len(images) <= 2 else 7]
+
+
+def test_a_student_that_gives_other_classes_later_on_is_one_sentence(tiny_study: Study, tmp_path: Path) -> None:
+    assert "student: 7 logits; the study has 10 classes" in said_of(replace(tiny_study, student=Narrow), tmp_path)
+
+
+def test_a_teacher_that_knows_which_class_is_frequent_alone_is_told(tiny_study: Study, tmp_path: Path) -> None:
+    data, teacher = tiny_study.search_validation, kd.Teacher(tiny_study.teacher)
+    answers = teacher(data.images).logits.argmax(1)
+    rows = torch.cat([(answers == 3).nonzero()[:9, 0], (answers != 3).nonzero()[:1, 0]])
+    frequent = kd.ArrayData(data.images[rows], torch.full((len(rows),), 3))
+    warnings = " ".join(preflight(replace(tiny_study, search_validation=frequent), tmp_path).warnings)
+    assert "always answering 'digit 3' is on 100.0%: it may know nothing but which class is frequent" in warnings
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_of_8_bits_are_the_same_numbers_on_any_device() -> None:
+    data = kd.ArrayData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
+    assert torch.equal(first(data, 1).images, first(data, 1, "cuda").images.cpu())

@@ -209,7 +209,12 @@ def test_time_is_told_from_steps_of_the_sizes_they_have(tiny_study, tmp_path, mo
     checked, batch = preflight(tiny_study, tmp_path), check(tiny_study)["train"]
     distiller, *_ = costs._steps(checked.ready, batch, 1)
     of_student, of_policy = list[int](), list[int]()
-    monkeypatch.setattr(costs, "_steps", lambda ready, batch, parts: (distiller, of_student.append, of_policy.append))
+
+    def student_step(images: int) -> torch.Tensor:
+        of_student.append(images)
+        return torch.zeros(7)
+
+    monkeypatch.setattr(costs, "_steps", lambda ready, batch, parts: (distiller, student_step, of_policy.append))
     budget = replace(tiny_study.budget, batch=30)
     costs.seconds_of(replace(checked.ready, study=replace(tiny_study, budget=budget)), batch)
     assert {*of_student} == {30} and {*of_policy} == {15}

@@ -55,7 +55,7 @@ def database_file(url: str) -> Path:
     Raises:
         KdsearchError: not a URL, or of something else than an SQLite file.
     """
-    scheme, mark, rest = url.partition("://")
+    scheme, mark, rest = str(url).partition("://")
     if not mark:
         raise KdsearchError(f"storage '{url}' is not a URL; allowed: sqlite:///PATH")
     if scheme not in SCHEMES:

@@ -68,7 +68,7 @@ Run = Callable[[Trial, Callable[[EpochRecord], None]], float]  # trial, report -
 def check_names(sampler: str, pruner: str) -> None:
     """Raises KdsearchError for a sampler or pruner that is not in its table."""
     for kind, name, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
-        if name not in table:
+        if not isinstance(name, str) or name not in table:
             raise KdsearchError(unknown(kind, name, table))
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError, problems, unknown
+from kdsearch.errors import KdsearchError, calling, problems, unknown
 from kdsearch.values import Outputs, ViewBatch
 
 Function = Callable[[Outputs, Outputs, ViewBatch], Tensor]  # student, teacher, views -> (B,) or (B, *space)
@@ -57,10 +57,13 @@ class Loss:
         """(B,) or (B, *space), in float32 or more; no gradient reaches the teacher.
 
         Raises:
-            KdsearchError: it gave something else than one number per image or point.
+            KdsearchError: it fails, or gave something else than one number per image or point.
         """
-        values = self.function(student.wide(), teacher.wide().detach(), views)
+        with calling(f"loss {self.name}"):
+            values = self.function(student.wide(), teacher.wide().detach(), views)
         size = len(student.logits)
+        if not isinstance(values, Tensor):
+            raise KdsearchError(f"loss {self.name}: it gave {type(values).__name__}; allowed: a tensor ({size},)")
         if values.ndim < 1 or len(values) != size or (values.ndim > 1 and self.per == "image"):
             wanted = f"({size},)" if self.per == "image" else f"({size}, *space)"
             raise KdsearchError(f"loss {self.name}: it gave {tuple(values.shape)}; allowed: {wanted}, not reduced")

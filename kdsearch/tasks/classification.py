@@ -30,11 +30,15 @@ class Classification:
         """The same outputs, if they are those of a classifier.
 
         Raises:
-            KdsearchError: logits that are not (B, K).
+            KdsearchError: logits that are not (B, K), or of another K than the classes.
         """
         if outputs.logits.ndim != 2:
             got = tuple(outputs.logits.shape)
             raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
+        if outputs.logits.shape[1] != len(self.class_names):
+            raise KdsearchError(
+                f"{who}: {outputs.logits.shape[1]} logits; the study has {len(self.class_names)} classes"
+            )
         return outputs
 
     def wrong(self, target: Tensor) -> str | None:
