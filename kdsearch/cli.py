@@ -1,5 +1,6 @@
 """The command line: one short function per command, each a thin call of a public function."""
 
+import os
 import shutil
 import signal
 import sys
@@ -151,7 +152,8 @@ def export(
         print(text, end="")  # as it is: it may be a file
     else:
         write_text(output, text)
-        say(output)
+        if not _is_output(output):
+            say(output)
 
 
 app.command()(pictures.rank)
@@ -296,6 +298,13 @@ def copy(
             if kind == "studies"
             else f"{path}: name it as a study's space"
         )
+
+
+def _is_output(path: Path) -> bool:
+    """Does a path such as /dev/stdout lead to what this program prints to?"""
+    with suppress(OSError, ValueError):
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    return False
 
 
 def _typed() -> str:

@@ -27,7 +27,9 @@ def print_frame(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-d
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Rows of text; on a terminal as wide as it is, many rows as long as they are."""
+    columns, rows = [printable(cell) for cell in columns], [[printable(cell) for cell in row] for row in rows]
     if len(rows) > MANY:
+        rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
         widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]
         for row in (columns, *rows):
             padded = (cell + " " * (width - cell_len(cell)) for cell, width in zip(row, widths, strict=True))
@@ -35,9 +37,9 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
         return
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        table.add_column(Text(printable(column)), overflow="fold")
+        table.add_column(Text(column), overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))  # nothing in them is markup
+        table.add_row(*(Text(cell) for cell in row))  # nothing in them is markup
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(width=200, highlight=False).print(table)
 

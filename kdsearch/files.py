@@ -12,7 +12,7 @@ from typing import Any
 from kdsearch.errors import KdsearchError
 
 MOST_JSON = 2**24  # bytes of a JSON file: parsed it takes some thirty times as much
-PARTIAL = ".*.partial"  # names of files that are being written
+PARTIAL = f".*.{16 * '[0-9a-f]'}.partial"  # names of files that are being written
 PATIENCE = 3.0  # seconds that a pipe is given for somebody to read from it
 
 
@@ -26,9 +26,23 @@ def as_path(given: Path | str) -> Path:
         path = Path(os.path.expanduser(given))
     except TypeError:
         raise KdsearchError(f"{given!r}: a path is text or a pathlib.Path, not {type(given).__name__}") from None
+    if given == "":  # such as "$FOLDER" where there is no such variable; Path("") is the working directory
+        raise KdsearchError("'': a path has at least one letter")
     with suppress(FileNotFoundError, NotADirectoryError):
         _stat(path)
     return path
+
+
+def absolute(path: Path) -> Path:
+    """The same path from the root.
+
+    Raises:
+        KdsearchError: it is of a working directory that is no longer there.
+    """
+    try:
+        return path.absolute()
+    except FileNotFoundError:
+        raise KdsearchError(f"{path}: the working directory is no longer there") from None
 
 
 def check_file(path: Path) -> os.stat_result:

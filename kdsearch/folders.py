@@ -16,7 +16,7 @@ from kdsearch.archives import Claim, load_npz
 from kdsearch.data import ArrayData
 from kdsearch.errors import KdsearchError, problems
 from kdsearch.files import as_path
-from kdsearch.images import SUFFIXES, folders_in, image_file
+from kdsearch.images import SUFFIXES, folders_in, image_file, is_image
 from kdsearch.terminal import printable
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
@@ -99,7 +99,7 @@ def image_folder(path: Path | str, *, size: int, skip_unreadable: bool = False) 
     folders = [folder for folder in folders_in(path) if not folder.name.startswith(".")]
     if not folders:
         raise KdsearchError(f"{path}: no folders in it; needed: one folder of images for each class")
-    found = [sorted(file for file in folder.rglob("*") if _is_image(file)) for folder in folders]
+    found = [_images_below(folder) for folder in folders]
     if skip_unreadable:
         found = _readable(path, found)
     if empty := [folder.name for folder, files in zip(folders, found, strict=True) if not files]:
@@ -121,8 +121,12 @@ def _readable(path: Path, found: list[list[Path]]) -> list[list[Path]]:
     return [[file for file in part if file not in wrong] for part in found]
 
 
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+def _images_below(folder: Path) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise KdsearchError(f"{error.filename}: cannot be listed: {error.strerror}")
+
+    files = [Path(place, name) for place, _, names in os.walk(folder, onerror=refuse) for name in names]
+    return sorted(file for file in files if not file.name.startswith(".") and is_image(file))
 
 
 def load_arrays(path: Path | str, *, split: str | None = None) -> ArrayData:

@@ -55,12 +55,23 @@ def load_images(path: Path | str, most: int = 4) -> Tensor:
 
 def image_files(folder: Path) -> list[Path]:
     """The image files in a folder, in the order of their names."""
-    return [path for path in _listed(folder) if path.suffix.lower() in SUFFIXES and path.is_file()]
+    return [path for path in _listed(folder) if is_image(path)]
 
 
 def folders_in(folder: Path) -> list[Path]:
     """The folders in a folder, in the order of their names."""
-    return [path for path in _listed(folder) if path.is_dir()]
+    try:
+        return [path for path in _listed(folder) if path.is_dir()]
+    except OSError as error:
+        raise KdsearchError(f"{error.filename}: {error.strerror}") from None
+
+
+def is_image(path: Path) -> bool:
+    """Is this an image file by its name? One that may not be looked at counts, so that reading it says so."""
+    try:
+        return path.suffix.lower() in SUFFIXES and path.is_file()
+    except OSError:
+        return True
 
 
 def _listed(folder: Path) -> list[Path]:

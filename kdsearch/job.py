@@ -202,7 +202,7 @@ class _Search:
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.checked)
-        place = database_file(self.url).absolute()
+        place = database_file(self.url)
         own = place == database_file(database(self.folder))
         with uninterrupted():
             self.optuna = open_search(

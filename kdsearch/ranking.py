@@ -19,7 +19,7 @@ from kdsearch.maths import generator, own_generators, usual_modes
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import LOOKED_AT, check, make_ready
-from kdsearch.run_folder import trial_folder
+from kdsearch.run_folder import as_text, trial_folder
 from kdsearch.scores import Baseline, Score, score
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready, Study, load_study
@@ -108,7 +108,7 @@ def rank(
     rows = []
     for name, (kind, policy) in {**scored, **{name: ("given", policy) for name, policy in given.items()}}.items():
         result = score(policy, baseline, views=views, floor=ready.space.settings().floor, seed=study.seed)
-        rows.append({"study": study.name, "policy": name, "kind": kind, "split": split, **_row(result)})
+        rows.append({"study": study.name, "policy": as_text(name), "kind": kind, "split": split, **_row(result)})
     return frame("scores", rows).sort_values(
         ["keeps_floor", "stddev_ratio"], ascending=[False, True], ignore_index=True
     )

@@ -1,7 +1,6 @@
 """One self-contained HTML page, from the run folder alone: frames and pictures, no script, nothing fetched."""
 
 import base64
-import io
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -131,6 +130,4 @@ def _number(value: float) -> str:
 
 
 def _png(figure: Figure) -> str:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(plots.picture(figure)).decode()

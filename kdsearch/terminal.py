@@ -1,6 +1,7 @@
 """What a terminal is told: text that it can show and that steers nothing, and one message where it takes no more."""
 
 import io
+import os
 import re
 import sys
 from typing import TextIO
@@ -38,7 +39,13 @@ def number_of(count: int, thing: str) -> str:
 
 
 def guard_output() -> None:
-    """Make standard output write what its encoding has not as escapes, and fail with one message."""
+    """Make standard output write what its encoding has not as escapes, and fail with one message.
+
+    Where a program is started without it, as daemons are, nothing is written.
+    """
+    sys.stdout, sys.stderr = (
+        given or io.TextIOWrapper(io.FileIO(os.devnull, "w"), encoding="utf-8") for given in (sys.stdout, sys.stderr)
+    )
     given = sys.stdout
     if isinstance(given, io.TextIOWrapper) and given is sys.__stdout__:
         sys.stdout = io.TextIOWrapper(

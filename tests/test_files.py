@@ -6,6 +6,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import zipfile
 from pathlib import Path
@@ -19,13 +20,20 @@ from torchvision import tv_tensors
 
 import kdsearch as kd
 from kdsearch import archives, files, job
+from kdsearch.analysis.diff import policy_diff
+from kdsearch.analysis.frames import frame
+from kdsearch.analysis.plots import policy_diff as draw_diff
+from kdsearch.analysis.plots import save, scores
 from kdsearch.checkpoint import Checkpoint
-from kdsearch.console import print_table
+from kdsearch.cli import main
+from kdsearch.console import MANY, print_table
 from kdsearch.display import Display
 from kdsearch.errors import KdsearchError
 from kdsearch.files import as_path, read_text, write_bytes, write_text
+from kdsearch.images import load_images
 from kdsearch.policy import Policy
 from kdsearch.ranking import gather
+from kdsearch.run_folder import as_text
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 
@@ -591,9 +599,98 @@ def test_a_checkpoint_that_is_no_file_or_claims_too_much_is_put_aside(tmp_path, 
 
 
 def test_a_search_removes_what_a_killed_one_was_writing(tmp_path):
-    left = tmp_path / "trials/0000/.checkpoint.pt.0123.partial"
+    left = tmp_path / "trials/0000/.checkpoint.pt.0123456789abcdef.partial"
     left.parent.mkdir(parents=True)
     left.write_text("half")
-    (tmp_path / "notes.partial").write_text("mine")
+    mine = [tmp_path / "notes.partial", tmp_path / ".film.mkv.partial", tmp_path / ".film.2.partial"]
+    for path in mine:
+        path.write_text("mine")
     with job._only_one(tmp_path):
-        assert not left.exists() and (tmp_path / "notes.partial").exists()
+        assert not left.exists() and all(path.exists() for path in mine)
+
+
+@pytest.fixture
+def policy_file(tmp_path) -> Path:
+    """A small policy."""
+    path = tmp_path / "policy.json"
+    path.write_text(Policy({"rotate": 30.0, "invert": None}, 1).freeze().to_json())
+    return path
+
+
+def test_many_rows_steer_a_terminal_no_more_than_few_do(capsys):
+    print_table(["class \x1b[1m"], [[f"\x1b[31m{i}\u202e\n"] for i in range(MANY + 1)])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == MANY + 2 and lines[:2] == [r"class \x1b[1m", r"\x1b[31m0\u202e"]
+
+
+def test_a_program_without_standard_output_runs(policy_file, tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.stdout", None)
+    monkeypatch.setattr("sys.stderr", None)
+    monkeypatch.setattr("sys.argv", ["kdsearch", "export", str(policy_file), "--to", "json", "-o", str(tmp_path / "a")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert not ended.value.code and (tmp_path / "a").read_bytes() == policy_file.read_bytes()
+
+
+def test_what_is_written_to_standard_output_is_the_file_alone(policy_file, capfd, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["kdsearch", "export", str(policy_file), "--to", "json", "-o", "/dev/stdout"])
+    with pytest.raises(SystemExit):
+        main()
+    assert capfd.readouterr().out == policy_file.read_text()
+
+
+def test_a_path_has_a_letter():
+    with pytest.raises(KdsearchError, match=r"^'': a path has at least one letter$"):
+        as_path("")
+    assert as_path(".") == as_path(Path("")) == Path()
+
+
+@pytest.mark.parametrize("name", ["$x^{b$", os.fsdecode(b"caf\xe9"), "\x1b[31m", "a\\b"])
+def test_names_are_drawn_as_they_are(name, policy_file, tmp_path):
+    spec = kd.PolicySpec.load(policy_file)
+    save(draw_diff(policy_diff(spec, spec), (name, name)), tmp_path / "diff.png")
+    numbers = {"floor": 0.3, "keeps_floor": True, "stddev_ratio": 1.0, "stddev_ratio_se": 0.1,
+               "teacher_loss_rise": 0.2, "teacher_loss_rise_se": 0.1}  # fmt: skip
+    row = {"study": "s", "policy": as_text(name), "kind": "given", "split": "train", **numbers}
+    save(scores(frame("scores", [row])), tmp_path / "scores.pdf")
+    assert (tmp_path / "diff.png").stat().st_size and (tmp_path / "scores.pdf").stat().st_size
+
+
+@pytest.fixture
+def open_to_all():
+    """A folder that everybody may enter, as those of pytest are not."""
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        yield Path(place)
+
+
+@root
+def test_what_may_not_be_looked_at_in_a_folder_of_images_is_said(open_to_all):
+    folder, secret = open_to_all / "images", open_to_all / "secret"
+    (folder / "a" / "deep").mkdir(parents=True)
+    secret.mkdir(mode=0o700)
+    Image.new("RGB", (20, 20)).save(folder / "a" / "x.png")
+    Image.new("RGB", (20, 20)).save(secret / "x.png")
+    (folder / "a" / "link.png").symlink_to(secret / "x.png")
+    assert len(kd.image_folder(folder, size=8)) == 2
+    os.seteuid(65534)
+    try:
+        data = kd.image_folder(folder, size=8)
+        with pytest.raises(KdsearchError, match=r"link\.png: Permission denied"):
+            data[0]
+        with pytest.warns(UserWarning, match=r"1 of 2 files .*link\.png: Permission denied"):
+            assert len(kd.image_folder(folder, size=8, skip_unreadable=True)) == 1
+        with pytest.raises(KdsearchError, match=r"link\.png: Permission denied"):
+            load_images(folder / "a")
+        os.seteuid(0)
+        (folder / "a" / "deep").chmod(0o700)
+        os.seteuid(65534)
+        with pytest.raises(KdsearchError, match=r"a/deep: cannot be listed: Permission denied$"):
+            kd.image_folder(folder, size=8)
+        os.seteuid(0)
+        (folder / "b").symlink_to(secret / "folder")
+        os.seteuid(65534)
+        with pytest.raises(KdsearchError, match=r"images/b: Permission denied$"):
+            kd.image_folder(folder, size=8)
+    finally:
+        os.seteuid(0)

@@ -7,6 +7,7 @@ import sqlite3
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import optuna
@@ -16,7 +17,7 @@ import pytest
 import kdsearch as kd
 from kdsearch.analysis.frames import frame, write_frame
 from kdsearch.console import print_table
-from kdsearch.hpo import check_kept, database, open_search, trial_rows
+from kdsearch.hpo import check_kept, database, database_file, open_search, trial_rows
 from kdsearch.hpo.storage import NAME, open_storage
 from kdsearch.run_folder import read_study, trial_folder
 
@@ -420,3 +421,29 @@ def test_a_search_reads_its_own_storage_elsewhere(tiny_study, tmp_path: Path) ->
     result = kd.search(study, out=tmp_path / "a{b", storage=url, quiet=True)
     assert result.best is not None and not (tmp_path / "a{b" / "study.db").exists()
     assert url in refused(lambda: kd.frames(result.folder))
+
+
+@pytest.mark.parametrize("name", ["./:memory:", "file:x?mode=memory&cache=shared"])
+def test_a_storage_is_the_file_that_its_url_names_whatever_sqlite_makes_of_the_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    open_storage(f"sqlite:///{name}")
+    assert database_file(f"sqlite:///{name}") == tmp_path / name and (tmp_path / name).stat().st_size
+
+
+@pytest.mark.parametrize("name", ["y" * 300, "\ud800", "loop/x"])
+def test_a_storage_that_no_file_can_be_is_one_sentence(name, finished, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    url = f"sqlite:///{name}"
+    for call in (lambda: kd.frames(finished.folder, storage=url), partial(open_storage, url)):
+        with pytest.raises(kd.KdsearchError, match=r"^cannot read the database ") as told:
+            call()
+        assert "\n" not in str(told.value)
+
+
+def test_a_working_directory_that_is_gone_is_said(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(kd.KdsearchError, match=r"^run: the working directory is no longer there$"):
+        database(Path("run"))

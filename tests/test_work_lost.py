@@ -290,7 +290,7 @@ def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goe
         if path.parent.name == "0000":
             saved.append(path)
             if len(saved) == 2:
-                (path.parent / ".checkpoint.pt.0123.partial").write_bytes(b"half")
+                (path.parent / ".checkpoint.pt.0123456789abcdef.partial").write_bytes(b"half")
                 raise KdsearchError(f"cannot write {path}: No space left on device") from OSError(errno.ENOSPC, "full")
         real(self, path)
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from kdsearch.analysis.compare import by_seed
@@ -18,6 +20,7 @@ from kdsearch.errors import KdsearchError
 from kdsearch.files import write_bytes
 from kdsearch.metrics import Scale
 from kdsearch.ops import OPERATIONS
+from kdsearch.terminal import printable
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
@@ -245,9 +248,17 @@ def save(figure: Figure, path: Path) -> None:
         KdsearchError: another suffix, or a file that cannot be written.
     """
     check_picture(path)
+    write_bytes(path, picture(figure, path.suffix[1:].lower()))
+
+
+def picture(figure: Figure, kind: str = "png") -> bytes:
+    """A figure as a file of this kind; `$` in names is a letter, not a formula."""
     content = io.BytesIO()
-    figure.savefig(content, format=path.suffix[1:].lower(), dpi=130)
-    write_bytes(path, content.getvalue())
+    with rc_context({"text.parse_math": False}):  # of what is only made while it is drawn
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(content, format=kind, dpi=130)
+    return content.getvalue()
 
 
 def check_picture(path: Path) -> None:
@@ -276,7 +287,8 @@ def number(value: float) -> str:
 
 
 def _short(name: str, most: int = LONGEST_NAME) -> str:
-    """The end of a long name."""
+    """The end of a long name, as it can be drawn."""
+    name = printable(name)
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 

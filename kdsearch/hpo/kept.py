@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.errors import KdsearchError
-from kdsearch.hpo.storage import TrialRow, database, database_file, trial_rows
+from kdsearch.hpo.storage import TrialRow, database, database_file, database_size, trial_rows
 from kdsearch.run_folder import StudyFile, check_inside, kept_trials, read_study
 
 
@@ -54,8 +54,8 @@ def check_kept(folder: Path, url: str) -> None:
 
 def _check(folder: Path, url: str, kept: list[int], named: str | None) -> None:
     file = database_file(url)
-    if kept and (not file.exists() or (file.is_file() and not file.stat().st_size)):
-        gone = "empty" if file.exists() else "missing"
+    if kept and not (size := database_size(file)):
+        gone = "missing" if size is None else "empty"
         other = f", name the storage {named} that its study.json does," if named and url != named else ""
         raise KdsearchError(
             f"{folder}: the database {file} is {gone}, while the files of {_counted(kept)} are there; put it back from "

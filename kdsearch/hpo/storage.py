@@ -23,6 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.errors import KdsearchError, unknown
+from kdsearch.files import absolute
 
 SCHEMES = ("sqlite",)
 NAME = "kdsearch"  # of the Optuna study inside the database
@@ -38,7 +39,7 @@ Whole = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
 
 def database(folder: Path) -> str:
     """The URL of the run folder's own database."""
-    return f"sqlite:///{folder.absolute() / 'study.db'}"
+    return f"sqlite:///{absolute(folder) / 'study.db'}"
 
 
 def check_storage(url: str) -> None:
@@ -63,7 +64,7 @@ def database_file(url: str) -> Path:
     path = rest.removeprefix("/")
     if path == rest or not path or path == ":memory:" or "\0" in path:
         raise KdsearchError(f"storage '{url}' names no file; allowed: sqlite:///PATH")
-    return Path(path)
+    return absolute(Path(path))  # so that no name means something else to SQLite, as :memory: and file: do
 
 
 def open_storage(url: str) -> RDBStorage:
@@ -73,7 +74,7 @@ def open_storage(url: str) -> RDBStorage:
         KdsearchError: it cannot be opened, is another program's, or has the tables of another version.
     """
     path = database_file(url)
-    if _size(path):
+    if database_size(path):
         with _damage(path), _reading(path) as connection:
             found = _tables(connection)
         if found and not found >= NEEDED:
@@ -139,21 +140,25 @@ def trial_rows(url: str) -> tuple[list[TrialRow], dict[str, Any]]:
         KdsearchError: no such file, not a database, another program's, without a search, damaged, of another version.
     """
     path = database_file(url)
-    size = _size(path)
+    size = database_size(path)
     if not size:
         raise KdsearchError(f"cannot read the database {path}: {'there is none' if size is None else 'it is empty'}")
     with _damage(path), _reading(path) as connection:
         return _read(connection, path)
 
 
-def _size(path: Path) -> int | None:
-    """Bytes of a file; None where there is none."""
+def database_size(path: Path) -> int | None:
+    """Bytes of a database; None where there is none.
+
+    Raises:
+        KdsearchError: what cannot be a database, or may not be seen.
+    """
     try:
         found = path.stat()
     except FileNotFoundError:
         return None
-    except OSError as error:
-        raise KdsearchError(f"cannot read the database {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: letters that no file system has
+        raise KdsearchError(f"cannot read the database {path}: {getattr(error, 'strerror', error)}") from None
     if not stat.S_ISREG(found.st_mode):
         raise KdsearchError(f"cannot read the database {path}: it is not a file")
     return found.st_size
@@ -205,7 +210,7 @@ def _reading(path: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _connect(path: Path, mode: str = "ro") -> sqlite3.Connection:
-    url = f"file:{quote(os.fsencode(path.absolute()))}?mode={mode}"
+    url = f"file:{quote(os.fsencode(path))}?mode={mode}"
     return sqlite3.connect(url, uri=True, timeout=PATIENCE, isolation_level=None)
 
 
