@@ -239,7 +239,8 @@ def _read(connection: sqlite3.Connection, path: Path) -> tuple[list[TrialRow], d
     if not studies:
         raise KdsearchError(f"cannot read the database {path}: it holds no search of kdsearch")
     facts = connection.execute("SELECT key, value_json FROM study_user_attributes WHERE study_id = ?", studies[0])
-    known = {key: json.loads(value) for key, value in facts}
+    texts = {key: json.loads(value) for key, value in facts}  # Optuna's JSON of what is JSON already
+    known = {key: json.loads(text) for key, text in texts.items() if isinstance(text, str)}
     rows: dict[int, dict[str, Any]] = {}
     for trial, number, state, start, end in connection.execute(
         "SELECT trial_id, number, state, datetime_start, datetime_complete FROM trials WHERE study_id = ? "
