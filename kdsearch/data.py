@@ -30,8 +30,10 @@ class ArrayData:
         for part, name in ((images, "images"), (labels, "labels")):
             if not isinstance(part, Tensor):
                 raise KdsearchError(f"ArrayData: {name} is a {type(part).__name__}; allowed: a tensor or a NumPy array")
-            if part.layout is not torch.strided or part.is_complex() or part.ndim == 0:
-                kind = f"{part.dtype} {tuple(part.shape)} {part.layout}"
+            sparse = part.is_nested or part.layout is not torch.strided
+            if sparse or part.is_meta or part.is_complex() or part.ndim == 0:
+                kind = f"{part.dtype} nested" if part.is_nested else f"{part.dtype} {tuple(part.shape)} {part.layout}"
+                kind += f" on {part.device}"
                 raise KdsearchError(f"ArrayData: {name} is {kind}; allowed: a dense tensor with a row per image")
         if len(images) != len(labels):
             raise KdsearchError(f"ArrayData: {len(labels)} labels for {len(images)} images; needed: one each")

@@ -216,6 +216,8 @@ class _Search:
             )
             write_json(self.folder / "study.json", {**known, "storage": None if own else f"sqlite:///{place}"})
             self.begun = True
+        for number in done_of(self.optuna):  # left by a search that ended just after a trial had
+            (self._trial_folder(number) / CHECKPOINT).unlink(missing_ok=True)
         if source:
             _keep_source(source, self.folder / "study.py")
         say, right = self.display.say, Scale(ACCURACY).text(self.checked.validation.accuracy)
@@ -370,7 +372,7 @@ class _Search:
         return trial_folder(self.folder, number)
 
     def _done(self) -> int:
-        return done_of(self.optuna)
+        return len(done_of(self.optuna))
 
     def _best(self) -> Best | None:
         return best_of(self.optuna)

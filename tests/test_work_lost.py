@@ -698,3 +698,16 @@ def test_a_new_winner_is_confirmed_beside_the_references_that_do_not_depend_on_i
         assert ran == again * 2
         told = json.loads((tmp_path / "confirmation.json").read_text())
         assert told["winner"] == winner and [row["run"] for row in told["rows"]] == list(confirmation.RUNS) * 2
+
+
+def test_the_checkpoint_of_a_trial_that_ended_is_not_left_by_an_interruption(few, tmp_path, monkeypatch) -> None:
+    def ended(self: object, event: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("kdsearch.job._Search._ended", ended)
+        with pytest.raises(KeyboardInterrupt):
+            kd.search(few, out=tmp_path, quiet=True)
+    assert [*tmp_path.rglob("*.pt")]
+    kd.search(few, out=tmp_path, quiet=True)
+    assert not [*tmp_path.rglob("*.pt")]

@@ -128,9 +128,9 @@ def best_of(study: optuna.Study) -> Best | None:
     return None if value is None else Best(number, params, value)
 
 
-def done_of(study: optuna.Study) -> int:
-    """How many trials of an open search are complete or pruned."""
-    return sum(trial.state.name in ("COMPLETE", "PRUNED") for trial in study.get_trials(deepcopy=False))
+def done_of(study: optuna.Study) -> list[int]:
+    """Numbers of the trials of an open search that are complete or pruned."""
+    return [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 
 
 def trial_rows(url: str) -> tuple[list[TrialRow], dict[str, Any]]:
