@@ -33,20 +33,35 @@ Saw = Literal["unknown", "none", "train", "both"]
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a search may spend."""
+    """How much a search may spend: `epochs * steps` student steps a run, of `batch` images in two views each.
 
-    trials: int = 8  # COMPLETE + PRUNED in all
-    epochs: int = 10  # per run
-    steps: int = 30  # student steps per epoch
-    batch: int = 64  # images per step; each has two views
-    confirmation: int = 3  # fresh seeds for the winner and the references; 0 leaves the confirmation out
-    policy_batch: int | None = None  # images of a policy step; half as many as of a student step where None
-    parts: int = 1  # of a batch, one after another: for batches that do not fit into memory at once
-    # Of the look for disagreement at a run's end. Where they are None its images, bins and operations are as many as
-    # keep the student's forwards there at a quarter of the images of its training; a given number stays as it is.
-    look_images: int | None = None  # of search-validation in each bin, at random
-    look_bins: int | None = None  # of each magnitude; 5 where they fit
-    look_operations: int | None = None  # taken at random; 0 sweeps none
+    Run are the references once, each trial, and five students on each seed of the confirmation.
+
+    Args:
+        trials: COMPLETE + PRUNED in all.
+        epochs: Of a run; after each the student is measured on search-validation.
+        steps: Student steps of an epoch: one batch, forward, backward and the optimizer.
+        batch: Images of a student step.
+        confirmation: Fresh seeds for the winner and the references; 0 leaves the confirmation out.
+        policy_batch: Images of a policy step; half as many as of a student step where None.
+        parts: Of a batch, one after another, for batches that do not fit into memory at once.
+        look_images: Of search-validation, that each bin of the look for disagreement at a run's end sees, at random.
+            Where this and the next two are None, they are as many as keep the student's forwards there at a quarter of
+            the images of its training; a given number stays as it is.
+        look_bins: Of each magnitude; 5 where they fit.
+        look_operations: That are looked along, taken at random; 0 for none.
+    """
+
+    trials: int = 8
+    epochs: int = 10
+    steps: int = 30
+    batch: int = 64
+    confirmation: int = 3
+    policy_batch: int | None = None
+    parts: int = 1
+    look_images: int | None = None
+    look_bins: int | None = None
+    look_operations: int | None = None
 
 
 @dataclass(frozen=True)
@@ -113,7 +128,7 @@ class Study:
 
     @property
     def losses(self) -> tuple[Loss, ...]:
-        return tuple(self.loss) if isinstance(self.loss, Sequence) else (self.loss,)
+        return tuple(self.loss) if isinstance(self.loss, Sequence) and not isinstance(self.loss, str) else (self.loss,)
 
     def fresh_student(self, device: torch.device | str = "cpu") -> nn.Module:
         """What the factory makes, on a device, all its weights there.

@@ -12,7 +12,7 @@ from torch.utils.data import Subset
 from kdsearch.alternation import Precision
 from kdsearch.errors import KdsearchError, calling, not_whole, problems, unknown
 from kdsearch.items import Spawned
-from kdsearch.losses import Kind, Loss, Ramp
+from kdsearch.losses import LOSSES, Kind, Loss, Ramp
 from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.objectives import OBJECTIVES
 from kdsearch.space import SearchSpace
@@ -177,7 +177,8 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
             found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
     for loss in study.losses:
         if not isinstance(loss, Loss):
-            cure = "call it, as LOSSES['kd']()" if isinstance(loss, Kind) else "an entry of LOSSES called, or a Loss"
+            named = isinstance(loss, Kind) or (isinstance(loss, str) and loss in LOSSES)
+            cure = "call it, as LOSSES['kd']()" if named else "an entry of LOSSES called, or a Loss"
             found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
         elif not isinstance(loss.name, str):
             found.append(f"loss is called {ascii(loss.name)[:30]}; allowed: text")

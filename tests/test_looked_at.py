@@ -67,7 +67,11 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "device": ({"device": 0}, "device is 0; allowed: text, such as 'cuda'"),
     "compiled": ({"compiled": 1}, "compiled is 1; allowed: True or False"),
     "workers": ({"workers": None}, "workers is None; allowed: a whole number"),
-    "loss": ({"loss": "kd"}, "loss is str; allowed: an entry of LOSSES called, or a Loss"),
+    "loss": ({"loss": "kd"}, "1 problem\n  loss is str; allowed: call it, as LOSSES['kd']()"),
+    "another loss": (
+        {"loss": len},
+        "loss is builtin_function_or_method; allowed: an entry of LOSSES called, or a Loss",
+    ),
     "no loss": ({"loss": []}, "loss is an empty list"),
     "space": ({"space": 3}, "space is 3; allowed: the name of a search space"),
     "classes as text": ({"classes": "cat"}, "classes is 'cat'; allowed: how many, or a list of their names"),
