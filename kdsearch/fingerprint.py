@@ -3,7 +3,8 @@
 import hashlib
 import re
 from collections.abc import Callable
-from types import FunctionType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,27 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdsearch.maths import generator, own_generators, seed_everything
-from kdsearch.sources import fingerprint
+from kdsearch.sources import PLAIN, fingerprint
 from kdsearch.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
 WORD = 8  # bytes
 _OTHERS = ("builtins", "torch", "torchvision", "kdsearch")  # packages whose classes are fixed by their names
 _OF_ANY_MODULE = frozenset(vars(nn.Module()))
+_VALUES = (
+    *PLAIN,
+    list,
+    tuple,
+    dict,
+    set,
+    Tensor,
+    np.ndarray,
+    type,
+    FunctionType,
+    MethodType,
+    BuiltinFunctionType,
+    partial,
+)
 
 
 def image_keys(images: Tensor) -> Tensor:
@@ -97,10 +112,14 @@ def _structure(network: nn.Module) -> list[str]:
 
 
 def _held(network: nn.Module) -> list[Any]:
-    """What modules hold beside layers, weights and buffers: values, functions, hooks; and which weights are frozen."""
+    """What modules hold beside layers, weights and buffers: values, functions, hooks; and which weights are frozen.
+
+    Of other objects, such as a logger, the class alone: what they hold may be another in each process.
+    """
     found: list[Any] = [name for name, weight in network.named_parameters() if not weight.requires_grad]
     for path, module in network.named_modules():
-        own = {name: value for name, value in vars(module).items() if name not in _OF_ANY_MODULE}
+        own = {name: value if isinstance(value, _VALUES) else type(value)
+               for name, value in vars(module).items() if name not in _OF_ANY_MODULE}  # fmt: skip
         hooks = [*module._forward_pre_hooks.values(), *module._forward_hooks.values()]
         found += [path, own, *hooks]
     return found

@@ -1,5 +1,6 @@
 """What is looked at before anything is trained, and what a study may not be."""
 
+import logging
 import re
 from dataclasses import replace
 from functools import partial
@@ -464,6 +465,10 @@ def test_a_student_is_known_by_its_methods_values_hooks_and_frozen_weights() -> 
             Hooked, lambda: Scaled().requires_grad_(False)]  # fmt: skip
     digests = [student_digest(factory) for factory in made]
     assert len({*digests}) == len(made) and digests == [student_digest(factory) for factory in made]
+    log = logging.Logger("one")
+    logged = student_digest(partial(Scaled, squash=log))
+    log.setLevel(logging.DEBUG)
+    assert student_digest(partial(Scaled, squash=log)) == logged
     counted = iter(range(9))
     assert student_digest(lambda: Scaled(next(counted))) == student_digest(lambda: Scaled(next(counted)))
 
