@@ -17,6 +17,7 @@ from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.files import as_path, write_text
 from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.run_folder import read_policy, read_samples, trial_folder
+from kdsearch.terminal import printable
 
 TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
@@ -78,7 +79,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         tables=_html(tables, final, regions),
     )
     path = folder / "report.html"
-    write_text(path, page)
+    write_text(path, printable(page))
     return path
 
 

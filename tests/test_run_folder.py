@@ -447,3 +447,12 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path, monkeypatch):
     (tmp_path / "here").rmdir()
     with pytest.raises(kd.KdsearchError, match=r"^run: the working directory is no longer there$"):
         database(Path("run"))
+
+
+def test_names_steer_no_page_and_no_terminal_that_reads_about_their_picture(run, kdsearch, recwarn):
+    text = (run / "study.json").read_text().replace('"tiny"', json.dumps("\x1b[31m\u202e\x00tiny 漢"))
+    (run / "study.json").write_text(text.replace('"accuracy"', json.dumps("$m^{x$ \x1b漢"), 1))
+    kdsearch("report", run)
+    page = (run / "report.html").read_text()
+    assert not recwarn.list and not {"\x1b", "\u202e", "\x00"} & set(page)
+    assert r"<h1>\x1b[31m\u202e\x00tiny 漢</h1>" in page

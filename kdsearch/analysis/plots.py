@@ -2,6 +2,7 @@
 
 import io
 import textwrap
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -254,7 +255,8 @@ def save(figure: Figure, path: Path) -> None:
 def picture(figure: Figure, kind: str = "png") -> bytes:
     """A figure as a file of this kind; `$` in names is a letter, not a formula."""
     content = io.BytesIO()
-    with rc_context({"text.parse_math": False}):  # of what is only made while it is drawn
+    with rc_context({"text.parse_math": False}), warnings.catch_warnings():  # of what is only made while it is drawn
+        warnings.filterwarnings("ignore", "Glyph ")  # letters that the font has not are drawn as boxes
         for text in figure.findobj(Text):
             text.set_parse_math(False)
         figure.savefig(content, format=kind, dpi=130)
