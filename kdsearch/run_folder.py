@@ -267,10 +267,11 @@ def read_bytes(folder: Path, path: Path, most: int) -> bytes | None:
             raise KdsearchError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from None
         check_inside(folder, path)
         return read_bytes(folder, path.resolve(), most) if path.exists() else None
+    found = os.fstat(handle)
+    if not stat.S_ISREG(found.st_mode):  # of a folder, which can be opened so, no file object can be made
+        os.close(handle)
+        raise KdsearchError(f"cannot read {path}: it is not a file")
     with os.fdopen(handle, "rb") as file:
-        found = os.fstat(handle)
-        if not stat.S_ISREG(found.st_mode):
-            raise KdsearchError(f"cannot read {path}: it is not a file")
         if found.st_size > most:
             raise KdsearchError(f"cannot read {path}: {found.st_size:,} bytes; at most {most:,} are read")
         try:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 import threading
@@ -456,3 +457,13 @@ def test_names_steer_no_page_and_no_terminal_that_reads_about_their_picture(run,
     page = (run / "report.html").read_text()
     assert not recwarn.list and not {"\x1b", "\u202e", "\x00"} & set(page)
     assert r"<h1>\x1b[31m\u202e\x00tiny 漢</h1>" in page
+
+
+@pytest.mark.parametrize("name", ["study.json", "confirmation.json", *(f"trials/0000/{name}" for name in JSON[1:4])])
+def test_a_folder_in_place_of_a_file_is_one_sentence_and_is_closed(name, run):
+    (run / name).unlink()
+    (run / name).mkdir()
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(kd.KdsearchError, match=rf"^cannot read {re.escape(str(run / name))}: it is not a file$"):
+        kd.frames(run)
+    assert len(os.listdir("/proc/self/fd")) <= len(before)
