@@ -19,6 +19,7 @@ from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.run_folder import read_policy, read_samples, trial_folder
 from kdsearch.terminal import printable
 
+ROUNDING = 1e-12  # what is left of differences of equal numbers
 TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
 
@@ -127,7 +128,7 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
 
 
 def _number(value: float) -> str:
-    return f"{value:.3g}"
+    return f"{value if abs(value) > ROUNDING else 0:.3g}"
 
 
 def _png(figure: Figure) -> str:

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 import kdsearch as kd
+from kdsearch import report
 from kdsearch.analysis.frames import frame, write_frame
 from kdsearch.console import print_table
 from kdsearch.hpo import check_kept, database, database_file, open_search, trial_rows
@@ -467,3 +468,7 @@ def test_a_folder_in_place_of_a_file_is_one_sentence_and_is_closed(name, run):
     with pytest.raises(kd.KdsearchError, match=rf"^cannot read {re.escape(str(run / name))}: it is not a file$"):
         kd.frames(run)
     assert len(os.listdir("/proc/self/fd")) <= len(before)
+
+
+def test_a_difference_of_nothing_is_printed_as_none():
+    assert [report._number(value) for value in (100 * (0.1 + 0.2 - 0.3), -5e-15, -0.25)] == ["0", "0", "-0.25"]
