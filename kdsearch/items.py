@@ -71,6 +71,9 @@ class _Items:
             return _Refused(f"{where}: {in_words(error)}")
 
 
+MOST_ITEMS = 10**8
+
+
 def length(data: MapStyle) -> int:
     """How many items a data set has.
 
@@ -88,7 +91,10 @@ def length(data: MapStyle) -> int:
         hasattr(type(items), method) for method in ("__len__", "__getitem__")
     ):
         with calling(f"len() of {kind}"):
-            return len(items)
+            count = len(items)
+        if count > MOST_ITEMS:
+            raise KdsearchError(f"len() of {kind} is {count:,}; allowed: up to {MOST_ITEMS:,} items, listed in memory")
+        return count
     raise KdsearchError(f"a {kind} is no map-style data set: needed are len(data) and data[i] as (image, label){cure}")
 
 

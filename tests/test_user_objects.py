@@ -655,6 +655,7 @@ WRONG_DATA: dict[str, tuple[Any, str]] = {
     "splits": ({"train": [(RGB, 0)]}, "a dict is no map-style data set"),
     "len fails": (Lying(count=divided), r"len\(\) of Lying: ZeroDivisionError"),
     "len exits": (Lying(count=leave), r"len\(\) of Lying: SystemExit"),
+    "len is huge": (Lying(count=lambda: 10**12), r"len\(\) of Lying is 1,000,000,000,000; allowed: up to 100,000,000"),
     "len is negative": (Lying(count=lambda: -1), r"len\(\) of Lying: ValueError"),
     "empty": ([], "the data set is empty"),
 }
