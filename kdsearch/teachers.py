@@ -1,7 +1,6 @@
 """How a teacher comes about, and the guarantee that nothing here changes it."""
 
 import hashlib
-import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -9,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryFile, gettempdir
+from tempfile import TemporaryFile, mkdtemp
 from typing import Any
 
 import torch
@@ -77,16 +76,16 @@ class Recipe:
             with calling(f"teacher: {_named(self.train)}"):
                 self.train(network)
         tensors = state_tensors(network)
-        elsewhere = Path(gettempdir()) / f"kdsearch-{os.getpid()}-{path.name}"
         reason = "train() has left other weights than build() makes, which it could not read"
-        for place in [path, elsewhere] if shapes is None or shapes == _shapes(tensors) else [elsewhere]:
+        for asked in [path, None] if shapes is None or shapes == _shapes(tensors) else [None]:
             try:
+                place = asked or Path(mkdtemp(prefix="kdsearch-")) / path.name  # under a name that nobody guesses
                 with uninterrupted():
                     write_bytes(place, save(tensors, {"recipe": recipe}))
             except (KdsearchError, OSError, RuntimeError, ValueError) as error:
                 reason = str(error)
                 continue
-            if place == elsewhere:
+            if asked is None:
                 warnings.warn(f"the trained teacher is kept as {place}, not as {path}: {reason}", stacklevel=4)
             return network
         warnings.warn(f"the trained teacher is not kept, and the next search trains it again: {reason}", stacklevel=4)
