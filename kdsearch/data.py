@@ -31,9 +31,8 @@ class ArrayData:
             if not isinstance(part, Tensor):
                 raise KdsearchError(f"ArrayData: {name} is a {type(part).__name__}; allowed: a tensor or a NumPy array")
             sparse = part.is_nested or part.layout is not torch.strided
-            if sparse or part.is_meta or part.is_complex() or part.ndim == 0:
+            if sparse or part.is_complex() or part.ndim == 0:
                 kind = f"{part.dtype} nested" if part.is_nested else f"{part.dtype} {tuple(part.shape)} {part.layout}"
-                kind += f" on {part.device}"
                 raise KdsearchError(f"ArrayData: {name} is {kind}; allowed: a dense tensor with a row per image")
         if len(images) != len(labels):
             raise KdsearchError(f"ArrayData: {len(labels)} labels for {len(images)} images; needed: one each")
@@ -85,7 +84,7 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
     Raises:
         KdsearchError: while reading, an item that is none, named, or workers that do not start.
     """
-    for raw in _indexed(data, places) if isinstance(data, ArrayData) else read(data, places):
+    for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read(data, places):
         images, target, ids = (sent(part, device) for part in raw)
         if images.dtype == torch.uint8:  # by a tensor: CUDA multiplies by 1 / 255 otherwise, which is another last bit
             images = images / torch.full((), 255.0, device=images.device)
@@ -94,7 +93,9 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
         yield Batch(images, target, ids)
 
 
-def _indexed(data: ArrayData, places: list[list[Place]]) -> Iterator[Raw]:
+def _indexed(data: ArrayData, places: list[list[Place]], device: torch.device | str) -> Iterator[Raw]:
+    if data.images.is_meta and torch.device(device).type != "meta":
+        raise KdsearchError("its images are on the meta device, which holds no numbers; allowed: cpu, cuda")
     for batch in places:
         index = sent(torch.tensor([position for position, _ in batch]), data.images.device)
         yield data.images[index], data.labels[index], index

@@ -811,8 +811,8 @@ def test_batch_norm_of_few_images_is_warned_of() -> None:
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested")
 def test_arrays_without_numbers_or_of_many_shapes_are_refused() -> None:
     labels = torch.zeros(2, dtype=torch.long)
-    with pytest.raises(kd.KdsearchError, match=r"ArrayData: images is .* on meta; allowed: a dense tensor"):
-        kd.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels)
+    with pytest.raises(kd.KdsearchError, match="its images are on the meta device, which holds no numbers"):
+        first(kd.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels), 2)
     nested = torch.nested.nested_tensor([torch.zeros(1, 8, 8), torch.zeros(1, 9, 9)])
     with pytest.raises(kd.KdsearchError, match=r"ArrayData: images is torch.float32 nested"):
         kd.ArrayData(nested, labels)
