@@ -104,7 +104,9 @@ def said(error: BaseException) -> str:
     """The text of an exception, which may be of somebody else's class and fail to give one."""
     try:
         return str(error)
-    except Exception:
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
         return ""
 
 

@@ -49,6 +49,8 @@ def check_kinds(study: Study) -> None:
         ("label_weight", number, "a number"),
         ("views", lambda v: isinstance(v, Views), "a kdsearch.Views, such as VIEWS['tst']"),
         ("compiled", lambda v: isinstance(v, bool), "True or False"),
+        ("teacher_saw", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Saw))),
+        ("precision", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Precision))),
         ("device", lambda v: isinstance(v, str), "text, such as 'cuda'"),
         ("workers", whole, "a whole number"),
         ("objective", weights, "weights of terms by name"),

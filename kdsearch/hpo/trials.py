@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.errors import Diverged, KdsearchError, out_of_memory, unknown
+from kdsearch.errors import Diverged, KdsearchError, out_of_memory, said, unknown
 from kdsearch.hpo.storage import NAME, open_storage
 from kdsearch.interrupts import uninterrupted
 from kdsearch.maths import derive_seed
@@ -234,7 +234,7 @@ def _failed(trial: optuna.Trial, error: Exception, failures: int) -> TrialEvent:
         trial.set_user_attr("failures", before + 1)
     started = bool(trial.study.get_trials(deepcopy=False, states=DONE))
     last = not started or (before and failures + 1 >= FAILURES)
-    words = str(error).partition("\n")[0]
+    words = said(error).partition("\n")[0]
     reason = words if isinstance(error, KdsearchError) else f"{type(error).__name__}: {words}"
     reason = "out of memory" if out_of_memory(error) else reason[:300]
     again, ends = machine or last or not before, machine or last or (outside and not before)

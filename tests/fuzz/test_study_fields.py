@@ -162,6 +162,9 @@ def warm(world, bars_study):
 @example({"name": "list"})
 @example({"seed": "class"})
 @example({"train": "a length that lies"})
+@example({"teacher_saw": "array"})
+@example({"precision": "array"})
+@example({"metric": "array"})
 def test_any_field_of_a_study_is_looked_at(world, changed, odd):
     with holds(world, "study fields"):
         check(changed(odd))
@@ -194,6 +197,8 @@ PROGRAMS = (
 @example("import sys; sys.exit(0)", "search")
 @example("raise GeneratorExit", "search")
 @example("raise BaseException", "rank")
+@example("class E(Exception):\n  def __str__(self): raise E\nraise E", "rank")
+@example("class E(BaseException):\n  def __str__(self): raise E\nraise E", "search")
 @example("raise KeyboardInterrupt", "search")
 def test_any_study_file(world, program, doer):
     path = world.put("study.py", program.encode("utf-8", "surrogatepass"))

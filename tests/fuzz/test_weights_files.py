@@ -258,6 +258,7 @@ def warm(world):
 @example(File(".pt", entries=(Entry(0, "code"),)))
 @example(File(".pt", entries=(Entry(0, "expanded"),)))
 @example(File(".pt", held="deep"))
+@example(File(".pt", held="deep", entries=(Entry(1, "float8"),)))
 @example(File(".pt", held="itself"))
 @example(File(".pt", pickle=(Flip(200, 3),)))
 @example(File(".npz", members=(Member(0, "called ../x.npy"),), edits=(Zero(30000, 4),)))
