@@ -22,7 +22,11 @@ from kdsearch.views import Views
 
 LONGEST_NAME = 100  # letters
 MOST_CLASSES = 100_000
-MOST: Mapping[str, int] = {"trials": 10**6, "epochs": 10**6, "steps": 10**7, "batch": 10**7, "confirmation": 10**4}
+MOST: Mapping[str, int] = {
+    **dict.fromkeys(("trials", "epochs"), 10**6),
+    **dict.fromkeys(("steps", "batch", "policy_batch", "parts", "look_images"), 10**7),
+    **dict.fromkeys(("confirmation", "look_bins", "look_operations"), 10**4),
+}
 MOST_WHOLE = 2**63  # of either sign
 
 

@@ -62,6 +62,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
     "true in the budget": ({"budget": kd.Budget(trials=True)}, "budget.trials is True; allowed: whole numbers"),
     "half a step": ({"budget": kd.Budget(steps=2.5)}, "budget.steps is 2.5; allowed: whole numbers, 1 or more"),
     "endless": ({"budget": kd.Budget(steps=10**12)}, "budget.steps is 1000000000000; allowed: whole numbers, 1 to"),
+    "endless policy steps": ({"budget": kd.Budget(policy_batch=10**400)}, "budget.policy_batch is 1000"),
     "views": ({"views": "tst"}, "views is 'tst'; allowed: a kdsearch.Views"),
     "objective": ({"objective": {"divergence": "1"}}, "objective is of type dict; allowed: weights of terms by name"),
     "floor": ({"floor": "0.3"}, "floor is '0.3'; allowed: a number of nats, or None"),

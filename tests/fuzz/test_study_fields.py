@@ -165,6 +165,8 @@ def warm(world, bars_study):
 @example({"teacher_saw": "array"})
 @example({"precision": "array"})
 @example({"metric": "array"})
+@example({"budget.policy_batch": "10**400"})
+@example({"budget.look_images": "10**400"})
 def test_any_field_of_a_study_is_looked_at(world, changed, odd):
     with holds(world, "study fields"):
         check(changed(odd))

@@ -182,7 +182,7 @@ def content(file: File) -> bytes:
     if file.kind == ".npz":
         named = {n: v for n, v in state.items() if isinstance(v, torch.Tensor) and v.dtype == torch.float32}
         files = {
-            f"{n}.npy": _npy(v.numpy())
+            f"{n}.npy": _npy(v.detach().numpy())
             for n, v in named.items()
             if v.device.type == "cpu" and v.layout == torch.strided and v.numel() < 10**6
         }
@@ -259,6 +259,7 @@ def warm(world):
 @example(File(".pt", entries=(Entry(0, "expanded"),)))
 @example(File(".pt", held="deep"))
 @example(File(".pt", held="deep", entries=(Entry(1, "float8"),)))
+@example(File(".npz", held="bare", entries=(Entry(0, "parameter"),)))
 @example(File(".pt", held="itself"))
 @example(File(".pt", pickle=(Flip(200, 3),)))
 @example(File(".npz", members=(Member(0, "called ../x.npy"),), edits=(Zero(30000, 4),)))
