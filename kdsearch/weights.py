@@ -202,6 +202,11 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
         for name, (other, own) in both.items()
         if own.is_floating_point() != other.is_floating_point()
     ]
+    numberless = [
+        f"{name} on {other.device} as {str(other.layout).removeprefix('torch.')}"
+        for name, (other, _) in both.items()
+        if other.is_meta or other.layout is not torch.strided or other.is_quantized
+    ]
 
     def near(name: str) -> str:
         found = get_close_matches(name, missing, n=1)
@@ -212,6 +217,7 @@ def _differences(wanted: Mapping[str, Any], found: Mapping[str, Any]) -> list[st
         "unexpected": [near(name) for name in extra[:SHOWN]] + extra[SHOWN:],
         "another shape": shapes,
         "another type": types,
+        "no dense numbers": numberless,
     }
     return [
         f"{kind}: {', '.join(names[:SHOWN])}{f' and {len(names) - SHOWN} more' if len(names) > SHOWN else ''}"

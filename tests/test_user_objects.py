@@ -212,6 +212,16 @@ def test_of_two_weights_that_fit_one_is_asked_for(tmp_path: Path) -> None:
     ],
     ids=["a part of a Sequential", "of a larger network", "integers"],
 )
+@pytest.mark.parametrize("odd", ["meta", "sparse"])
+def test_weights_without_dense_numbers_are_named(odd: str, tmp_path: Path) -> None:
+    state = tiny().state_dict()
+    name, value = next((name, value) for name, value in state.items() if value.ndim == 4)
+    state[name] = value.to("meta") if odd == "meta" else value.to_sparse()
+    torch.save(state, tmp_path / "w.pt")
+    with pytest.raises(kd.KdsearchError, match=rf"no dense numbers: {name} on (meta as strided|cpu as sparse_coo)"):
+        kd.load_weights(tiny(), tmp_path / "w.pt")
+
+
 def test_weights_of_more_than_the_network_are_refused(state: dict[str, Tensor], said: str, tmp_path: Path) -> None:
     torch.save(state, tmp_path / "w.pt")
     network = tiny()

@@ -169,7 +169,7 @@ def content(file: File) -> bytes:
     for which, odd in file.entries:
         if odd in ODD:
             state[NAMES[which]] = ODD[odd]()
-        elif isinstance(state.get(NAMES[which]), torch.Tensor):
+        elif isinstance(there := state.get(NAMES[which]), torch.Tensor) and there.numel() < 10**6:
             _like(state, NAMES[which], odd)
     made = BytesIO()
     if file.kind == ".safetensors":
@@ -260,6 +260,8 @@ def warm(world):
 @example(File(".pt", held="deep"))
 @example(File(".pt", held="deep", entries=(Entry(1, "float8"),)))
 @example(File(".npz", held="bare", entries=(Entry(0, "parameter"),)))
+@example(File(".pt", held="deep", entries=(Entry(1, "meta"),)))
+@example(File(".safetensors", entries=(Entry(3, "expanded"), Entry(3, "doubled"))))
 @example(File(".pt", held="itself"))
 @example(File(".pt", pickle=(Flip(200, 3),)))
 @example(File(".npz", members=(Member(0, "called ../x.npy"),), edits=(Zero(30000, 4),)))
