@@ -126,6 +126,8 @@ class PolicySpec(_Frozen):
             return cls.model_validate(data)
         except ValidationError as error:
             raise problems(place, [line for e in _causes(error.errors()) for line in _lines(e)]) from None
+        except UnicodeEncodeError:
+            raise KdsearchError(f"{place}: a name in it has half a letter (a lone surrogate), as no text has") from None
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

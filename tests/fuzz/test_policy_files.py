@@ -13,6 +13,7 @@ from strategies import (
     Flip,
     Insert,
     Put,
+    Rename,
     Twice,
     as_json,
     bytes_edits,
@@ -79,6 +80,7 @@ def warm():
 @example("two", (Twice(100, "1"),), ())
 @example("two", (), (Insert(0, b"\xef\xbb\xbf"), Flip(5, 3)))
 @example("two", (), (Cut(0),))
+@example("two", (Rename(7711, "\U00010000\x07"),), (Flip(8778, 0),))
 def test_any_policy_file(world, base, values, edits):
     tree = edited_tree(json.loads(BASES[base].to_json()), values)
     path = world.put("policy.json", edited_bytes(as_json(tree).encode(), edits))
