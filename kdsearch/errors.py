@@ -25,11 +25,14 @@ def not_whole(
     """
     found = []
     for name, lowest in least.items():
-        value, highest = numbers[name], (most or {}).get(name)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if not whole or value < lowest or (highest is not None and value > highest):  # type: ignore[operator]
-            end = " or more" if highest is None or not whole or value < lowest else f" to {highest}"  # type: ignore[operator]
-            found.append(f"{name} is {ascii(value)[:40]}; allowed: whole numbers, {lowest}{end}")
+        value, end = numbers[name], " or more"
+        if isinstance(value, int) and not isinstance(value, bool):
+            highest = (most or {}).get(name)
+            if highest is not None and value > highest:
+                end = f" to {highest}"
+            elif value >= lowest:
+                continue
+        found.append(f"{name} is {ascii(value)[:40]}; allowed: whole numbers, {lowest}{end}")
     return found
 
 
