@@ -223,7 +223,7 @@ def _some(names: set[str]) -> str:
 
 
 def _read(connection: sqlite3.Connection, path: Path) -> tuple[list[TrialRow], dict[str, Any]]:
-    """Optuna's tables as rows: an order of magnitude faster than its own objects, and no way to write."""
+    """Optuna's tables as rows, without an object for each and without a way to write."""
     tables = _tables(connection)
     if not tables >= NEEDED:
         holds = f"its tables are {_some(tables)}" if tables else "it has no tables"
