@@ -2,13 +2,15 @@
 # make test   installs into .venv, then checks style, types, layers and tests
 # make fuzz   installs likewise, then reads 10,000 harmful files, arguments and studies, at random (40 minutes at most)
 # make long   installs likewise, then runs the tests with their long forms
+# make lowest installs the lowest versions that pyproject.toml allows into .venv-lowest, then runs the tests there
 # SYSTEM_SITE=1 uses the torch and torchvision that the system's Python already has.
 PYTHON ?= python3
 VENV ?= .venv
+LOWEST ?= .venv-lowest
 SYSTEM_SITE ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz long clean
+.PHONY: demo test fuzz long lowest clean
 .SILENT:
 
 demo: $(VENV)/installed
@@ -34,12 +36,27 @@ fuzz: $(VENV)/installed
 long: $(VENV)/installed
 	KDSEARCH_LONG=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 2400
 
+# An old library may warn of what a newer one has renamed; that is not ours to mend.
+lowest: $(LOWEST)/installed
+	$(LOWEST)/bin/pytest -n 2 --dist worksteal -W default::DeprecationWarning -W default::FutureWarning
+
+CHECK_PYTHON = $(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"kdsearch needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor} (make PYTHON=python3.12 ...)")'
+
 $(VENV)/installed: pyproject.toml
-	$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"kdsearch needs Python 3.11 or newer; $(PYTHON) is {v.major}.{v.minor} (make PYTHON=python3.12 ...)")'
+	$(CHECK_PYTHON)
 	test -n "$(SYSTEM_SITE)" || echo "Installing into $(VENV): torch, torchvision and their libraries, about 5 GB on disk, some minutes."
 	$(PYTHON) -m venv $(if $(SYSTEM_SITE),--system-site-packages) $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(LOWEST)/installed: pyproject.toml tools/lowest.py
+	$(CHECK_PYTHON)
+	echo "Installing into $(LOWEST): the lowest versions of torch, torchvision and the rest, about 6 GB on disk, some minutes."
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check packaging
+	$(LOWEST)/bin/python tools/lowest.py pyproject.toml > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(LOWEST)/constraints.txt --editable '.[dev]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) $(LOWEST) runs
