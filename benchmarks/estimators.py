@@ -36,13 +36,13 @@ from rich.table import Table
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Draw
 from kdsearch.data import in_order
 from kdsearch.estimators import GATES, Sample, endpoint, flipped
-from kdsearch.maths import generator
 from kdsearch.objectives import TST, objective
 from kdsearch.policy import LOW_START
 from kdsearch.run import run_trial
-from kdsearch.values import Draw
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90
 MOST, MOST_KNOWN = 8, 100  # times as many draws, at most, where each runs the networks and where losses are known

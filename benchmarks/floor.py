@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+from kdsearch.core.maths import generator
 from kdsearch.data import in_order
-from kdsearch.maths import generator
 from kdsearch.study import Ready
 
 DELTA = 0.3

@@ -18,10 +18,10 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+from kdsearch.core.maths import generator
 from kdsearch.data import in_order
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
-from kdsearch.maths import generator
 from kdsearch.run import run_trial
 from kdsearch.study import Ready
 

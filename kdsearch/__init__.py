@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from kdsearch.analysis.frames import policy_frame as policy_frame
     from kdsearch.analysis.regions import regions as regions
     from kdsearch.analysis.sheet import policy_sheet as policy_sheet
+    from kdsearch.core.errors import KdsearchError as KdsearchError
+    from kdsearch.core.values import Batch as Batch
+    from kdsearch.core.values import Draw as Draw
+    from kdsearch.core.values import Outputs as Outputs
+    from kdsearch.core.values import ViewBatch as ViewBatch
     from kdsearch.data import ArrayData as ArrayData
     from kdsearch.data import digits as digits
     from kdsearch.data import in_memory as in_memory
@@ -22,7 +27,6 @@ if TYPE_CHECKING:
     from kdsearch.data import shuffled as shuffled
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
-    from kdsearch.errors import KdsearchError as KdsearchError
     from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.export import export_policy as export_policy
@@ -73,10 +77,6 @@ if TYPE_CHECKING:
     from kdsearch.tasks import Task as Task
     from kdsearch.teachers import Recipe as Recipe
     from kdsearch.teachers import Teacher as Teacher
-    from kdsearch.values import Batch as Batch
-    from kdsearch.values import Draw as Draw
-    from kdsearch.values import Outputs as Outputs
-    from kdsearch.values import ViewBatch as ViewBatch
     from kdsearch.views import VIEWS as VIEWS
     from kdsearch.views import Views as Views
     from kdsearch.weights import load_weights as load_weights
@@ -95,7 +95,7 @@ _WHERE = {
     "distill": ["Distiller"],
     "estimators": ["policy_gradient"],
     "evaluation": ["evaluate"],
-    "errors": ["KdsearchError"],
+    "core.errors": ["KdsearchError"],
     "export": ["export_policy"],
     "fixed": ["FixedTransform"],
     "folders": ["image_folder", "load_arrays"],
@@ -130,7 +130,7 @@ _WHERE = {
     "study": ["Budget", "Study"],
     "tasks": ["Classification", "Task"],
     "teachers": ["Recipe", "Teacher"],
-    "values": ["Batch", "Draw", "Outputs", "ViewBatch"],
+    "core.values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],
     "weights": ["load_weights", "torchvision_model"],
     "wide": ["trivial_augment_wide"],

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from kdsearch.errors import KdsearchError, not_whole, problems, unknown
+from kdsearch.core.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.estimators import GATES
 from kdsearch.losses import Loss
 from kdsearch.objectives import OBJECTIVES, TST

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import as_path
+from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.files import as_path
 
 _PACKAGE = Path(__file__).parent
 SUFFIX = {"studies": ".py", "search_spaces": ".toml"}

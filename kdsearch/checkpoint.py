@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from kdsearch.archives import check_zip
-from kdsearch.files import check_file, write_bytes
+from kdsearch.core.archives import check_zip
+from kdsearch.core.files import check_file, write_bytes
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Snapshot
 

@@ -15,10 +15,10 @@ try:
 
     from kdsearch import catalogue, pictures
     from kdsearch.console import PATH, policy_path, print_frame, print_mark, print_table
-    from kdsearch.errors import KdsearchError
-    from kdsearch.files import as_path
+    from kdsearch.core.errors import KdsearchError
+    from kdsearch.core.files import as_path
+    from kdsearch.core.terminal import guard_output, number_of, say
     from kdsearch.pictures import Which
-    from kdsearch.terminal import guard_output, number_of, say
 except KeyboardInterrupt:  # while the program starts
     raise SystemExit(130) from None
 
@@ -139,8 +139,8 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
+    from kdsearch.core.files import write_text
     from kdsearch.export import differences, export_policy, left_out
-    from kdsearch.files import write_text
     from kdsearch.spec import PolicySpec
 
     spec = PolicySpec.load(policy_path(policy, storage))
@@ -279,8 +279,8 @@ def copy(
     folder: Annotated[Path, typer.Argument(parser=as_path, metavar="[DIR]", help="Where to.")] = Path("."),
 ) -> None:
     """Copy a shipped study or search space, to edit it."""
-    from kdsearch.errors import unknown
-    from kdsearch.files import make_folder, write_text
+    from kdsearch.core.errors import unknown
+    from kdsearch.core.files import make_folder, write_text
 
     kinds = [kind for kind in catalogue.SUFFIX if name in catalogue.names(kind)]
     if not kinds:

@@ -5,9 +5,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from kdsearch.errors import Diverged
-from kdsearch.files import write_json
-from kdsearch.maths import derive_seed
+from kdsearch.core.errors import Diverged
+from kdsearch.core.files import write_json
+from kdsearch.core.maths import derive_seed
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 from kdsearch.run import CHECKPOINT, run_trial

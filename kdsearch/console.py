@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch.errors import KdsearchError
-from kdsearch.files import as_path
-from kdsearch.terminal import printable, say
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import as_path
+from kdsearch.core.terminal import printable, say
 
 PATH: Mapping[str, Any] = {"parser": as_path, "metavar": "PATH"}  # of options that are paths
 

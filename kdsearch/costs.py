@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.memory import available_bytes, largest_batch
+from kdsearch.core.values import Batch
 from kdsearch.distill import Distiller
-from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import measure
-from kdsearch.memory import available_bytes, largest_batch
 from kdsearch.ops import apply
 from kdsearch.steps import parts_of
 from kdsearch.study import Ready
-from kdsearch.values import Batch
 
 GIB = 2**30
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly

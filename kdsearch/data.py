@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.memory import available_bytes
+from kdsearch.core.values import Batch, sent
 from kdsearch.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read
-from kdsearch.maths import generator
-from kdsearch.memory import available_bytes
-from kdsearch.values import Batch, sent
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdsearch.core.maths import clopper_pearson, generator
+from kdsearch.core.values import Draw, Outputs
 from kdsearch.data import listed
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import soft_targets
-from kdsearch.maths import clopper_pearson, generator
 from kdsearch.models import outputs
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, still
-from kdsearch.values import Draw, Outputs
 
 Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
 Watch = Callable[[int, int], None]  # told how many images are looked at, of how many

@@ -11,11 +11,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.terminal import printable
 from kdsearch.metrics import ACCURACY, Scale
 from kdsearch.records import EpochRecord
 from kdsearch.run import Outcome
-from kdsearch.terminal import printable
 
 QUIET = 10  # seconds between two lines of progress, off a terminal
 

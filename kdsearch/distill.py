@@ -13,15 +13,16 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
+from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
+from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled
+from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data import drawn, first, load
-from kdsearch.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
 from kdsearch.factories import check_weights, fresh_optimizer
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
 from kdsearch.losses import Projections
-from kdsearch.maths import derive_seed, generator, own_generators, seed_everything, spoiled
 from kdsearch.metrics import Metric
 from kdsearch.models import outputs
 from kdsearch.policy import Policy
@@ -29,7 +30,6 @@ from kdsearch.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher, still
-from kdsearch.values import Batch, Draw, Outputs, View
 
 State = Mapping[str, Any]
 

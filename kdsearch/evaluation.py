@@ -8,14 +8,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.values import Batch
 from kdsearch.data import in_order
-from kdsearch.errors import KdsearchError
 from kdsearch.items import MapStyle
 from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
 from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher, still
-from kdsearch.values import Batch
 
 LEAST_BATCH = 256  # images of a forward where nothing is trained
 

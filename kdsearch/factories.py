@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from kdsearch.errors import KdsearchError, calling
+from kdsearch.core.errors import KdsearchError, calling
 from kdsearch.models import outputs
 
 FEW = 8  # images, whose mean and deviation are too noisy for BatchNorm

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
-from kdsearch.maths import generator, own_generators, seed_everything
-from kdsearch.sources import PLAIN, fingerprint
+from kdsearch.core.maths import generator, own_generators, seed_everything
+from kdsearch.core.sources import PLAIN, fingerprint
 from kdsearch.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process

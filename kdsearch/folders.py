@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from kdsearch.archives import Claim, load_npz
+from kdsearch.core.archives import Claim, load_npz
+from kdsearch.core.errors import KdsearchError, problems
+from kdsearch.core.files import as_path
+from kdsearch.core.terminal import printable
 from kdsearch.data import ArrayData
-from kdsearch.errors import KdsearchError, problems
-from kdsearch.files import as_path
 from kdsearch.images import SUFFIXES, folders_in, image_file, is_image
-from kdsearch.terminal import printable
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
 LABELS = ("labels", "y", "targets")

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 from torchvision.transforms.v2.functional import center_crop, resize
 
-from kdsearch.archives import Claim, load_npz
-from kdsearch.errors import KdsearchError
-from kdsearch.files import as_path, check_file
+from kdsearch.core.archives import Claim, load_npz
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import as_path, check_file
 from kdsearch.items import picture_tensor
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdsearch.errors import KdsearchError, calling, in_words
+from kdsearch.core.errors import KdsearchError, calling, in_words
+from kdsearch.core.maths import generator, own_generators, seed_generators
 from kdsearch.loading import StudyFile
-from kdsearch.maths import generator, own_generators, seed_generators
 
 Place = tuple[int, int]  # of an item: its position, and the seed of what is random in it
 Item = tuple[Tensor, Tensor, int]  # image, target, position

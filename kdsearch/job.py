@@ -13,10 +13,13 @@ from filelock import FileLock, Timeout
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.confirmation import confirm, kept
+from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
+from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
+from kdsearch.core.interrupts import Interrupts, uninterrupted
+from kdsearch.core.maths import own_generators, usual_modes
+from kdsearch.core.terminal import number_of
 from kdsearch.display import Display, duration, settings_line
-from kdsearch.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.facts import facts, fixed_by
-from kdsearch.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.guards import why_at_chance
 from kdsearch.hpo import (
     Best,
@@ -33,8 +36,6 @@ from kdsearch.hpo import (
     run_trials,
     storage_in_words,
 )
-from kdsearch.interrupts import Interrupts, uninterrupted
-from kdsearch.maths import own_generators, usual_modes
 from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
@@ -45,7 +46,6 @@ from kdsearch.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.teachers import Recipe
-from kdsearch.terminal import number_of
 from kdsearch.wiring import check_kinds
 
 

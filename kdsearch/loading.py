@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from kdsearch.errors import KdsearchError, said
+from kdsearch.core.errors import KdsearchError, said
 
 NAME = "kdsearch_study"
 LARGEST = 10_000_000  # bytes of a study file

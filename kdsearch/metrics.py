@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError, calling
+from kdsearch.core.errors import KdsearchError, calling
 
 Metric = Callable[[Tensor, Tensor], float]  # logits (N, K) and labels (N,), on the host; larger is better
 GROUPS = 20  # of images, for the standard error of a metric

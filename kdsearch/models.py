@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
-from kdsearch.errors import KdsearchError, calling, unknown
-from kdsearch.values import Outputs
+from kdsearch.core.errors import KdsearchError, calling, unknown
+from kdsearch.core.values import Outputs
 
 RETURNED = "a tensor, a tuple whose first element is the logits, or a dict or an object with `logits` (or `out`)"
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from kdsearch.errors import problems, unknown
+from kdsearch.core.errors import problems, unknown
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits of student and teacher, (B, K, *space) each, and labels (B, *space) or shares of the classes (B, K, *space) ->

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from kdsearch.console import PATH, policy_path, print_table
-from kdsearch.errors import KdsearchError
-from kdsearch.files import as_path
-from kdsearch.terminal import say
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import as_path
+from kdsearch.core.terminal import say
 
 
 class Which(StrEnum):

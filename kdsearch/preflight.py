@@ -10,14 +10,15 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kdsearch.core.errors import KdsearchError, problems
+from kdsearch.core.maths import generator, usual_modes
+from kdsearch.core.values import Batch, Outputs
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
-from kdsearch.errors import KdsearchError, problems
 from kdsearch.evaluation import Known
 from kdsearch.factories import check_fresh, check_network, check_weights, few_for_batch_norm
-from kdsearch.maths import generator, usual_modes
 from kdsearch.models import arranged, outputs
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
@@ -35,7 +36,6 @@ from kdsearch.survey import (
 )
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Recipe, Teacher, still
-from kdsearch.values import Batch, Outputs
 from kdsearch.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 
 P = ParamSpec("P")

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from kdsearch.maths import noise_scale
+from kdsearch.core.maths import noise_scale
 from kdsearch.policy import Policy
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from kdsearch.errors import Diverged
-from kdsearch.files import write_json
-from kdsearch.maths import derive_seed
+from kdsearch.core.errors import Diverged
+from kdsearch.core.files import write_json
+from kdsearch.core.maths import derive_seed
 from kdsearch.records import EpochRecord
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study import REFERENCES, Ready

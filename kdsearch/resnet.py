@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 
 WIDTHS = (16, 32, 64)
 

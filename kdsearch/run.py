@@ -14,14 +14,14 @@ from torch import nn
 
 from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.checkpoint import Checkpoint
+from kdsearch.core.errors import Diverged
+from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
+from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data import varied
 from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
-from kdsearch.errors import Diverged
-from kdsearch.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import at_chance, warnings
-from kdsearch.maths import derive_seed, own_generators, seed_everything
 from kdsearch.models import state_tensors
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord

@@ -6,15 +6,15 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Outputs
 from kdsearch.data import in_order
-from kdsearch.errors import KdsearchError
 from kdsearch.fixed import FixedTransform
 from kdsearch.items import MapStyle
-from kdsearch.maths import generator
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
-from kdsearch.values import Outputs
 
 
 class Measured(NamedTuple):

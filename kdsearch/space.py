@@ -11,8 +11,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdsearch.catalogue import find
-from kdsearch.errors import KdsearchError, problems, short, unknown
-from kdsearch.files import read_text
+from kdsearch.core.errors import KdsearchError, problems, short, unknown
+from kdsearch.core.files import read_text
 from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.ops import FILLS, OPERATIONS
 

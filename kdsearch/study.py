@@ -10,9 +10,9 @@ from torch import nn
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
 from kdsearch.catalogue import find
+from kdsearch.core.errors import KdsearchError
 from kdsearch.data import first, placed
 from kdsearch.disagreement import Probe
-from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
 from kdsearch.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.items import MapStyle

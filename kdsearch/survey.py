@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
+from kdsearch.core.errors import KdsearchError, calling
+from kdsearch.core.values import Batch
 from kdsearch.data import in_order
-from kdsearch.errors import KdsearchError, calling
 from kdsearch.evaluation import LEAST_BATCH, Known, known_of
 from kdsearch.fingerprint import digest_of, image_keys, text_of
 from kdsearch.items import MapStyle, Spawned
 from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher
-from kdsearch.values import Batch
 
 MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets have a few images twice
 

@@ -18,14 +18,14 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdsearch.errors import KdsearchError, calling, in_words
+from kdsearch.core.errors import KdsearchError, calling, in_words
+from kdsearch.core.files import make_folder, write_bytes
+from kdsearch.core.interrupts import uninterrupted
+from kdsearch.core.maths import derive_seed, own_generators, seed_everything
+from kdsearch.core.sources import fingerprint
+from kdsearch.core.values import Outputs
 from kdsearch.factories import check_network, is_unbuilt
-from kdsearch.files import make_folder, write_bytes
-from kdsearch.interrupts import uninterrupted
-from kdsearch.maths import derive_seed, own_generators, seed_everything
 from kdsearch.models import EXTRA, Normalised, load_state_tensors, outputs, plain_names, state_tensors
-from kdsearch.sources import fingerprint
-from kdsearch.values import Outputs
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdsearch.archives import check_zip, load_npz
-from kdsearch.errors import KdsearchError, calling, in_words, problems, unknown
-from kdsearch.files import as_path, check_file
+from kdsearch.core.archives import check_zip, load_npz
+from kdsearch.core.errors import KdsearchError, calling, in_words, problems, unknown
+from kdsearch.core.files import as_path, check_file
 from kdsearch.models import EXTRA, Normalised, extra_from_bytes, inner, plain_names
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")

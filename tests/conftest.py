@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Draw
 from kdsearch.data import digits
-from kdsearch.maths import generator
 from kdsearch.ops import OPERATIONS
-from kdsearch.values import Draw
 
 torch.set_num_threads(1)  # with more, a busy machine makes small steps many times slower
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.core.errors import KdsearchError
 from kdsearch.data import ArrayData
-from kdsearch.errors import KdsearchError
 from kdsearch.models import arranged, outputs
 from kdsearch.study import load_study
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
+from kdsearch.core.errors import KdsearchError
 from kdsearch.data import ArrayData, in_order, placed, shuffled
-from kdsearch.errors import KdsearchError
 from kdsearch.loading import run_file
 
 PIXELS = (np.arange(5 * 6 * 4 * 3) % 256).astype(np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)

@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from kdsearch.alternation import PolicySteps
+from kdsearch.core.errors import Diverged, KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Batch, Outputs
 from kdsearch.data import ArrayData
 from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
-from kdsearch.errors import Diverged, KdsearchError
 from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES
-from kdsearch.maths import generator
 from kdsearch.models import Normalised
 from kdsearch.policy import Policy, trivial
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
-from kdsearch.values import Batch, Outputs
 
 TASK = Classification.of(10)
 KD = LOSSES["kd"]()

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, frame
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.preflight import preflight
 from kdsearch.run import run_trial
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from kdsearch.alternation import PolicySteps
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Draw, View
 from kdsearch.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score_function
-from kdsearch.maths import generator
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
-from kdsearch.values import Draw, View
 
 DOUBLE = torch.float64
 

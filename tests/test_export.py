@@ -15,14 +15,14 @@ from scipy.stats import binomtest, kstest, norm
 from torch import Tensor
 
 import kdsearch.export
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator, normal_field
+from kdsearch.core.values import Draw
 from kdsearch.data import digits
-from kdsearch.errors import KdsearchError
 from kdsearch.export import EXPORTERS, export_policy
-from kdsearch.maths import generator, normal_field
 from kdsearch.ops import FILLS, OPERATIONS, apply
 from kdsearch.policy import Policy, trivial
 from kdsearch.spec import PolicySpec, Setting, Snapshot
-from kdsearch.values import Draw
 
 PYTHON = ("torchvision", "kornia")
 QUANTISERS = {"equalize", "posterize", "solarize"}

@@ -16,14 +16,14 @@ from albumentations.augmentations.pixel import functional as pixel_functions
 from scipy.stats import binomtest, kstest
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator, normal_field
+from kdsearch.core.values import Draw
 from kdsearch.export import differences, export_policy, left_out
 from kdsearch.export.albumentations import DIFFERENT, LEFT_OUT, VERSION
-from kdsearch.maths import generator, normal_field
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
 from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
-from kdsearch.values import Draw
 
 Json = dict[str, Any]
 EXPORTED = [name for name in OPERATIONS if name not in LEFT_OUT]

@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import tv_tensors
 
 import kdsearch as kd
-from kdsearch import archives, files, job
+from kdsearch import job
 from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.frames import frame
 from kdsearch.analysis.plots import policy_diff as draw_diff
@@ -27,9 +27,10 @@ from kdsearch.analysis.plots import save, scores
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.cli import main
 from kdsearch.console import MANY, print_table
+from kdsearch.core import archives, files
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import as_path, read_text, write_bytes, write_text
 from kdsearch.display import Display
-from kdsearch.errors import KdsearchError
-from kdsearch.files import as_path, read_text, write_bytes, write_text
 from kdsearch.images import load_images
 from kdsearch.policy import Policy
 from kdsearch.ranking import gather

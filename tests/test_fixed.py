@@ -9,11 +9,11 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import kdsearch as kd
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
 from kdsearch.distill import Phase
-from kdsearch.errors import KdsearchError
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES
-from kdsearch.maths import generator
 from kdsearch.wide import trivial_augment_wide
 
 TRANSFORMS = {

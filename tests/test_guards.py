@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdsearch.core.maths import noise_scale, spoiled
 from kdsearch.distill import EpochRecord
 from kdsearch.guards import warnings
-from kdsearch.maths import noise_scale, spoiled
 from kdsearch.policy import Policy
 
 FINE = EpochRecord(

@@ -8,7 +8,7 @@ import torch
 from scipy import stats
 from torch.distributions import Bernoulli, kl_divergence
 
-from kdsearch.maths import bernoulli_kl, clopper_pearson, derive_seed, generator, normal_field
+from kdsearch.core.maths import bernoulli_kl, clopper_pearson, derive_seed, generator, normal_field
 
 
 def test_seeds_are_fixed_once_and_for_all_and_fit_63_bits() -> None:

@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
-from kdsearch import memory
-from kdsearch.memory import Fit, available_bytes, largest_batch, peak_bytes
+from kdsearch.core import memory
+from kdsearch.core.memory import Fit, available_bytes, largest_batch, peak_bytes
 
 KILO = 4000  # bytes of 1,000 float32 numbers
 

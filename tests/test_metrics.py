@@ -10,9 +10,9 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 import kdsearch as kd
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
 from kdsearch.evaluation import measure
-from kdsearch.maths import generator
 from kdsearch.metrics import Scale, metric_name, metric_value
 from kdsearch.preflight import check
 from kdsearch.study import Study

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import kdsearch as kd
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.models import outputs, tapped
 
 IMAGES = torch.linspace(0, 1, 4 * 16 * 16).view(4, 1, 16, 16)

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch import costs
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.memory import Fit, largest_batch
+from kdsearch.core.values import Batch
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data import ArrayData
-from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import Known
-from kdsearch.memory import Fit, largest_batch
 from kdsearch.preflight import _remembers, check, preflight
 from kdsearch.study import Ready, Study
-from kdsearch.values import Batch
 
 
 def refused(study: Study, tmp_path: Any) -> str:

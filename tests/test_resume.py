@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.checkpoint import Checkpoint
-from kdsearch.errors import Diverged
+from kdsearch.core.errors import Diverged
 from kdsearch.evaluation import Known
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.records import EpochRecord

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.ops import FILLS, OPERATIONS
 from kdsearch.policy import Policy
 from kdsearch.spec import PolicySpec, schema

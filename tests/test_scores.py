@@ -16,7 +16,7 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.frames import MEASURED, SCORES
 from kdsearch.catalogue import find
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.ranking import gather, meaning
 from kdsearch.scores import _variance, stddev_ratio
 from kdsearch.teachers import weights_hash

@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 import pytest
 
 import kdsearch as kd
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.facts import fixed_by
 from kdsearch.objectives import OBJECTIVES, TST
 from kdsearch.preflight import preflight

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy
 from kdsearch.spec import MOST_BYTES, PolicySpec

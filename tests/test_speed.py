@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
 from kdsearch.data import ArrayData, in_order, load
 from kdsearch.distill import Distiller
-from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import known
 from kdsearch.facts import fixed_by
-from kdsearch.maths import generator
 from kdsearch.models import arranged
 from kdsearch.preflight import check, preflight
 from kdsearch.records import of_policy

@@ -10,7 +10,7 @@ import torch
 
 import kdsearch as kd
 from kdsearch import catalogue
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import preflight
 from kdsearch.space import SearchSpace

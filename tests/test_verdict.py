@@ -20,14 +20,14 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_interval
 from kdsearch.analysis.frames import frame
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import clopper_pearson
 from kdsearch.data import varied
 from kdsearch.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.display import Display
-from kdsearch.errors import KdsearchError
 from kdsearch.evaluation import known, measure
 from kdsearch.facts import fixed_by
 from kdsearch.guards import at_chance, warnings
-from kdsearch.maths import clopper_pearson
 from kdsearch.metrics import Scale, metric_value
 from kdsearch.preflight import check, preflight
 from kdsearch.records import EpochRecord

@@ -10,19 +10,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Batch, Outputs, ViewBatch
 from kdsearch.data import ArrayData
 from kdsearch.distill import Distiller, Phase
-from kdsearch.errors import KdsearchError
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES, Loss, Ramp
-from kdsearch.maths import generator
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.preflight import check
 from kdsearch.study import Study
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
-from kdsearch.values import Batch, Outputs, ViewBatch
 from kdsearch.views import VIEWS, Views, geometry_alone
 
 KD = LOSSES["kd"]()

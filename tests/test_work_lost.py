@@ -20,13 +20,13 @@ import torch
 from torch import nn
 
 import kdsearch as kd
-from kdsearch.errors import Diverged, KdsearchError
+from kdsearch.core.errors import Diverged, KdsearchError
+from kdsearch.core.interrupts import Interrupts, uninterrupted
+from kdsearch.core.sources import fingerprint
 from kdsearch.estimators import Sample, endpoint
 from kdsearch.hpo import Trial, open_search, run_trials
-from kdsearch.interrupts import Interrupts, uninterrupted
 from kdsearch.records import EpochRecord
 from kdsearch.run import Outcome
-from kdsearch.sources import fingerprint
 from kdsearch.study import Ready
 
 SPACE = """

@@ -9,8 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import as_path, make_folder, write_bytes
+from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.files import as_path, make_folder, write_bytes
 from kdsearch.hpo import TrialRow, kept_rows
 from kdsearch.ops import OPERATIONS
 from kdsearch.run_folder import (

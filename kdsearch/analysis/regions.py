@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from kdsearch.analysis.frames import frames, regions_frame
-from kdsearch.errors import KdsearchError
-from kdsearch.files import as_path
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import as_path
 from kdsearch.run_folder import trial_folder
 
 

@@ -14,9 +14,9 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from kdsearch.analysis.plots import ALONE, number, span
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
 from kdsearch.disagreement import one_operation
-from kdsearch.errors import KdsearchError
-from kdsearch.maths import generator
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
 from kdsearch.spec import PolicySpec, Setting

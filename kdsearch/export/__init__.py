@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 
-from kdsearch.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.export import albumentations, json, kornia, torchvision
 from kdsearch.export.source import applied
 from kdsearch.spec import PolicySpec

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.export.source import applied
 from kdsearch.ops import OPERATIONS
 from kdsearch.spec import PolicySpec

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 from kdsearch.hpo.storage import TrialRow, database, database_file, database_size, trial_rows
 from kdsearch.run_folder import StudyFile, check_inside, kept_trials, read_study
 

@@ -22,8 +22,8 @@ from optuna.storages import RDBStorage
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.errors import KdsearchError, unknown
-from kdsearch.files import absolute
+from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.files import absolute
 
 SCHEMES = ("sqlite",)
 NAME = "kdsearch"  # of the Optuna study inside the database

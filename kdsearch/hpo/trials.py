@@ -12,10 +12,10 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.errors import Diverged, KdsearchError, out_of_memory, said, unknown
+from kdsearch.core.errors import Diverged, KdsearchError, out_of_memory, said, unknown
+from kdsearch.core.interrupts import uninterrupted
+from kdsearch.core.maths import derive_seed
 from kdsearch.hpo.storage import NAME, open_storage
-from kdsearch.interrupts import uninterrupted
-from kdsearch.maths import derive_seed
 from kdsearch.records import EpochRecord
 from kdsearch.space import WHOLE, SearchSpace, Settings
 

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.values import ViewBatch
 from kdsearch.losses.loss import Loss, Pairs, between
 from kdsearch.ops import inside
-from kdsearch.values import ViewBatch
 
 SHAPES = {2: "vectors (B, D)", 3: "tokens (B, N, D)", 4: "maps (B, C, H, W)"}
 CHANNELS = {2: 1, 3: 2, 4: 1}  # the axis of the channels

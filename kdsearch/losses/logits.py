@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.losses.loss import Loss, Ramp, check_temperature
-from kdsearch.values import Outputs, ViewBatch
 
 SPREAD = 1e-3  # logits that deviate less count as deviating by this much: bounds the gradient where all are equal
 

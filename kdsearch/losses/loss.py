@@ -6,8 +6,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdsearch.errors import KdsearchError, calling, problems, unknown
-from kdsearch.values import Outputs, ViewBatch
+from kdsearch.core.errors import KdsearchError, calling, problems, unknown
+from kdsearch.core.values import Outputs, ViewBatch
 
 Function = Callable[[Outputs, Outputs, ViewBatch], Tensor]  # student, teacher, views -> (B,) or (B, *space)
 Compare = Callable[[Tensor, Tensor, ViewBatch], Tensor]  # features of student and teacher, (B, ...) each -> (B,)

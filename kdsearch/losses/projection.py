@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from kdsearch.core.maths import derive_seed
+from kdsearch.core.values import Outputs
 from kdsearch.losses.loss import Loss, projected
-from kdsearch.maths import derive_seed
-from kdsearch.values import Outputs
 
 
 class Projections(nn.Module):

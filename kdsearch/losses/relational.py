@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn.functional import normalize, smooth_l1_loss
 from torch.utils.checkpoint import checkpoint
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.memory import CUBED
+from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.losses.loss import Loss, Pairs, between, check_temperature
-from kdsearch.memory import CUBED
-from kdsearch.values import Outputs, ViewBatch
 
 SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient

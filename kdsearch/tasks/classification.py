@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.values import Outputs
 from kdsearch.objectives import objective
-from kdsearch.values import Outputs
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from kdsearch.values import Outputs
+from kdsearch.core.values import Outputs
 
 
 class Task(Protocol):

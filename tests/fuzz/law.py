@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 
 MOST_SECONDS = 5.0  # of CPU
 MOST_BYTES = 10**9  # above what the process had before

@@ -24,8 +24,8 @@ from strategies import (
 )
 
 import kdsearch as kd
+from kdsearch.core.maths import generator
 from kdsearch.export import EXPORTERS, differences, left_out
-from kdsearch.maths import generator
 from kdsearch.ops import OPERATIONS
 from kdsearch.spec import Limits, Setting, Snapshot
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from shares import SHARES
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 
 
 def test_five_hundred_inputs_and_ten_thousand():

@@ -24,7 +24,7 @@ from strategies import (
 
 import kdsearch as kd
 from kdsearch import catalogue
-from kdsearch.maths import generator
+from kdsearch.core.maths import generator
 
 SHIPPED = {name: catalogue.find("search_spaces", name).read_text() for name in catalogue.names("search_spaces")}
 SMALL = """\

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, kl_div
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.losses import (
     LOSSES,
     Loss,
@@ -26,8 +28,6 @@ from kdsearch.losses import (
     soft_targets,
     standardised,
 )
-from kdsearch.maths import generator
-from kdsearch.values import Outputs, ViewBatch
 
 FUNCTIONS: dict[str, list[Callable]] = {
     "kd": [soft_targets],

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from kdsearch.maths import generator
+from kdsearch.core.maths import generator
 from kdsearch.objectives import OBJECTIVES, TST, Term, objective, student_wrong, teacher_right
 
 ROOT = math.sqrt(2)

@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from kdsearch.maths import generator
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Draw
 from kdsearch.ops import LINEAR, OPERATIONS, Operation, apply
 from kdsearch.ops.warp import warp
-from kdsearch.values import Draw
 
 NAMES = list(OPERATIONS)
 SIGNED = [name for name, op in OPERATIONS.items() if op.signed]

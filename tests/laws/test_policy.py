@@ -10,17 +10,17 @@ from scipy import stats
 from torch import Tensor, nn
 
 from kdsearch.alternation import PolicySteps
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import generator
+from kdsearch.core.values import Batch, Draw
 from kdsearch.data import ArrayData
 from kdsearch.distill import Distiller
-from kdsearch.errors import KdsearchError
 from kdsearch.estimators import GATES
-from kdsearch.maths import generator
 from kdsearch.objectives import student_wrong
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher
-from kdsearch.values import Batch, Draw
 
 NAMES = list(OPERATIONS)
 

@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from kdsearch.errors import KdsearchError
-from kdsearch.files import check_file
-from kdsearch.memory import available_bytes
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import check_file
+from kdsearch.core.memory import available_bytes
 
 ALWAYS = 2**28  # bytes that an archive may unpack to, however small it is
 RATIO = 100  # times its size on disk that a larger one may unpack to; deflate reaches 1,030 where all bytes are alike

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from sysconfig import get_path
 
-_NOT_THEIRS = (Path(__file__).parent, *(Path(get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
+_NOT_THEIRS = (Path(__file__).parents[1], *(Path(get_path(kind)) for kind in ("stdlib", "purelib", "platlib")))
 
 
 class KdsearchError(Exception):
@@ -81,8 +81,8 @@ def calling(what: str, cure: str = "") -> Iterator[None]:
     ...     int("x")
     Traceback (most recent call last):
     ...
-    kdsearch.errors.KdsearchError: student(): ValueError: invalid literal for int() with base 10: 'x' (<doctest \
-kdsearch.errors.calling[0]>, line 2); allowed: a factory, which makes a new network each time
+    kdsearch.core.errors.KdsearchError: student(): ValueError: invalid literal for int() with base 10: 'x' (<doctest \
+kdsearch.core.errors.calling[0]>, line 2); allowed: a factory, which makes a new network each time
     """
     try:
         yield

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 
 MOST_JSON = 2**24  # bytes of a JSON file: parsed it takes some thirty times as much
 PARTIAL = f".*.{16 * '[0-9a-f]'}.partial"  # names of files that are being written

@@ -6,7 +6,7 @@ import re
 import sys
 from typing import TextIO
 
-from kdsearch.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError
 
 # Control characters but for tab and line feed, marks that change the direction or are not seen, halves of letters.
 _UNSHOWN = re.compile(

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, values, maths, files, memory; imports nothing above."""
