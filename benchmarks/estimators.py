@@ -38,7 +38,7 @@ from torch import Tensor
 import kdsearch as kd
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
 from kdsearch.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.objectives import TST, objective
 from kdsearch.policy import LOW_START

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import kdsearch as kd
 from kdsearch.core.maths import generator
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
 from kdsearch.study import Ready
 
 DELTA = 0.3

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import kdsearch as kd
 from kdsearch.core.maths import generator
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
 from kdsearch.run import run_trial

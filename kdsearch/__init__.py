@@ -20,21 +20,21 @@ if TYPE_CHECKING:
     from kdsearch.core.values import Draw as Draw
     from kdsearch.core.values import Outputs as Outputs
     from kdsearch.core.values import ViewBatch as ViewBatch
-    from kdsearch.data import ArrayData as ArrayData
-    from kdsearch.data import digits as digits
-    from kdsearch.data import in_memory as in_memory
-    from kdsearch.data import placed as placed
-    from kdsearch.data import shuffled as shuffled
+    from kdsearch.data.batches import ArrayData as ArrayData
+    from kdsearch.data.batches import digits as digits
+    from kdsearch.data.batches import in_memory as in_memory
+    from kdsearch.data.batches import placed as placed
+    from kdsearch.data.batches import shuffled as shuffled
+    from kdsearch.data.folders import image_folder as image_folder
+    from kdsearch.data.folders import load_arrays as load_arrays
+    from kdsearch.data.images import load_images as load_images
+    from kdsearch.data.images import photographs as photographs
     from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.export import export_policy as export_policy
     from kdsearch.fixed import FixedTransform as FixedTransform
-    from kdsearch.folders import image_folder as image_folder
-    from kdsearch.folders import load_arrays as load_arrays
-    from kdsearch.images import load_images as load_images
-    from kdsearch.images import photographs as photographs
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -90,7 +90,7 @@ _WHERE = {
     "analysis.frames": ["frames", "policy_frame"],
     "analysis.regions": ["regions"],
     "analysis.sheet": ["policy_sheet"],
-    "data": ["ArrayData", "digits", "in_memory", "placed", "shuffled"],
+    "data.batches": ["ArrayData", "digits", "in_memory", "placed", "shuffled"],
     "disagreement": ["Probe"],
     "distill": ["Distiller"],
     "estimators": ["policy_gradient"],
@@ -98,8 +98,8 @@ _WHERE = {
     "core.errors": ["KdsearchError"],
     "export": ["export_policy"],
     "fixed": ["FixedTransform"],
-    "folders": ["image_folder", "load_arrays"],
-    "images": ["load_images", "photographs"],
+    "data.folders": ["image_folder", "load_arrays"],
+    "data.images": ["load_images", "photographs"],
     "job": ["Result", "search"],
     "losses": [
         "LOSSES",

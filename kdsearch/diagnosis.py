@@ -10,8 +10,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from kdsearch.data import shuffled
-from kdsearch.items import MapStyle
+from kdsearch.data.batches import shuffled
+from kdsearch.data.items import MapStyle
 from kdsearch.models import Normalised
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from kdsearch.core.maths import clopper_pearson, generator
 from kdsearch.core.values import Draw, Outputs
-from kdsearch.data import listed
+from kdsearch.data.batches import listed
+from kdsearch.data.items import MapStyle
 from kdsearch.fixed import FixedTransform
-from kdsearch.items import MapStyle
 from kdsearch.losses import soft_targets
 from kdsearch.models import outputs
 from kdsearch.ops import OPERATIONS, apply

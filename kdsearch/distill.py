@@ -16,12 +16,12 @@ from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision
 from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled
 from kdsearch.core.values import Batch, Draw, Outputs, View
-from kdsearch.data import drawn, first, load
+from kdsearch.data.batches import drawn, first, load
+from kdsearch.data.items import MapStyle
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
 from kdsearch.factories import check_weights, fresh_optimizer
 from kdsearch.fixed import FixedTransform
-from kdsearch.items import MapStyle
 from kdsearch.losses import Projections
 from kdsearch.metrics import Metric
 from kdsearch.models import outputs

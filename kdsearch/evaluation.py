@@ -10,8 +10,8 @@ from torch.nn.functional import one_hot
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch
-from kdsearch.data import in_order
-from kdsearch.items import MapStyle
+from kdsearch.data.batches import in_order
+from kdsearch.data.items import MapStyle
 from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.models import outputs
 from kdsearch.tasks import Task

@@ -44,7 +44,7 @@ def sheet(
     """Draw what a policy does to images: each operation over its range, and draws of the whole policy."""
     from kdsearch.analysis.plots import save
     from kdsearch.analysis.sheet import policy_sheet
-    from kdsearch.images import load_images, photographs
+    from kdsearch.data.images import load_images, photographs
     from kdsearch.spec import PolicySpec
 
     path = policy_path(policy, storage)

@@ -14,7 +14,7 @@ from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.costs import check_memory, seconds_of
-from kdsearch.data import first
+from kdsearch.data.batches import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.evaluation import Known

@@ -12,10 +12,10 @@ from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
-from kdsearch.data import ArrayData, first, placed
+from kdsearch.data.batches import ArrayData, first, placed
+from kdsearch.data.items import MapStyle
 from kdsearch.display import Display
 from kdsearch.fixed import FixedTransform
-from kdsearch.items import MapStyle
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import LOOKED_AT, check, make_ready

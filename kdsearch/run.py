@@ -17,7 +17,7 @@ from kdsearch.checkpoint import Checkpoint
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
-from kdsearch.data import varied
+from kdsearch.data.batches import varied
 from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.fixed import FixedTransform

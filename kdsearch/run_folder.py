@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.images import load_images
+from kdsearch.data.images import load_images
 from kdsearch.ops import OPERATIONS
 from kdsearch.spec import PolicySpec
 

@@ -9,9 +9,9 @@ from torch import Tensor
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
+from kdsearch.data.items import MapStyle
 from kdsearch.fixed import FixedTransform
-from kdsearch.items import MapStyle
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher

@@ -11,12 +11,12 @@ from torch import nn
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
 from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data import first, placed
+from kdsearch.data.batches import first, placed
+from kdsearch.data.items import MapStyle
+from kdsearch.data.loading import run_file
 from kdsearch.disagreement import Probe
 from kdsearch.evaluation import Known
 from kdsearch.factories import build_lazy, fresh_network, is_unbuilt
-from kdsearch.items import MapStyle
-from kdsearch.loading import run_file
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.metrics import Metric
 from kdsearch.models import arranged

@@ -11,10 +11,10 @@ from torch.utils.data import ConcatDataset, Subset
 
 from kdsearch.core.errors import KdsearchError, calling
 from kdsearch.core.values import Batch
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
+from kdsearch.data.items import MapStyle, Spawned
 from kdsearch.evaluation import LEAST_BATCH, Known, known_of
 from kdsearch.fingerprint import digest_of, image_keys, text_of
-from kdsearch.items import MapStyle, Spawned
 from kdsearch.tasks import Task
 from kdsearch.teachers import Teacher
 

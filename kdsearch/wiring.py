@@ -11,7 +11,7 @@ from torch.utils.data import Subset
 
 from kdsearch.alternation import Precision
 from kdsearch.core.errors import KdsearchError, calling, not_whole, problems, unknown
-from kdsearch.items import Spawned
+from kdsearch.data.items import Spawned
 from kdsearch.losses import LOSSES, Kind, Loss, Ramp
 from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.objectives import OBJECTIVES

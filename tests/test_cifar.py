@@ -11,7 +11,7 @@ from torch import Tensor
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data import ArrayData
+from kdsearch.data.batches import ArrayData
 from kdsearch.models import arranged, outputs
 from kdsearch.study import load_study
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data import ArrayData, in_order, placed, shuffled
-from kdsearch.loading import run_file
+from kdsearch.data.batches import ArrayData, in_order, placed, shuffled
+from kdsearch.data.loading import run_file
 
 PIXELS = (np.arange(5 * 6 * 4 * 3) % 256).astype(np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)
 AS = {
@@ -164,7 +164,7 @@ def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
 
 
 def test_data_in_memory_uses_no_workers(monkeypatch):
-    monkeypatch.setattr("kdsearch.items.DataLoader", None)
+    monkeypatch.setattr("kdsearch.data.items.DataLoader", None)
     assert len(list(in_order(placed(ARRAY, workers=2), 2))) == 3
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
-from kdsearch.data import ArrayData
+from kdsearch.data.batches import ArrayData
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.tasks import Classification
 from kdsearch.teachers import Teacher, weights_hash

@@ -14,7 +14,7 @@ from kdsearch.alternation import PolicySteps
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs
-from kdsearch.data import ArrayData
+from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES

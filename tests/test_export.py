@@ -18,7 +18,7 @@ import kdsearch.export
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator, normal_field
 from kdsearch.core.values import Draw
-from kdsearch.data import digits
+from kdsearch.data.batches import digits
 from kdsearch.export import EXPORTERS, export_policy
 from kdsearch.ops import FILLS, OPERATIONS, apply
 from kdsearch.policy import Policy, trivial

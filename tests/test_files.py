@@ -30,8 +30,8 @@ from kdsearch.console import MANY, print_table
 from kdsearch.core import archives, files
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, read_text, write_bytes, write_text
+from kdsearch.data.images import load_images
 from kdsearch.display import Display
-from kdsearch.images import load_images
 from kdsearch.policy import Policy
 from kdsearch.ranking import gather
 from kdsearch.run_folder import as_text

@@ -10,7 +10,7 @@ from PIL import Image
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data import in_order
+from kdsearch.data.batches import in_order
 
 PIXELS = np.arange(5 * 6 * 4 * 3, dtype=np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)
 

@@ -16,7 +16,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 import kdsearch as kd
 from kdsearch.alternation import PolicySteps
 from kdsearch.core.errors import Diverged
-from kdsearch.data import first
+from kdsearch.data.batches import first
 from kdsearch.facts import fixed_by
 from kdsearch.fingerprint import image_keys, network_digest, student_digest
 from kdsearch.preflight import check, make_ready, preflight

@@ -11,7 +11,7 @@ import kdsearch as kd
 from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.data import ArrayData, in_order, load
+from kdsearch.data.batches import ArrayData, in_order, load
 from kdsearch.distill import Distiller
 from kdsearch.evaluation import known
 from kdsearch.facts import fixed_by
@@ -379,7 +379,7 @@ def test_arrays_go_to_the_device_where_they_take_little_of_its_memory(
     room: int | None, moves: bool, data: ArrayData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bytes_there = None if room is None else room * data.images.nbytes
-    monkeypatch.setattr("kdsearch.data.available_bytes", lambda device: bytes_there)
+    monkeypatch.setattr("kdsearch.data.batches.available_bytes", lambda device: bytes_there)
     assert (kd.placed(data, device="meta").images.device.type == "meta") == moves
     assert kd.placed(data, device="cpu") is data
 

@@ -22,12 +22,12 @@ from torch.optim.swa_utils import AveragedModel
 import kdsearch as kd
 from kdsearch.core.memory import largest_batch, peak_bytes
 from kdsearch.core.values import Batch
-from kdsearch.data import first, in_order
+from kdsearch.data.batches import first, in_order
+from kdsearch.data.images import image_file
+from kdsearch.data.loading import run_file
 from kdsearch.evaluation import measure
 from kdsearch.factories import check_fresh, few_for_batch_norm
 from kdsearch.facts import fixed_by
-from kdsearch.images import image_file
-from kdsearch.loading import run_file
 from kdsearch.models import inner, load_state_tensors, state_tensors
 from kdsearch.ops import move_labels
 from kdsearch.preflight import preflight

@@ -22,7 +22,7 @@ from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_int
 from kdsearch.analysis.frames import frame
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
-from kdsearch.data import varied
+from kdsearch.data.batches import varied
 from kdsearch.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.display import Display
 from kdsearch.evaluation import known, measure

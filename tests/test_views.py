@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, kl_div
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs, ViewBatch
-from kdsearch.data import ArrayData
+from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, Phase
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES, Loss, Ramp

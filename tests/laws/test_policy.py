@@ -13,7 +13,7 @@ from kdsearch.alternation import PolicySteps
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Draw
-from kdsearch.data import ArrayData
+from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
 from kdsearch.objectives import student_wrong

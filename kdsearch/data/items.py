@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kdsearch.core.errors import KdsearchError, calling, in_words
 from kdsearch.core.maths import generator, own_generators, seed_generators
-from kdsearch.loading import StudyFile
+from kdsearch.data.loading import StudyFile
 
 Place = tuple[int, int]  # of an item: its position, and the seed of what is random in it
 Item = tuple[Tensor, Tensor, int]  # image, target, position

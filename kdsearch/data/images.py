@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from kdsearch.core.archives import Claim, load_npz
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, check_file
-from kdsearch.items import picture_tensor
+from kdsearch.data.items import picture_tensor
 
 
 def photographs() -> Tensor:

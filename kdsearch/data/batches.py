@@ -11,7 +11,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Batch, sent
-from kdsearch.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read
+from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from kdsearch.core.archives import Claim, load_npz
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.files import as_path
 from kdsearch.core.terminal import printable
-from kdsearch.data import ArrayData
-from kdsearch.images import SUFFIXES, folders_in, image_file, is_image
+from kdsearch.data.batches import ArrayData
+from kdsearch.data.images import SUFFIXES, folders_in, image_file, is_image
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
 LABELS = ("labels", "y", "targets")

@@ -1,0 +1,1 @@
+"""Where images come from: items, folders, arrays, and the batches made of them."""
