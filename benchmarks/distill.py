@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 import kdsearch as kd
 from kdsearch.alternation import Phase, PolicySteps
-from kdsearch.models import arranged
+from kdsearch.networks.outputs import arranged
 
 BATCH, STEPS = 128, 10
 TEMPERATURE = 4.0

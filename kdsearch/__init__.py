@@ -51,10 +51,15 @@ if TYPE_CHECKING:
     from kdsearch.losses import similarity_preserving as similarity_preserving
     from kdsearch.losses import soft_targets as soft_targets
     from kdsearch.losses import standardised as standardised
-    from kdsearch.models import Ensemble as Ensemble
-    from kdsearch.models import Normalised as Normalised
-    from kdsearch.models import small_convnet as small_convnet
-    from kdsearch.models import tapped as tapped
+    from kdsearch.networks.outputs import Ensemble as Ensemble
+    from kdsearch.networks.outputs import Normalised as Normalised
+    from kdsearch.networks.outputs import small_convnet as small_convnet
+    from kdsearch.networks.outputs import tapped as tapped
+    from kdsearch.networks.resnet import cifar_resnet as cifar_resnet
+    from kdsearch.networks.teachers import Recipe as Recipe
+    from kdsearch.networks.teachers import Teacher as Teacher
+    from kdsearch.networks.weights import load_weights as load_weights
+    from kdsearch.networks.weights import torchvision_model as torchvision_model
     from kdsearch.objectives import OBJECTIVES as OBJECTIVES
     from kdsearch.objectives import TST as TST
     from kdsearch.objectives import objective as objective
@@ -65,7 +70,6 @@ if TYPE_CHECKING:
     from kdsearch.policy import trivial as trivial
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
-    from kdsearch.resnet import cifar_resnet as cifar_resnet
     from kdsearch.scores import Baseline as Baseline
     from kdsearch.scores import Score as Score
     from kdsearch.scores import score as score
@@ -75,12 +79,8 @@ if TYPE_CHECKING:
     from kdsearch.study import Study as Study
     from kdsearch.tasks import Classification as Classification
     from kdsearch.tasks import Task as Task
-    from kdsearch.teachers import Recipe as Recipe
-    from kdsearch.teachers import Teacher as Teacher
     from kdsearch.views import VIEWS as VIEWS
     from kdsearch.views import Views as Views
-    from kdsearch.weights import load_weights as load_weights
-    from kdsearch.weights import torchvision_model as torchvision_model
     from kdsearch.wide import trivial_augment_wide as trivial_augment_wide
 
 _WHERE = {
@@ -117,22 +117,22 @@ _WHERE = {
         "soft_targets",
         "standardised",
     ],
-    "models": ["Ensemble", "Normalised", "small_convnet", "tapped"],
+    "networks.outputs": ["Ensemble", "Normalised", "small_convnet", "tapped"],
     "objectives": ["OBJECTIVES", "TST", "objective"],
     "ops": ["OPERATIONS", "apply"],
     "policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],
     "report": ["write_report"],
-    "resnet": ["cifar_resnet"],
+    "networks.resnet": ["cifar_resnet"],
     "scores": ["Baseline", "Score", "score"],
     "space": ["SearchSpace"],
     "spec": ["PolicySpec"],
     "study": ["Budget", "Study"],
     "tasks": ["Classification", "Task"],
-    "teachers": ["Recipe", "Teacher"],
+    "networks.teachers": ["Recipe", "Teacher"],
     "core.values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],
-    "weights": ["load_weights", "torchvision_model"],
+    "networks.weights": ["load_weights", "torchvision_model"],
     "wide": ["trivial_augment_wide"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}

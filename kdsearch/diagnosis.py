@@ -12,9 +12,9 @@ from torch.nn.functional import cross_entropy
 
 from kdsearch.data.batches import shuffled
 from kdsearch.data.items import MapStyle
-from kdsearch.models import Normalised
+from kdsearch.networks.outputs import Normalised
+from kdsearch.networks.teachers import Teacher
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher
 
 LOOKED_AT = 512  # images at most
 AT_ONCE = 64  # images in one forward

@@ -16,11 +16,11 @@ from kdsearch.data.batches import listed
 from kdsearch.data.items import MapStyle
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import soft_targets
-from kdsearch.models import outputs
+from kdsearch.networks.outputs import outputs
+from kdsearch.networks.teachers import Teacher, still
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, still
 
 Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
 Watch = Callable[[int, int], None]  # told how many images are looked at, of how many

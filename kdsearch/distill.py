@@ -20,16 +20,16 @@ from kdsearch.data.batches import drawn, first, load
 from kdsearch.data.items import MapStyle
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
-from kdsearch.factories import check_weights, fresh_optimizer
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Projections
 from kdsearch.metrics import Metric
-from kdsearch.models import outputs
+from kdsearch.networks.factories import check_weights, fresh_optimizer
+from kdsearch.networks.outputs import outputs
+from kdsearch.networks.teachers import Teacher, still
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.tasks import Task
-from kdsearch.teachers import Teacher, still
 
 State = Mapping[str, Any]
 

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdsearch.core.sources import fingerprint
-from kdsearch.factories import fresh_optimizer
 from kdsearch.fingerprint import network_digest, student_digest
 from kdsearch.metrics import metric_name
+from kdsearch.networks.factories import fresh_optimizer
 from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import Checked
 from kdsearch.study import Study

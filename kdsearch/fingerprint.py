@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from kdsearch.core.maths import generator, own_generators, seed_everything
 from kdsearch.core.sources import PLAIN, fingerprint
-from kdsearch.teachers import weights_hash
+from kdsearch.networks.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
 WORD = 8  # bytes

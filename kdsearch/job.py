@@ -37,6 +37,7 @@ from kdsearch.hpo import (
     storage_in_words,
 )
 from kdsearch.metrics import ACCURACY, Scale, metric_name
+from kdsearch.networks.teachers import Recipe
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.references import missing, refer
@@ -45,7 +46,6 @@ from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
-from kdsearch.teachers import Recipe
 from kdsearch.wiring import check_kinds
 
 

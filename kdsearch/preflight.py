@@ -18,8 +18,9 @@ from kdsearch.data.batches import first
 from kdsearch.diagnosis import likely_reasons
 from kdsearch.disagreement import Probe, one_operation, plan_look
 from kdsearch.evaluation import Known
-from kdsearch.factories import check_fresh, check_network, check_weights, few_for_batch_norm
-from kdsearch.models import arranged, outputs
+from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
+from kdsearch.networks.outputs import arranged, outputs
+from kdsearch.networks.teachers import Recipe, Teacher, still
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
 from kdsearch.steps import parts_of
@@ -35,7 +36,6 @@ from kdsearch.survey import (
     wrong_targets,
 )
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Recipe, Teacher, still
 from kdsearch.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 
 P = ParamSpec("P")

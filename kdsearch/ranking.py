@@ -16,6 +16,7 @@ from kdsearch.data.batches import ArrayData, first, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.display import Display
 from kdsearch.fixed import FixedTransform
+from kdsearch.networks.teachers import Recipe
 from kdsearch.ops import OPERATIONS
 from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import LOOKED_AT, check, make_ready
@@ -23,7 +24,6 @@ from kdsearch.run_folder import as_text, trial_folder
 from kdsearch.scores import Baseline, Score, score
 from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready, Study, load_study
-from kdsearch.teachers import Recipe
 from kdsearch.wiring import check_kinds
 
 Scored = Policy | FixedTransform | None  # None: a second view identical to the first

@@ -22,12 +22,12 @@ from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.fixed import FixedTransform
 from kdsearch.guards import at_chance, warnings
-from kdsearch.models import state_tensors
+from kdsearch.networks.outputs import state_tensors
+from kdsearch.networks.teachers import weights_hash
 from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 from kdsearch.spec import Snapshot
 from kdsearch.study import Ready
-from kdsearch.teachers import weights_hash
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
 SHOWN = 4  # images kept for the pictures of a policy

@@ -12,9 +12,9 @@ from kdsearch.core.values import Outputs
 from kdsearch.data.batches import in_order
 from kdsearch.data.items import MapStyle
 from kdsearch.fixed import FixedTransform
+from kdsearch.networks.teachers import Teacher
 from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher
 
 
 class Measured(NamedTuple):

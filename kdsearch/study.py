@@ -16,15 +16,15 @@ from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
 from kdsearch.disagreement import Probe
 from kdsearch.evaluation import Known
-from kdsearch.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.metrics import Metric
-from kdsearch.models import arranged
+from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
+from kdsearch.networks.outputs import arranged
+from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.objectives import TST
 from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Recipe, Teacher
 from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")

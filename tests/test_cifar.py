@@ -12,7 +12,7 @@ from torch import Tensor
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import ArrayData
-from kdsearch.models import arranged, outputs
+from kdsearch.networks.outputs import arranged, outputs
 from kdsearch.study import load_study
 
 NAME = "cifar10_resnet56_resnet20"

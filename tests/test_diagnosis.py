@@ -10,8 +10,8 @@ from torch.nn.functional import cross_entropy
 import kdsearch as kd
 from kdsearch.data.batches import ArrayData
 from kdsearch.diagnosis import likely_reasons
+from kdsearch.networks.teachers import Teacher, weights_hash
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher, weights_hash
 
 TRAIN, SEEN, _ = kd.digits()
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]

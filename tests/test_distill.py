@@ -18,10 +18,10 @@ from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES
-from kdsearch.models import Normalised
+from kdsearch.networks.outputs import Normalised
+from kdsearch.networks.teachers import Teacher
 from kdsearch.policy import Policy, trivial
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher
 
 TASK = Classification.of(10)
 KD = LOSSES["kd"]()

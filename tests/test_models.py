@@ -13,7 +13,7 @@ from torch import nn
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.models import outputs, tapped
+from kdsearch.networks.outputs import outputs, tapped
 
 IMAGES = torch.linspace(0, 1, 4 * 16 * 16).view(4, 1, 16, 16)
 

@@ -15,7 +15,7 @@ from kdsearch.data.batches import ArrayData, in_order, load
 from kdsearch.distill import Distiller
 from kdsearch.evaluation import known
 from kdsearch.facts import fixed_by
-from kdsearch.models import arranged
+from kdsearch.networks.outputs import arranged
 from kdsearch.preflight import check, preflight
 from kdsearch.records import of_policy
 from kdsearch.run import run_trial

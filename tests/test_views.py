@@ -17,12 +17,12 @@ from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, Phase
 from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES, Loss, Ramp
+from kdsearch.networks.teachers import Teacher
 from kdsearch.ops import apply
 from kdsearch.policy import Policy
 from kdsearch.preflight import check
 from kdsearch.study import Study
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher
 from kdsearch.views import VIEWS, Views, geometry_alone
 
 KD = LOSSES["kd"]()

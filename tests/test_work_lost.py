@@ -505,7 +505,7 @@ def test_what_cannot_be_kept_is_said_before_the_training(tmp_path: Path, monkeyp
     (tmp_path / "file").touch()
     with pytest.raises(KdsearchError, match="cannot make the folder"):
         kd.Recipe(Tied, untrained).load(tmp_path / "file" / "teacher.safetensors")
-    monkeypatch.setattr("kdsearch.teachers.TemporaryFile", strike_out_files)
+    monkeypatch.setattr("kdsearch.networks.teachers.TemporaryFile", strike_out_files)
     with pytest.raises(KdsearchError, match=r"cannot keep the teacher as .*: OSError: .*Read-only"):
         kd.Recipe(Tied, untrained).load(path)
 
@@ -519,7 +519,7 @@ def strike_out_files(**named: Any) -> None:
 
 
 def test_a_trained_teacher_that_cannot_be_kept_goes_on_and_lies_in_a_second_place(tmp_path, monkeypatch) -> None:
-    import kdsearch.teachers as teachers
+    import kdsearch.networks.teachers as teachers
 
     real, path = teachers.write_bytes, tmp_path / "run" / "teacher.safetensors"
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))

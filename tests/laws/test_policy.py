@@ -16,11 +16,11 @@ from kdsearch.core.values import Batch, Draw
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
+from kdsearch.networks.teachers import Teacher
 from kdsearch.objectives import student_wrong
 from kdsearch.ops import OPERATIONS, apply
 from kdsearch.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.tasks import Classification
-from kdsearch.teachers import Teacher
 
 NAMES = list(OPERATIONS)
 

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from kdsearch.core.errors import KdsearchError, calling
-from kdsearch.models import outputs
+from kdsearch.networks.outputs import outputs
 
 FEW = 8  # images, whose mean and deviation are too noisy for BatchNorm
 FRESH = "allowed: a factory, which makes a new network each time, such as `lambda: Net()`"

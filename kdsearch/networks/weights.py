@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from kdsearch.core.archives import check_zip, load_npz
 from kdsearch.core.errors import KdsearchError, calling, in_words, problems, unknown
 from kdsearch.core.files import as_path, check_file
-from kdsearch.models import EXTRA, Normalised, extra_from_bytes, inner, plain_names
+from kdsearch.networks.outputs import EXTRA, Normalised, extra_from_bytes, inner, plain_names
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 WEIGHTS = "weights"  # what a file should be, in messages

@@ -24,8 +24,8 @@ from kdsearch.core.interrupts import uninterrupted
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.core.sources import fingerprint
 from kdsearch.core.values import Outputs
-from kdsearch.factories import check_network, is_unbuilt
-from kdsearch.models import EXTRA, Normalised, load_state_tensors, outputs, plain_names, state_tensors
+from kdsearch.networks.factories import check_network, is_unbuilt
+from kdsearch.networks.outputs import EXTRA, Normalised, load_state_tensors, outputs, plain_names, state_tensors
 
 
 @dataclass(frozen=True)

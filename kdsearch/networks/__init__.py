@@ -1,0 +1,1 @@
+"""Whatever answers: adapters to networks, their weights, teachers, fresh students."""
