@@ -36,12 +36,12 @@ from rich.table import Table
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.augment.policy import LOW_START
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import in_order
 from kdsearch.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.objectives import TST, objective
-from kdsearch.policy import LOW_START
 from kdsearch.run import run_trial
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90

@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from kdsearch.analysis.frames import policy_frame as policy_frame
     from kdsearch.analysis.regions import regions as regions
     from kdsearch.analysis.sheet import policy_sheet as policy_sheet
+    from kdsearch.augment.export import export_policy as export_policy
+    from kdsearch.augment.fixed import FixedTransform as FixedTransform
+    from kdsearch.augment.operations import OPERATIONS as OPERATIONS
+    from kdsearch.augment.operations import apply as apply
+    from kdsearch.augment.policy import Policy as Policy
+    from kdsearch.augment.policy import random_resized_crop as random_resized_crop
+    from kdsearch.augment.policy import trivial as trivial
+    from kdsearch.augment.spec import PolicySpec as PolicySpec
+    from kdsearch.augment.wide import trivial_augment_wide as trivial_augment_wide
     from kdsearch.core.errors import KdsearchError as KdsearchError
     from kdsearch.core.values import Batch as Batch
     from kdsearch.core.values import Draw as Draw
@@ -33,8 +42,6 @@ if TYPE_CHECKING:
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.estimators import policy_gradient as policy_gradient
     from kdsearch.evaluation import evaluate as evaluate
-    from kdsearch.export import export_policy as export_policy
-    from kdsearch.fixed import FixedTransform as FixedTransform
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -63,25 +70,18 @@ if TYPE_CHECKING:
     from kdsearch.objectives import OBJECTIVES as OBJECTIVES
     from kdsearch.objectives import TST as TST
     from kdsearch.objectives import objective as objective
-    from kdsearch.ops import OPERATIONS as OPERATIONS
-    from kdsearch.ops import apply as apply
-    from kdsearch.policy import Policy as Policy
-    from kdsearch.policy import random_resized_crop as random_resized_crop
-    from kdsearch.policy import trivial as trivial
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
     from kdsearch.scores import Baseline as Baseline
     from kdsearch.scores import Score as Score
     from kdsearch.scores import score as score
     from kdsearch.space import SearchSpace as SearchSpace
-    from kdsearch.spec import PolicySpec as PolicySpec
     from kdsearch.study import Budget as Budget
     from kdsearch.study import Study as Study
     from kdsearch.tasks import Classification as Classification
     from kdsearch.tasks import Task as Task
     from kdsearch.views import VIEWS as VIEWS
     from kdsearch.views import Views as Views
-    from kdsearch.wide import trivial_augment_wide as trivial_augment_wide
 
 _WHERE = {
     "alternation": ["Phase", "PolicySteps"],
@@ -96,8 +96,8 @@ _WHERE = {
     "estimators": ["policy_gradient"],
     "evaluation": ["evaluate"],
     "core.errors": ["KdsearchError"],
-    "export": ["export_policy"],
-    "fixed": ["FixedTransform"],
+    "augment.export": ["export_policy"],
+    "augment.fixed": ["FixedTransform"],
     "data.folders": ["image_folder", "load_arrays"],
     "data.images": ["load_images", "photographs"],
     "job": ["Result", "search"],
@@ -119,21 +119,21 @@ _WHERE = {
     ],
     "networks.outputs": ["Ensemble", "Normalised", "small_convnet", "tapped"],
     "objectives": ["OBJECTIVES", "TST", "objective"],
-    "ops": ["OPERATIONS", "apply"],
-    "policy": ["Policy", "random_resized_crop", "trivial"],
+    "augment.operations": ["OPERATIONS", "apply"],
+    "augment.policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],
     "report": ["write_report"],
     "networks.resnet": ["cifar_resnet"],
     "scores": ["Baseline", "Score", "score"],
     "space": ["SearchSpace"],
-    "spec": ["PolicySpec"],
+    "augment.spec": ["PolicySpec"],
     "study": ["Budget", "Study"],
     "tasks": ["Classification", "Task"],
     "networks.teachers": ["Recipe", "Teacher"],
     "core.values": ["Batch", "Draw", "Outputs", "ViewBatch"],
     "views": ["VIEWS", "Views"],
     "networks.weights": ["load_weights", "torchvision_model"],
-    "wide": ["trivial_augment_wide"],
+    "augment.wide": ["trivial_augment_wide"],
 }
 _MODULE = {name: module for module, names in _WHERE.items() for name in names}
 __all__ = sorted(_MODULE)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from kdsearch.augment.spec import Snapshot
 from kdsearch.core.archives import check_zip
 from kdsearch.core.files import check_file, write_bytes
 from kdsearch.records import EpochRecord
-from kdsearch.spec import Snapshot
 
 
 @dataclass(frozen=True)

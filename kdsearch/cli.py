@@ -139,9 +139,9 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
+    from kdsearch.augment.export import differences, export_policy, left_out
+    from kdsearch.augment.spec import PolicySpec
     from kdsearch.core.files import write_text
-    from kdsearch.export import differences, export_policy, left_out
-    from kdsearch.spec import PolicySpec
 
     spec = PolicySpec.load(policy_path(policy, storage))
     text = export_policy(spec, to.value, which.value)
@@ -214,7 +214,7 @@ def studies() -> None:
 @app.command()
 def operations() -> None:
     """The operations, in the order in which they are applied."""
-    from kdsearch.ops import OPERATIONS
+    from kdsearch.augment.operations import OPERATIONS
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:g}"

@@ -5,15 +5,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
-from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
 from kdsearch.run import CHECKPOINT, run_trial
 from kdsearch.run_folder import read_confirmation
 from kdsearch.space import Settings
-from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready
 
 RUNS = ("learned", "frozen", *REFERENCES)  # of each seed

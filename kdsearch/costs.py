@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from kdsearch.augment.operations import apply
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.distill import Distiller
 from kdsearch.evaluation import measure
-from kdsearch.ops import apply
 from kdsearch.steps import parts_of
 from kdsearch.study import Ready
 

@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import clopper_pearson, generator
 from kdsearch.core.values import Draw, Outputs
 from kdsearch.data.batches import listed
 from kdsearch.data.items import MapStyle
-from kdsearch.fixed import FixedTransform
 from kdsearch.losses import soft_targets
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
-from kdsearch.ops import OPERATIONS, apply
-from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 
 Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them

@@ -13,6 +13,8 @@ from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled
 from kdsearch.core.values import Batch, Draw, Outputs, View
@@ -20,13 +22,11 @@ from kdsearch.data.batches import drawn, first, load
 from kdsearch.data.items import MapStyle
 from kdsearch.estimators import policy_gradient
 from kdsearch.evaluation import known, measure
-from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Projections
 from kdsearch.metrics import Metric
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
-from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.tasks import Task

@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kdsearch.augment.operations import apply
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError, calling, unknown
 from kdsearch.core.values import Draw, View
-from kdsearch.ops import apply
-from kdsearch.policy import Policy
 
 LossOf = Callable[[Draw, Tensor], Tensor]  # b draws, the rows (b,) of the batch they are for -> losses (b,) in nats
 

@@ -7,11 +7,11 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
+from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.sources import fingerprint
 from kdsearch.fingerprint import network_digest, student_digest
 from kdsearch.metrics import metric_name
 from kdsearch.networks.factories import fresh_optimizer
-from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import Checked
 from kdsearch.study import Study
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdsearch.policy import Policy
+from kdsearch.augment.policy import Policy
 from kdsearch.records import EpochRecord
 
 MOST_SPOILED = 0.05  # of the augmented images

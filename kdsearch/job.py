@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.confirmation import confirm, kept
 from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
@@ -44,7 +45,6 @@ from kdsearch.references import missing, refer
 from kdsearch.report import write_page
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.run_folder import ResultFile, read_result, trial_folder
-from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Study, load_study
 from kdsearch.wiring import check_kinds
 

@@ -44,8 +44,8 @@ def sheet(
     """Draw what a policy does to images: each operation over its range, and draws of the whole policy."""
     from kdsearch.analysis.plots import save
     from kdsearch.analysis.sheet import policy_sheet
+    from kdsearch.augment.spec import PolicySpec
     from kdsearch.data.images import load_images, photographs
-    from kdsearch.spec import PolicySpec
 
     path = policy_path(policy, storage)
     spec, own = PolicySpec.load(path), path.with_name("samples.npz")
@@ -67,7 +67,7 @@ def diff(
     from kdsearch.analysis.diff import other_differences, policy_diff
     from kdsearch.analysis.plots import check_picture, save
     from kdsearch.analysis.plots import policy_diff as draw
-    from kdsearch.spec import PolicySpec
+    from kdsearch.augment.spec import PolicySpec
 
     a, b = (PolicySpec.load(policy_path(path, storage)) for path in (policy, other))
     if output:
@@ -98,7 +98,7 @@ def trajectory(
     from kdsearch.analysis.frames import policy_frame
     from kdsearch.analysis.plots import save
     from kdsearch.analysis.plots import trajectory as draw
-    from kdsearch.spec import PolicySpec
+    from kdsearch.augment.spec import PolicySpec
 
     path = policy_path(policy, storage)
     spec = PolicySpec.load(path)

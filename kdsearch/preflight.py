@@ -10,6 +10,7 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
+from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
@@ -21,7 +22,6 @@ from kdsearch.evaluation import Known
 from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
 from kdsearch.networks.outputs import arranged, outputs
 from kdsearch.networks.teachers import Recipe, Teacher, still
-from kdsearch.ops import OPERATIONS, apply
 from kdsearch.space import SearchSpace
 from kdsearch.steps import parts_of
 from kdsearch.study import Ready, Saw, Study

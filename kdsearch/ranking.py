@@ -9,20 +9,20 @@ import torch
 from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
 from kdsearch.data.batches import ArrayData, first, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.display import Display
-from kdsearch.fixed import FixedTransform
 from kdsearch.networks.teachers import Recipe
-from kdsearch.ops import OPERATIONS
-from kdsearch.policy import Policy, trivial
 from kdsearch.preflight import LOOKED_AT, check, make_ready
 from kdsearch.run_folder import as_text, trial_folder
 from kdsearch.scores import Baseline, Score, score
-from kdsearch.spec import PolicySpec
 from kdsearch.study import REFERENCES, Ready, Study, load_study
 from kdsearch.wiring import check_kinds
 

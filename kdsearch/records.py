@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import noise_scale
-from kdsearch.policy import Policy
 
 
 @dataclass(frozen=True)

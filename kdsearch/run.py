@@ -13,6 +13,9 @@ from safetensors.torch import save
 from torch import nn
 
 from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import Snapshot
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
@@ -20,13 +23,10 @@ from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data.batches import varied
 from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
-from kdsearch.fixed import FixedTransform
 from kdsearch.guards import at_chance, warnings
 from kdsearch.networks.outputs import state_tensors
 from kdsearch.networks.teachers import weights_hash
-from kdsearch.policy import Policy
 from kdsearch.records import EpochRecord
-from kdsearch.spec import Snapshot
 from kdsearch.study import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished

@@ -18,10 +18,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from torch import Tensor
 from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
 
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.images import load_images
-from kdsearch.ops import OPERATIONS
-from kdsearch.spec import PolicySpec
 
 MOST_BYTES = 32 * 2**20  # of a JSON file; 21,000 classes make 14 MB of regions
 MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy

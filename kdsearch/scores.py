@@ -6,14 +6,14 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs
 from kdsearch.data.batches import in_order
 from kdsearch.data.items import MapStyle
-from kdsearch.fixed import FixedTransform
 from kdsearch.networks.teachers import Teacher
-from kdsearch.policy import Policy
 from kdsearch.tasks import Classification
 
 

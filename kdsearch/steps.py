@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterator, Mapping
 import torch
 from torch import Tensor
 
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
-from kdsearch.fixed import FixedTransform
 from kdsearch.losses import Loss
-from kdsearch.policy import Policy
 from kdsearch.tasks import Task
 from kdsearch.views import Views, geometry_alone
 

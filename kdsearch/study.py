@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
+from kdsearch.augment.policy import Policy, trivial
 from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import first, placed
@@ -22,7 +23,6 @@ from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.outputs import arranged
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.objectives import TST
-from kdsearch.policy import Policy, trivial
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.views import VIEWS, Views

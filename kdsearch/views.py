@@ -6,9 +6,9 @@ from typing import Literal, get_args
 
 import torch
 
+from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.values import Draw
-from kdsearch.ops import OPERATIONS
 
 Which = Literal["base", "second", "both"]
 Sees = Literal["same", "weak", "clean"]

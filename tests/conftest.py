@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import digits
-from kdsearch.ops import OPERATIONS
 
 torch.set_num_threads(1)  # with more, a busy machine makes small steps many times slower
 

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from kdsearch import catalogue
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.policy import Policy
 from kdsearch.cli import app
 from kdsearch.losses import LOSSES
 from kdsearch.objectives import OBJECTIVES
-from kdsearch.ops import OPERATIONS
-from kdsearch.policy import Policy
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 STUDY = """

@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy, l1_loss
 
 import kdsearch as kd
 from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.augment.operations import OPERATIONS, move_boxes
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, View, ViewBatch
 from kdsearch.losses import Loss
 from kdsearch.objectives import objective
-from kdsearch.ops import OPERATIONS, move_boxes
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 LEAST = 0.25  # share of a box that has to be inside the image

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
 from kdsearch.alternation import PolicySteps
+from kdsearch.augment.policy import Policy, trivial
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs
@@ -20,7 +21,6 @@ from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES
 from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher
-from kdsearch.policy import Policy, trivial
 from kdsearch.tasks import Classification
 
 TASK = Classification.of(10)

@@ -14,15 +14,15 @@ import torch
 from scipy.stats import binomtest, kstest, norm
 from torch import Tensor
 
-import kdsearch.export
+import kdsearch.augment.export
+from kdsearch.augment.export import EXPORTERS, export_policy
+from kdsearch.augment.operations import FILLS, OPERATIONS, apply
+from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator, normal_field
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import digits
-from kdsearch.export import EXPORTERS, export_policy
-from kdsearch.ops import FILLS, OPERATIONS, apply
-from kdsearch.policy import Policy, trivial
-from kdsearch.spec import PolicySpec, Setting, Snapshot
 
 PYTHON = ("torchvision", "kornia")
 QUANTISERS = {"equalize", "posterize", "solarize"}
@@ -474,7 +474,7 @@ def test_the_file_runs_without_kdsearch(to: str, tmp_path: Path) -> None:
 
 
 def test_exporting_needs_no_target_library() -> None:
-    for path in Path(kdsearch.export.__file__).parent.glob("*.py"):
+    for path in Path(kdsearch.augment.export.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module] if isinstance(node, ast.ImportFrom) else []

@@ -16,14 +16,14 @@ from albumentations.augmentations.pixel import functional as pixel_functions
 from scipy.stats import binomtest, kstest
 from torch import Tensor
 
+from kdsearch.augment.export import differences, export_policy, left_out
+from kdsearch.augment.export.albumentations import DIFFERENT, LEFT_OUT, VERSION
+from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator, normal_field
 from kdsearch.core.values import Draw
-from kdsearch.export import differences, export_policy, left_out
-from kdsearch.export.albumentations import DIFFERENT, LEFT_OUT, VERSION
-from kdsearch.ops import OPERATIONS, apply
-from kdsearch.policy import Policy
-from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
 
 Json = dict[str, Any]
 EXPORTED = [name for name in OPERATIONS if name not in LEFT_OUT]
@@ -593,5 +593,5 @@ def test_the_file_runs_in_a_data_loader_s_workers_without_kdsearch(tmp_path: Pat
 
 
 def test_exporting_does_not_import_albumentations() -> None:
-    code = "import kdsearch.export, sys; raise SystemExit('albumentations' in sys.modules)"
+    code = "import kdsearch.augment.export, sys; raise SystemExit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

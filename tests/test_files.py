@@ -24,6 +24,7 @@ from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.frames import frame
 from kdsearch.analysis.plots import policy_diff as draw_diff
 from kdsearch.analysis.plots import save, scores
+from kdsearch.augment.policy import Policy
 from kdsearch.checkpoint import Checkpoint
 from kdsearch.cli import main
 from kdsearch.console import MANY, print_table
@@ -32,7 +33,6 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, read_text, write_bytes, write_text
 from kdsearch.data.images import load_images
 from kdsearch.display import Display
-from kdsearch.policy import Policy
 from kdsearch.ranking import gather
 from kdsearch.run_folder import as_text
 

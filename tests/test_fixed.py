@@ -9,12 +9,12 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 import kdsearch as kd
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.wide import trivial_augment_wide
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.distill import Phase
-from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES
-from kdsearch.wide import trivial_augment_wide
 
 TRANSFORMS = {
     "RandAugment": lambda: FixedTransform(v2.RandAugment()),

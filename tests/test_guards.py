@@ -5,10 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
+from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import noise_scale, spoiled
 from kdsearch.distill import EpochRecord
 from kdsearch.guards import warnings
-from kdsearch.policy import Policy
 
 FINE = EpochRecord(
     epoch=10,

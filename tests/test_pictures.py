@@ -14,8 +14,8 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.diff import other_differences
 from kdsearch.analysis.sheet import GAP, LEFT, contents
-from kdsearch.ops import OPERATIONS
-from kdsearch.spec import PolicySpec, Setting, Snapshot
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
 
 THREE = {
     "rotate": Setting(probability=0.25, low=2.0, high=10.0),

@@ -12,13 +12,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from kdsearch.augment.operations import FILLS, OPERATIONS
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import PolicySpec, schema
 from kdsearch.core.errors import KdsearchError
-from kdsearch.ops import FILLS, OPERATIONS
-from kdsearch.policy import Policy
-from kdsearch.spec import PolicySpec, schema
 
 FILE = Path(__file__).parents[1] / "docs" / "policy.schema.json"
-REWRITE = """python -c 'import json; from kdsearch.spec import schema; print(json.dumps(schema(), indent=1))' > {}"""
+REWRITE = (
+    """python -c 'import json; from kdsearch.augment.spec import schema; print(json.dumps(schema(), indent=1))' > {}"""
+)
 VALIDATOR = Draft202012Validator(schema())
 ONCE = settings(
     max_examples=100,

@@ -13,12 +13,12 @@ from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
 from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.augment.operations import OPERATIONS, move_labels
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.losses import Loss
 from kdsearch.objectives import objective
-from kdsearch.ops import OPERATIONS, move_labels
 from kdsearch.views import VIEWS
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]

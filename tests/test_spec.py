@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import MOST_BYTES, PolicySpec
 from kdsearch.core.errors import KdsearchError
-from kdsearch.ops import OPERATIONS
-from kdsearch.policy import Policy
-from kdsearch.spec import MOST_BYTES, PolicySpec
 
 Json = dict[str, Any]
 

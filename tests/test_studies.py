@@ -10,8 +10,8 @@ import torch
 
 import kdsearch as kd
 from kdsearch import catalogue
+from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
-from kdsearch.ops import OPERATIONS
 from kdsearch.preflight import preflight
 from kdsearch.space import SearchSpace
 from kdsearch.study import load_study

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 import kdsearch as kd
+from kdsearch.augment.operations import move_labels
 from kdsearch.core.memory import largest_batch, peak_bytes
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import first, in_order
@@ -30,7 +31,6 @@ from kdsearch.facts import fixed_by
 from kdsearch.networks.factories import check_fresh, few_for_batch_norm
 from kdsearch.networks.outputs import inner, load_state_tensors, state_tensors
 from kdsearch.networks.teachers import weights_hash
-from kdsearch.ops import move_labels
 from kdsearch.preflight import preflight
 from kdsearch.steps import views_of
 

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.operations import apply
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs, ViewBatch
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, Phase
-from kdsearch.fixed import FixedTransform
 from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.networks.teachers import Teacher
-from kdsearch.ops import apply
-from kdsearch.policy import Policy
 from kdsearch.preflight import check
 from kdsearch.study import Study
 from kdsearch.tasks import Classification

@@ -4,7 +4,7 @@ import math
 
 import pandas as pd
 
-from kdsearch.spec import PolicySpec
+from kdsearch.augment.spec import PolicySpec
 
 NUMBERS = ("probability", "rate", "low", "high")
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.files import as_path, make_folder, write_bytes
 from kdsearch.hpo import TrialRow, kept_rows
-from kdsearch.ops import OPERATIONS
 from kdsearch.run_folder import (
     ResultFile,
     StudyFile,
@@ -26,7 +27,6 @@ from kdsearch.run_folder import (
     references,
     trial_folder,
 )
-from kdsearch.spec import PolicySpec
 
 TEXT, WHOLE, NUMBER, FLAG, TIME = "str", "Int64", "float64", "boolean", "datetime64[us, UTC]"
 KEY = {"study": TEXT, "run": TEXT, "trial": WHOLE}  # `run` is "trial 3" or a reference's name; `trial` is missing there

@@ -14,12 +14,12 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from kdsearch.analysis.plots import ALONE, number, span
+from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import PolicySpec, Setting
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.disagreement import one_operation
-from kdsearch.ops import OPERATIONS, apply
-from kdsearch.policy import Policy
-from kdsearch.spec import PolicySpec, Setting
 
 IMAGES = 4  # on a sheet, at most
 IN_ROW = 2  # images beside each other in the row of an operation

@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
+from kdsearch.augment.operations import inside
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import ViewBatch
 from kdsearch.losses.loss import Loss, Pairs, between
-from kdsearch.ops import inside
 
 SHAPES = {2: "vectors (B, D)", 3: "tokens (B, N, D)", 4: "maps (B, C, H, W)"}
 CHANNELS = {2: 1, 3: 2, 4: 1}  # the axis of the channels

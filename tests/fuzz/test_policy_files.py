@@ -24,10 +24,10 @@ from strategies import (
 )
 
 import kdsearch as kd
+from kdsearch.augment.export import EXPORTERS, differences, left_out
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import Limits, Setting, Snapshot
 from kdsearch.core.maths import generator
-from kdsearch.export import EXPORTERS, differences, left_out
-from kdsearch.ops import OPERATIONS
-from kdsearch.spec import Limits, Setting, Snapshot
 
 
 def _one(progress: float, *names: str) -> Snapshot:

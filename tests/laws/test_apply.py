@@ -11,12 +11,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as tv
 
+from kdsearch.augment.operations import FILLS, LINEAR, OPERATIONS, apply
+from kdsearch.augment.operations.colour import luma
+from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
-from kdsearch.ops import FILLS, LINEAR, OPERATIONS, apply
-from kdsearch.ops.colour import luma
-from kdsearch.policy import Policy
 
 NAMES = list(OPERATIONS)
 CONTINUOUS = [name for name in NAMES if name not in ("equalize", "solarize", "posterize", "erase")]

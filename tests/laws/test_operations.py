@@ -10,10 +10,10 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
+from kdsearch.augment.operations import LINEAR, OPERATIONS, Operation, apply
+from kdsearch.augment.operations.warp import warp
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
-from kdsearch.ops import LINEAR, OPERATIONS, Operation, apply
-from kdsearch.ops.warp import warp
 
 NAMES = list(OPERATIONS)
 SIGNED = [name for name, op in OPERATIONS.items() if op.signed]

@@ -10,6 +10,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from kdsearch.alternation import PolicySteps
+from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Draw
@@ -18,8 +20,6 @@ from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
 from kdsearch.networks.teachers import Teacher
 from kdsearch.objectives import student_wrong
-from kdsearch.ops import OPERATIONS, apply
-from kdsearch.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.tasks import Classification
 
 NAMES = list(OPERATIONS)

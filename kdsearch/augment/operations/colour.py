@@ -7,7 +7,7 @@ is this library's stated semantics. Kornia's functions, which clamp one by one, 
 import torch
 from torch import Tensor
 
-from kdsearch.ops.operation import AUTOAUGMENT, Operation
+from kdsearch.augment.operations.operation import AUTOAUGMENT, Operation
 
 BRIGHTNESS, CONTRAST, SATURATION, GRAY, SHIFT = range(5)  # columns of the coefficients; SHIFT is the first of C
 

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from kdsearch.augment.operations.operation import AUTOAUGMENT, Operation
 from kdsearch.core.maths import normal_field
-from kdsearch.ops.operation import AUTOAUGMENT, Operation
 
 MOST_BLUR = 3.0  # pixels, the hard range of gaussian_blur
 

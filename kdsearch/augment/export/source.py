@@ -8,8 +8,8 @@ import textwrap
 from collections.abc import Mapping
 from string import Template
 
-from kdsearch.ops import LINEAR, OPERATIONS
-from kdsearch.spec import PolicySpec
+from kdsearch.augment.operations import LINEAR, OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 
 WIDTH = 120
 

@@ -7,9 +7,9 @@ a perspective.
 
 from string import Template
 
-from kdsearch.export.source import applied, functions, geometry, header, uniforms
-from kdsearch.ops import LINEAR, OPERATIONS
-from kdsearch.spec import PolicySpec
+from kdsearch.augment.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.augment.operations import LINEAR, OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 
 _TITLE = "An augmentation policy for torchvision, found by kdsearch. It needs torch and torchvision, not kdsearch."
 _USAGE = """Use, among the transforms of a data set and before any normalisation, with this file's name:

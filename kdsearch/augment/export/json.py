@@ -1,6 +1,6 @@
 """Export as the policy's own format."""
 
-from kdsearch.spec import PolicySpec, Snapshot
+from kdsearch.augment.spec import PolicySpec, Snapshot
 
 
 def source(spec: PolicySpec, which: str) -> str:

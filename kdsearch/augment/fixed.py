@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from kdsearch.augment.operations import check_draw, check_images
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.maths import own_generators, seed_generators
 from kdsearch.core.values import Draw, View
-from kdsearch.ops import check_draw, check_images
 
 Kind = Literal["uint8", "float", "pil", "numpy"]  # of image
 

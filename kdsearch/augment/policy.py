@@ -6,11 +6,11 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
+from kdsearch.augment.operations import FILLS, OPERATIONS, apply
+from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.maths import bernoulli_kl
 from kdsearch.core.values import Draw, View
-from kdsearch.ops import FILLS, OPERATIONS, apply
-from kdsearch.spec import Limits, PolicySpec, Setting, Snapshot
 
 LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
 AT_LIMIT = 0.98  # of high / limit, from where on a range is called at its limit

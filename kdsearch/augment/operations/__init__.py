@@ -6,14 +6,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from kdsearch.augment.operations.colour import COLOUR, SHIFT, linear
+from kdsearch.augment.operations.follow import move_boxes, move_labels
+from kdsearch.augment.operations.geometric import GEOMETRIC
+from kdsearch.augment.operations.operation import Operation
+from kdsearch.augment.operations.photometric import PHOTOMETRIC
+from kdsearch.augment.operations.warp import inside, warp
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.values import FILLS, Draw, View
-from kdsearch.ops.colour import COLOUR, SHIFT, linear
-from kdsearch.ops.follow import move_boxes, move_labels
-from kdsearch.ops.geometric import GEOMETRIC
-from kdsearch.ops.operation import Operation
-from kdsearch.ops.photometric import PHOTOMETRIC
-from kdsearch.ops.warp import inside, warp
 
 __all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply", "inside", "move_boxes", "move_labels"]
 

@@ -8,9 +8,9 @@ bins by floor(255.999 x).
 
 from string import Template
 
-from kdsearch.export.source import applied, functions, geometry, header, uniforms
-from kdsearch.ops import LINEAR, OPERATIONS
-from kdsearch.spec import PolicySpec
+from kdsearch.augment.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.augment.operations import LINEAR, OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 
 _TITLE = "An augmentation policy for kornia, found by kdsearch. It needs torch and kornia, not kdsearch."
 _USAGE = """Use, in the training loop and before any normalisation, with this file's name:

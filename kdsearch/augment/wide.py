@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torchvision.transforms import v2
 
-from kdsearch.fixed import FixedTransform
+from kdsearch.augment.fixed import FixedTransform
 
 WIDE = 64  # pixels: the side from which TrivialAugment's 32 pixels are kept
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from kdsearch.ops.warp import grid
+from kdsearch.augment.operations.warp import grid
 
 
 def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:

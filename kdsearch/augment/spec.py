@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from kdsearch.augment.operations import OPERATIONS, Operation
 from kdsearch.core.errors import KdsearchError, problems, short, unknown
 from kdsearch.core.files import as_path, read_text
 from kdsearch.core.values import Fill
-from kdsearch.ops import OPERATIONS, Operation
 
 FORMAT, VERSION = "kdsearch-policy", 1
 MOST_BYTES = 1_000_000

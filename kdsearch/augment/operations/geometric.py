@@ -9,7 +9,7 @@ perspective comes last.
 import torch
 from torch import Tensor
 
-from kdsearch.ops.operation import AUTOAUGMENT, Entries, Operation
+from kdsearch.augment.operations.operation import AUTOAUGMENT, Entries, Operation
 
 
 def horizontal_flip(m: Tensor, u: Tensor, height: int, width: int) -> Entries:

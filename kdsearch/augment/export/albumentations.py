@@ -5,10 +5,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from kdsearch.augment.export.source import applied
+from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
-from kdsearch.export.source import applied
-from kdsearch.ops import OPERATIONS
-from kdsearch.spec import PolicySpec
 
 VERSION = "2.0.8"
 

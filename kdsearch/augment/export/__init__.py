@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Mapping
 
+from kdsearch.augment.export import albumentations, json, kornia, torchvision
+from kdsearch.augment.export.source import applied
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
-from kdsearch.export import albumentations, json, kornia, torchvision
-from kdsearch.export.source import applied
-from kdsearch.spec import PolicySpec
 
 __all__ = ["EXPORTERS", "differences", "export_policy", "left_out"]
 

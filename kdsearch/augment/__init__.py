@@ -1,0 +1,1 @@
+"""From a draw to pixels, and the frozen policy with its exports."""
