@@ -41,7 +41,7 @@ from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import in_order
 from kdsearch.estimators import GATES, Sample, endpoint, flipped
-from kdsearch.objectives import TST, objective
+from kdsearch.losses.objectives import TST, objective
 from kdsearch.run import run_trial
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90

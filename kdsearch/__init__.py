@@ -58,6 +58,9 @@ if TYPE_CHECKING:
     from kdsearch.losses import similarity_preserving as similarity_preserving
     from kdsearch.losses import soft_targets as soft_targets
     from kdsearch.losses import standardised as standardised
+    from kdsearch.losses.objectives import OBJECTIVES as OBJECTIVES
+    from kdsearch.losses.objectives import TST as TST
+    from kdsearch.losses.objectives import objective as objective
     from kdsearch.networks.outputs import Ensemble as Ensemble
     from kdsearch.networks.outputs import Normalised as Normalised
     from kdsearch.networks.outputs import small_convnet as small_convnet
@@ -67,9 +70,6 @@ if TYPE_CHECKING:
     from kdsearch.networks.teachers import Teacher as Teacher
     from kdsearch.networks.weights import load_weights as load_weights
     from kdsearch.networks.weights import torchvision_model as torchvision_model
-    from kdsearch.objectives import OBJECTIVES as OBJECTIVES
-    from kdsearch.objectives import TST as TST
-    from kdsearch.objectives import objective as objective
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
     from kdsearch.scores import Baseline as Baseline
@@ -118,7 +118,7 @@ _WHERE = {
         "standardised",
     ],
     "networks.outputs": ["Ensemble", "Normalised", "small_convnet", "tapped"],
-    "objectives": ["OBJECTIVES", "TST", "objective"],
+    "losses.objectives": ["OBJECTIVES", "TST", "objective"],
     "augment.operations": ["OPERATIONS", "apply"],
     "augment.policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],

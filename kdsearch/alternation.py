@@ -11,7 +11,7 @@ from torch.optim import AdamW, Optimizer
 from kdsearch.core.errors import KdsearchError, not_whole, problems, unknown
 from kdsearch.estimators import GATES
 from kdsearch.losses import Loss
-from kdsearch.objectives import OBJECTIVES, TST
+from kdsearch.losses.objectives import OBJECTIVES, TST
 from kdsearch.views import VIEWS, Views
 
 Precision = Literal["float32", "bfloat16"]

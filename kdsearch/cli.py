@@ -252,7 +252,7 @@ def operations() -> None:
 @app.command()
 def objectives() -> None:
     """The terms that a policy step may minimise, and what each seeks."""
-    from kdsearch.objectives import OBJECTIVES, TST
+    from kdsearch.losses.objectives import OBJECTIVES, TST
 
     rows = [
         [t.name, t.seeks, t.bound, f"{TST[t.name]:g}" if t.name in TST else "-", t.reference]

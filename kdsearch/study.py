@@ -18,11 +18,11 @@ from kdsearch.data.loading import run_file
 from kdsearch.disagreement import Probe
 from kdsearch.evaluation import Known
 from kdsearch.losses import LOSSES, Loss
+from kdsearch.losses.objectives import TST
 from kdsearch.metrics import Metric
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.outputs import arranged
 from kdsearch.networks.teachers import Recipe, Teacher
-from kdsearch.objectives import TST
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.views import VIEWS, Views

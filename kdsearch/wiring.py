@@ -13,8 +13,8 @@ from kdsearch.alternation import Precision
 from kdsearch.core.errors import KdsearchError, calling, not_whole, problems, unknown
 from kdsearch.data.items import Spawned
 from kdsearch.losses import LOSSES, Kind, Loss, Ramp
+from kdsearch.losses.objectives import OBJECTIVES
 from kdsearch.metrics import ACCURACY, metric_name
-from kdsearch.objectives import OBJECTIVES
 from kdsearch.space import SearchSpace
 from kdsearch.study import Budget, Saw, Study
 from kdsearch.tasks import Classification

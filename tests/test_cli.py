@@ -13,7 +13,7 @@ from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.cli import app
 from kdsearch.losses import LOSSES
-from kdsearch.objectives import OBJECTIVES
+from kdsearch.losses.objectives import OBJECTIVES
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 STUDY = """

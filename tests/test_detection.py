@@ -17,7 +17,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, View, ViewBatch
 from kdsearch.losses import Loss
-from kdsearch.objectives import objective
+from kdsearch.losses.objectives import objective
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 LEAST = 0.25  # share of a box that has to be inside the image

@@ -18,7 +18,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.losses import Loss
-from kdsearch.objectives import objective
+from kdsearch.losses.objectives import objective
 from kdsearch.views import VIEWS
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]

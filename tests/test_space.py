@@ -7,7 +7,7 @@ import pytest
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.facts import fixed_by
-from kdsearch.objectives import OBJECTIVES, TST
+from kdsearch.losses.objectives import OBJECTIVES, TST
 from kdsearch.preflight import preflight
 from kdsearch.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
 

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Outputs
-from kdsearch.objectives import objective
+from kdsearch.losses.objectives import objective
 
 
 @dataclass(frozen=True)

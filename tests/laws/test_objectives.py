@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from kdsearch.core.maths import generator
-from kdsearch.objectives import OBJECTIVES, TST, Term, objective, student_wrong, teacher_right
+from kdsearch.losses.objectives import OBJECTIVES, TST, Term, objective, student_wrong, teacher_right
 
 ROOT = math.sqrt(2)
 LOW: dict[str, Callable[[int], float]] = {

@@ -18,8 +18,8 @@ from kdsearch.core.values import Batch, Draw
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller
 from kdsearch.estimators import GATES
+from kdsearch.losses.objectives import student_wrong
 from kdsearch.networks.teachers import Teacher
-from kdsearch.objectives import student_wrong
 from kdsearch.tasks import Classification
 
 NAMES = list(OPERATIONS)
