@@ -12,10 +12,10 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import in_order
 from kdsearch.data.items import MapStyle
-from kdsearch.metrics import Measured, Metric, metric_value
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
 from kdsearch.tasks import Task
+from kdsearch.tasks.metrics import Measured, Metric, metric_value
 
 LEAST_BATCH = 256  # images of a forward where nothing is trained
 

@@ -37,7 +37,6 @@ from kdsearch.hpo import (
     run_trials,
     storage_in_words,
 )
-from kdsearch.metrics import ACCURACY, Scale, metric_name
 from kdsearch.networks.teachers import Recipe
 from kdsearch.preflight import Checked, preflight
 from kdsearch.records import EpochRecord
@@ -46,6 +45,7 @@ from kdsearch.report import write_page
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.study import REFERENCES, Study, load_study
+from kdsearch.tasks.metrics import ACCURACY, Scale, metric_name
 from kdsearch.wiring import check_kinds
 
 

@@ -19,12 +19,12 @@ from kdsearch.disagreement import Probe
 from kdsearch.evaluation import Known
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.losses.objectives import TST
-from kdsearch.metrics import Metric
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.outputs import arranged
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
+from kdsearch.tasks.metrics import Metric
 from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")

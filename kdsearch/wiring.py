@@ -14,10 +14,10 @@ from kdsearch.core.errors import KdsearchError, calling, not_whole, problems, un
 from kdsearch.data.items import Spawned
 from kdsearch.losses import LOSSES, Kind, Loss, Ramp
 from kdsearch.losses.objectives import OBJECTIVES
-from kdsearch.metrics import ACCURACY, metric_name
 from kdsearch.space import SearchSpace
 from kdsearch.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
+from kdsearch.tasks.metrics import ACCURACY, metric_name
 from kdsearch.views import Views
 
 LONGEST_NAME = 100  # letters

@@ -13,9 +13,9 @@ import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.evaluation import measure
-from kdsearch.metrics import Scale, metric_name, metric_value
 from kdsearch.preflight import check
 from kdsearch.study import Study
+from kdsearch.tasks.metrics import Scale, metric_name, metric_value
 
 
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -28,10 +28,10 @@ from kdsearch.display import Display
 from kdsearch.evaluation import known, measure
 from kdsearch.facts import fixed_by
 from kdsearch.guards import at_chance, warnings
-from kdsearch.metrics import Scale, metric_value
 from kdsearch.preflight import check, preflight
 from kdsearch.records import EpochRecord
 from kdsearch.study import Study
+from kdsearch.tasks.metrics import Scale, metric_value
 from kdsearch.views import VIEWS
 
 FINE = EpochRecord(

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdsearch.metrics import ACCURACY, Scale
+from kdsearch.tasks.metrics import ACCURACY, Scale
 
 WORDS = {
     "identity": "an identity second view",

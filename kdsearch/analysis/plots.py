@@ -21,7 +21,7 @@ from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
 from kdsearch.core.terminal import printable
-from kdsearch.metrics import Scale
+from kdsearch.tasks.metrics import Scale
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
