@@ -38,10 +38,8 @@ if TYPE_CHECKING:
     from kdsearch.data.folders import load_arrays as load_arrays
     from kdsearch.data.images import load_images as load_images
     from kdsearch.data.images import photographs as photographs
-    from kdsearch.disagreement import Probe as Probe
     from kdsearch.distill import Distiller as Distiller
     from kdsearch.estimators import policy_gradient as policy_gradient
-    from kdsearch.evaluation import evaluate as evaluate
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -70,11 +68,13 @@ if TYPE_CHECKING:
     from kdsearch.networks.teachers import Teacher as Teacher
     from kdsearch.networks.weights import load_weights as load_weights
     from kdsearch.networks.weights import torchvision_model as torchvision_model
+    from kdsearch.probe.disagreement import Probe as Probe
+    from kdsearch.probe.evaluation import evaluate as evaluate
+    from kdsearch.probe.scores import Baseline as Baseline
+    from kdsearch.probe.scores import Score as Score
+    from kdsearch.probe.scores import score as score
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
-    from kdsearch.scores import Baseline as Baseline
-    from kdsearch.scores import Score as Score
-    from kdsearch.scores import score as score
     from kdsearch.space import SearchSpace as SearchSpace
     from kdsearch.study import Budget as Budget
     from kdsearch.study import Study as Study
@@ -91,10 +91,10 @@ _WHERE = {
     "analysis.regions": ["regions"],
     "analysis.sheet": ["policy_sheet"],
     "data.batches": ["ArrayData", "digits", "in_memory", "placed", "shuffled"],
-    "disagreement": ["Probe"],
+    "probe.disagreement": ["Probe"],
     "distill": ["Distiller"],
     "estimators": ["policy_gradient"],
-    "evaluation": ["evaluate"],
+    "probe.evaluation": ["evaluate"],
     "core.errors": ["KdsearchError"],
     "augment.export": ["export_policy"],
     "augment.fixed": ["FixedTransform"],
@@ -124,7 +124,7 @@ _WHERE = {
     "ranking": ["rank"],
     "report": ["write_report"],
     "networks.resnet": ["cifar_resnet"],
-    "scores": ["Baseline", "Score", "score"],
+    "probe.scores": ["Baseline", "Score", "score"],
     "space": ["SearchSpace"],
     "augment.spec": ["PolicySpec"],
     "study": ["Budget", "Study"],

@@ -13,7 +13,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.distill import Distiller
-from kdsearch.evaluation import measure
+from kdsearch.probe.evaluation import measure
 from kdsearch.steps import parts_of
 from kdsearch.study import Ready
 

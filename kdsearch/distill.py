@@ -21,11 +21,11 @@ from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data.batches import drawn, first, load
 from kdsearch.data.items import MapStyle
 from kdsearch.estimators import policy_gradient
-from kdsearch.evaluation import known, measure
 from kdsearch.losses import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
+from kdsearch.probe.evaluation import known, measure
 from kdsearch.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.tasks import Task

@@ -16,12 +16,12 @@ from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data.batches import first
-from kdsearch.diagnosis import likely_reasons
-from kdsearch.disagreement import Probe, one_operation, plan_look
-from kdsearch.evaluation import Known
 from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
 from kdsearch.networks.outputs import arranged, outputs
 from kdsearch.networks.teachers import Recipe, Teacher, still
+from kdsearch.probe.diagnosis import likely_reasons
+from kdsearch.probe.disagreement import Probe, one_operation, plan_look
+from kdsearch.probe.evaluation import Known
 from kdsearch.space import SearchSpace
 from kdsearch.steps import parts_of
 from kdsearch.study import Ready, Saw, Study

@@ -21,8 +21,8 @@ from kdsearch.data.items import MapStyle
 from kdsearch.display import Display
 from kdsearch.networks.teachers import Recipe
 from kdsearch.preflight import LOOKED_AT, check, make_ready
+from kdsearch.probe.scores import Baseline, Score, score
 from kdsearch.run_folder import as_text, trial_folder
-from kdsearch.scores import Baseline, Score, score
 from kdsearch.study import REFERENCES, Ready, Study, load_study
 from kdsearch.wiring import check_kinds
 
@@ -51,8 +51,8 @@ def rank(
 
     Scored are the references `identity`, `trivial` and `start`, each operation of the study's space alone (always
     applied, its magnitude uniform up to its limit), and the policies given. The order is a proxy: in the paper behind
-    the ratio (`kdsearch.scores.stddev_ratio`) it went with the student's test loss on CIFAR-100 and Tiny ImageNet, on
-    ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory; see `split`.
+    the ratio (`kdsearch.probe.scores.stddev_ratio`) it went with the student's test loss on CIFAR-100 and Tiny
+    ImageNet, on ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory; see `split`.
 
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.

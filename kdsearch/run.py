@@ -21,11 +21,11 @@ from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data.batches import varied
-from kdsearch.disagreement import DisagreementReport, Watch
 from kdsearch.distill import Distiller
 from kdsearch.guards import at_chance, warnings
 from kdsearch.networks.outputs import state_tensors
 from kdsearch.networks.teachers import weights_hash
+from kdsearch.probe.disagreement import DisagreementReport, Watch
 from kdsearch.records import EpochRecord
 from kdsearch.study import Ready
 

@@ -15,13 +15,13 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import first, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
-from kdsearch.disagreement import Probe
-from kdsearch.evaluation import Known
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.losses.objectives import TST
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.outputs import arranged
 from kdsearch.networks.teachers import Recipe, Teacher
+from kdsearch.probe.disagreement import Probe
+from kdsearch.probe.evaluation import Known
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import Metric

@@ -9,8 +9,8 @@ from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
 from kdsearch.data.batches import ArrayData
-from kdsearch.diagnosis import likely_reasons
 from kdsearch.networks.teachers import Teacher, weights_hash
+from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.tasks import Classification
 
 TRAIN, SEEN, _ = kd.digits()

@@ -17,10 +17,10 @@ from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
-from kdsearch.evaluation import evaluate, known
 from kdsearch.losses import LOSSES
 from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher
+from kdsearch.probe.evaluation import evaluate, known
 from kdsearch.tasks import Classification
 
 TASK = Classification.of(10)

@@ -15,8 +15,8 @@ from kdsearch.core.memory import Fit, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data.batches import ArrayData
-from kdsearch.evaluation import Known
 from kdsearch.preflight import _remembers, check, preflight
+from kdsearch.probe.evaluation import Known
 from kdsearch.study import Ready, Study
 
 

@@ -18,8 +18,8 @@ from kdsearch.analysis.frames import MEASURED, SCORES
 from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
+from kdsearch.probe.scores import _variance, stddev_ratio
 from kdsearch.ranking import gather, meaning
-from kdsearch.scores import _variance, stddev_ratio
 
 THREE = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]]  # probabilities; their mean is 1/3 each
 

@@ -13,10 +13,10 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.data.batches import ArrayData, in_order, load
 from kdsearch.distill import Distiller
-from kdsearch.evaluation import known
 from kdsearch.facts import fixed_by
 from kdsearch.networks.outputs import arranged
 from kdsearch.preflight import check, preflight
+from kdsearch.probe.evaluation import known
 from kdsearch.records import of_policy
 from kdsearch.run import run_trial
 
@@ -415,8 +415,8 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
         return noted(data.subset(torch.tensor(index)), size, device)
 
     for module in ("evaluation", "scores"):
-        monkeypatch.setattr(f"kdsearch.{module}.in_order", noted)
-    monkeypatch.setattr("kdsearch.disagreement.listed", noted_too)
+        monkeypatch.setattr(f"kdsearch.probe.{module}.in_order", noted)
+    monkeypatch.setattr("kdsearch.probe.disagreement.listed", noted_too)
     teacher = kd.Teacher(network(1))
     known(teacher, data, TASK, 8, "cpu:0")
     kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")

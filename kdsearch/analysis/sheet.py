@@ -19,7 +19,7 @@ from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, Setting
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.disagreement import one_operation
+from kdsearch.probe.disagreement import one_operation
 
 IMAGES = 4  # on a sheet, at most
 IN_ROW = 2  # images beside each other in the row of an operation

@@ -1,0 +1,1 @@
+"""Looks at networks and changes nothing: accuracy, disagreement, scores, diagnosis."""
