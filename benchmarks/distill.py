@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 import kdsearch as kd
-from kdsearch.alternation import Phase, PolicySteps
+from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.networks.outputs import arranged
 
 BATCH, STEPS = 128, 10

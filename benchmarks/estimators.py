@@ -40,7 +40,7 @@ from kdsearch.augment.policy import LOW_START
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import in_order
-from kdsearch.estimators import GATES, Sample, endpoint, flipped
+from kdsearch.distill.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.losses.objectives import TST, objective
 from kdsearch.run import run_trial
 

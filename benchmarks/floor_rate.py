@@ -14,7 +14,7 @@ from common import accuracy, interval, kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 from kdsearch.run import run_trial
 from kdsearch.study import Ready
 

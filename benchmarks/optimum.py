@@ -20,8 +20,8 @@ from rich.table import Table
 import kdsearch as kd
 from kdsearch.core.maths import generator
 from kdsearch.data.batches import in_order
-from kdsearch.distill import Distiller
-from kdsearch.estimators import GATES
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.estimators import GATES
 from kdsearch.run import run_trial
 from kdsearch.study import Ready
 

@@ -7,8 +7,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from kdsearch.alternation import Phase as Phase
-    from kdsearch.alternation import PolicySteps as PolicySteps
     from kdsearch.analysis.compare import paired_differences as paired_differences
     from kdsearch.analysis.diff import policy_diff as policy_diff
     from kdsearch.analysis.frames import frames as frames
@@ -38,8 +36,12 @@ if TYPE_CHECKING:
     from kdsearch.data.folders import load_arrays as load_arrays
     from kdsearch.data.images import load_images as load_images
     from kdsearch.data.images import photographs as photographs
-    from kdsearch.distill import Distiller as Distiller
-    from kdsearch.estimators import policy_gradient as policy_gradient
+    from kdsearch.distill.distiller import Distiller as Distiller
+    from kdsearch.distill.estimators import policy_gradient as policy_gradient
+    from kdsearch.distill.phase import Phase as Phase
+    from kdsearch.distill.phase import PolicySteps as PolicySteps
+    from kdsearch.distill.views import VIEWS as VIEWS
+    from kdsearch.distill.views import Views as Views
     from kdsearch.job import Result as Result
     from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
@@ -80,11 +82,9 @@ if TYPE_CHECKING:
     from kdsearch.study import Study as Study
     from kdsearch.tasks import Classification as Classification
     from kdsearch.tasks import Task as Task
-    from kdsearch.views import VIEWS as VIEWS
-    from kdsearch.views import Views as Views
 
 _WHERE = {
-    "alternation": ["Phase", "PolicySteps"],
+    "distill.phase": ["Phase", "PolicySteps"],
     "analysis.compare": ["paired_differences"],
     "analysis.diff": ["policy_diff"],
     "analysis.frames": ["frames", "policy_frame"],
@@ -92,8 +92,8 @@ _WHERE = {
     "analysis.sheet": ["policy_sheet"],
     "data.batches": ["ArrayData", "digits", "in_memory", "placed", "shuffled"],
     "probe.disagreement": ["Probe"],
-    "distill": ["Distiller"],
-    "estimators": ["policy_gradient"],
+    "distill.distiller": ["Distiller"],
+    "distill.estimators": ["policy_gradient"],
     "probe.evaluation": ["evaluate"],
     "core.errors": ["KdsearchError"],
     "augment.export": ["export_policy"],
@@ -131,7 +131,7 @@ _WHERE = {
     "tasks": ["Classification", "Task"],
     "networks.teachers": ["Recipe", "Teacher"],
     "core.values": ["Batch", "Draw", "Outputs", "ViewBatch"],
-    "views": ["VIEWS", "Views"],
+    "distill.views": ["VIEWS", "Views"],
     "networks.weights": ["load_weights", "torchvision_model"],
     "augment.wide": ["trivial_augment_wide"],
 }

@@ -10,7 +10,7 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 from kdsearch.run import CHECKPOINT, run_trial
 from kdsearch.run_folder import read_confirmation
 from kdsearch.space import Settings

@@ -12,9 +12,9 @@ from kdsearch.augment.operations import apply
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
-from kdsearch.distill import Distiller
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.steps import parts_of
 from kdsearch.probe.evaluation import measure
-from kdsearch.steps import parts_of
 from kdsearch.study import Ready
 
 GIB = 2**30

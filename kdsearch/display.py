@@ -13,7 +13,7 @@ from rich.text import Text
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.terminal import printable
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 from kdsearch.run import Outcome
 from kdsearch.tasks.metrics import ACCURACY, Scale
 

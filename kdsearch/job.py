@@ -20,8 +20,9 @@ from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
 from kdsearch.display import Display, duration, settings_line
+from kdsearch.distill.guards import why_at_chance
+from kdsearch.distill.records import EpochRecord
 from kdsearch.facts import facts, fixed_by
-from kdsearch.guards import why_at_chance
 from kdsearch.hpo import (
     Best,
     Trial,
@@ -39,7 +40,6 @@ from kdsearch.hpo import (
 )
 from kdsearch.networks.teachers import Recipe
 from kdsearch.preflight import Checked, preflight
-from kdsearch.records import EpochRecord
 from kdsearch.references import missing, refer
 from kdsearch.report import write_page
 from kdsearch.run import CHECKPOINT, Outcome, run_trial

@@ -16,6 +16,7 @@ from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data.batches import first
+from kdsearch.distill.steps import parts_of
 from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
 from kdsearch.networks.outputs import arranged, outputs
 from kdsearch.networks.teachers import Recipe, Teacher, still
@@ -23,7 +24,6 @@ from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, one_operation, plan_look
 from kdsearch.probe.evaluation import Known
 from kdsearch.space import SearchSpace
-from kdsearch.steps import parts_of
 from kdsearch.study import Ready, Saw, Study
 from kdsearch.survey import (
     MOST_SHARED,

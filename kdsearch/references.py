@@ -7,7 +7,7 @@ from pathlib import Path
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 from kdsearch.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study import REFERENCES, Ready
 

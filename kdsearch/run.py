@@ -12,21 +12,21 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import Snapshot
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data.batches import varied
-from kdsearch.distill import Distiller
-from kdsearch.guards import at_chance, warnings
+from kdsearch.distill.checkpoint import Checkpoint
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.guards import at_chance, warnings
+from kdsearch.distill.phase import Phase, PolicySteps
+from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.outputs import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
-from kdsearch.records import EpochRecord
 from kdsearch.study import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished

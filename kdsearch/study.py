@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 from torch import nn
 
-from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw
 from kdsearch.augment.policy import Policy, trivial
 from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import first, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
+from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw
+from kdsearch.distill.views import VIEWS, Views
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.losses.objectives import TST
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
@@ -25,7 +26,6 @@ from kdsearch.probe.evaluation import Known
 from kdsearch.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import Metric
-from kdsearch.views import VIEWS, Views
 
 REFERENCES = ("identity", "trivial", "start")
 Saw = Literal["unknown", "none", "train", "both"]

@@ -9,16 +9,16 @@ from typing import Any, get_args
 from torch import nn
 from torch.utils.data import Subset
 
-from kdsearch.alternation import Precision
 from kdsearch.core.errors import KdsearchError, calling, not_whole, problems, unknown
 from kdsearch.data.items import Spawned
+from kdsearch.distill.phase import Precision
+from kdsearch.distill.views import Views
 from kdsearch.losses import LOSSES, Kind, Loss, Ramp
 from kdsearch.losses.objectives import OBJECTIVES
 from kdsearch.space import SearchSpace
 from kdsearch.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import ACCURACY, metric_name
-from kdsearch.views import Views
 
 LONGEST_NAME = 100  # letters
 MOST_CLASSES = 100_000

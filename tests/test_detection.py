@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 import kdsearch as kd
-from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.augment.operations import OPERATIONS, move_boxes
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, View, ViewBatch
+from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.losses import Loss
 from kdsearch.losses.objectives import objective
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from kdsearch.alternation import PolicySteps
 from kdsearch.augment.policy import Policy, trivial
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import ArrayData
-from kdsearch.distill import Distiller, EpochRecord, Phase, PolicyStep
+from kdsearch.distill.distiller import Distiller, EpochRecord, Phase, PolicyStep
+from kdsearch.distill.phase import PolicySteps
 from kdsearch.losses import LOSSES
 from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdsearch.alternation import PolicySteps
 from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw, View
-from kdsearch.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score_function
+from kdsearch.distill.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score_function
+from kdsearch.distill.phase import PolicySteps
 
 DOUBLE = torch.float64
 

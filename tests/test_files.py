@@ -25,7 +25,6 @@ from kdsearch.analysis.frames import frame
 from kdsearch.analysis.plots import policy_diff as draw_diff
 from kdsearch.analysis.plots import save, scores
 from kdsearch.augment.policy import Policy
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.cli import main
 from kdsearch.console import MANY, print_table
 from kdsearch.core import archives, files
@@ -33,6 +32,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, read_text, write_bytes, write_text
 from kdsearch.data.images import load_images
 from kdsearch.display import Display
+from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.ranking import gather
 from kdsearch.run_folder import as_text
 

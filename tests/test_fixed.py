@@ -13,7 +13,7 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.wide import trivial_augment_wide
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.distill import Phase
+from kdsearch.distill.distiller import Phase
 from kdsearch.losses import LOSSES
 
 TRANSFORMS = {

@@ -7,8 +7,8 @@ import torch
 
 from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import noise_scale, spoiled
-from kdsearch.distill import EpochRecord
-from kdsearch.guards import warnings
+from kdsearch.distill.distiller import EpochRecord
+from kdsearch.distill.guards import warnings
 
 FINE = EpochRecord(
     epoch=10,

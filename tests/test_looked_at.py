@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import kdsearch as kd
-from kdsearch.alternation import PolicySteps
 from kdsearch.core.errors import Diverged
 from kdsearch.data.batches import first
+from kdsearch.distill.phase import PolicySteps
 from kdsearch.facts import fixed_by
 from kdsearch.fingerprint import image_keys, network_digest, student_digest
 from kdsearch.preflight import check, make_ready, preflight

@@ -22,11 +22,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import kdsearch as kd
-from kdsearch.checkpoint import Checkpoint
 from kdsearch.core.errors import Diverged
+from kdsearch.distill.checkpoint import Checkpoint
+from kdsearch.distill.records import EpochRecord
 from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.probe.evaluation import Known
-from kdsearch.records import EpochRecord
 from kdsearch.run import _named, run_trial
 from kdsearch.study import Ready, Study
 

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
-from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.augment.operations import OPERATIONS, move_labels
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
+from kdsearch.distill.phase import Phase, PolicySteps
+from kdsearch.distill.views import VIEWS
 from kdsearch.losses import Loss
 from kdsearch.losses.objectives import objective
-from kdsearch.views import VIEWS
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 

@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 import kdsearch as kd
-from kdsearch.alternation import Phase, PolicySteps
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.data.batches import ArrayData, in_order, load
-from kdsearch.distill import Distiller
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.phase import Phase, PolicySteps
+from kdsearch.distill.records import of_policy
 from kdsearch.facts import fixed_by
 from kdsearch.networks.outputs import arranged
 from kdsearch.preflight import check, preflight
 from kdsearch.probe.evaluation import known
-from kdsearch.records import of_policy
 from kdsearch.run import run_trial
 
 KD = kd.LOSSES["kd"]()
@@ -103,7 +103,8 @@ def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_
         monkeypatch.setattr(Distiller, name, noted)
     told: list[int] = []
     monkeypatch.setattr(
-        "kdsearch.distill.of_policy", lambda policy, steps, batch: told.append(batch) or of_policy(policy, steps, batch)
+        "kdsearch.distill.distiller.of_policy",
+        lambda policy, steps, batch: told.append(batch) or of_policy(policy, steps, batch),
     )
     steps = PolicySteps(interval=2, warm_up=0.0, batch=asked)
     (record,) = distiller(clean_loss=2.0).run(Phase((KD,), 1, 4, 16, steps), data, data)
@@ -268,7 +269,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
         names.append(run)
         raise Stop
 
-    monkeypatch.setattr("kdsearch.checkpoint.Checkpoint.load", named)
+    monkeypatch.setattr("kdsearch.distill.checkpoint.Checkpoint.load", named)
     monkeypatch.setattr(nn.Module, "compile", lambda self: None)
     budget = tiny_study.budget
     changes: list[dict[str, Any]] = [

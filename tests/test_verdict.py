@@ -24,15 +24,15 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
 from kdsearch.data.batches import varied
 from kdsearch.display import Display
+from kdsearch.distill.guards import at_chance, warnings
+from kdsearch.distill.records import EpochRecord
+from kdsearch.distill.views import VIEWS
 from kdsearch.facts import fixed_by
-from kdsearch.guards import at_chance, warnings
 from kdsearch.preflight import check, preflight
 from kdsearch.probe.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.probe.evaluation import known, measure
-from kdsearch.records import EpochRecord
 from kdsearch.study import Study
 from kdsearch.tasks.metrics import Scale, metric_value
-from kdsearch.views import VIEWS
 
 FINE = EpochRecord(
     **{field.name: 0.0 for field in fields(EpochRecord)}

@@ -17,13 +17,13 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs, ViewBatch
 from kdsearch.data.batches import ArrayData
-from kdsearch.distill import Distiller, Phase
+from kdsearch.distill.distiller import Distiller, Phase
+from kdsearch.distill.views import VIEWS, Views, geometry_alone
 from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.networks.teachers import Teacher
 from kdsearch.preflight import check
 from kdsearch.study import Study
 from kdsearch.tasks import Classification
-from kdsearch.views import VIEWS, Views, geometry_alone
 
 KD = LOSSES["kd"]()
 NAMES = ["rotate", "brightness", "invert"]

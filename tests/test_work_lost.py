@@ -23,9 +23,9 @@ import kdsearch as kd
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.sources import fingerprint
-from kdsearch.estimators import Sample, endpoint
+from kdsearch.distill.estimators import Sample, endpoint
+from kdsearch.distill.records import EpochRecord
 from kdsearch.hpo import Trial, open_search, run_trials
-from kdsearch.records import EpochRecord
 from kdsearch.run import Outcome
 from kdsearch.study import Ready
 
@@ -282,7 +282,7 @@ def few(tiny_study: kd.Study, tmp_path: Path) -> kd.Study:
 def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goes_on_from_its_checkpoint(
     few, tmp_path, monkeypatch
 ) -> None:
-    from kdsearch.checkpoint import Checkpoint
+    from kdsearch.distill.checkpoint import Checkpoint
 
     real, saved = Checkpoint.save, []
 
@@ -595,7 +595,7 @@ def drawn(made: kd.Distiller) -> list[Any]:
 
 
 def test_a_second_run_goes_on_with_the_randomness_of_the_first_and_its_state_too(monkeypatch) -> None:
-    import kdsearch.distill as distill
+    import kdsearch.distill.distiller as distill
 
     places, real = [], distill.drawn
 

@@ -15,8 +15,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from kdsearch.core.errors import Diverged, KdsearchError, out_of_memory, said, unknown
 from kdsearch.core.interrupts import uninterrupted
 from kdsearch.core.maths import derive_seed
+from kdsearch.distill.records import EpochRecord
 from kdsearch.hpo.storage import NAME, open_storage
-from kdsearch.records import EpochRecord
 from kdsearch.space import WHOLE, SearchSpace, Settings
 
 STARTUP = 3  # random trials before the sampler models anything, and before anything is pruned

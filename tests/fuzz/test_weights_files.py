@@ -37,7 +37,7 @@ from strategies import (
 )
 
 import kdsearch as kd
-from kdsearch.checkpoint import Checkpoint
+from kdsearch.distill.checkpoint import Checkpoint
 
 torch.manual_seed(0)
 NETWORK = kd.small_convnet(2, classes=3)

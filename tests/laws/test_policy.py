@@ -9,15 +9,15 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from kdsearch.alternation import PolicySteps
 from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import LOW_START, Policy, random_resized_crop, trivial
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Draw
 from kdsearch.data.batches import ArrayData
-from kdsearch.distill import Distiller
-from kdsearch.estimators import GATES
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.estimators import GATES
+from kdsearch.distill.phase import PolicySteps
 from kdsearch.losses.objectives import student_wrong
 from kdsearch.networks.teachers import Teacher
 from kdsearch.tasks import Classification

@@ -13,7 +13,7 @@ import torch
 from kdsearch.augment.spec import Snapshot
 from kdsearch.core.archives import check_zip
 from kdsearch.core.files import check_file, write_bytes
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
+from kdsearch.distill.views import Views, geometry_alone
 from kdsearch.losses import Loss
 from kdsearch.tasks import Task
-from kdsearch.views import Views, geometry_alone
 
 
 def parts_of(images: int, parts: int) -> int:

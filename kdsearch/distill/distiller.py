@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from kdsearch.alternation import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
@@ -20,14 +19,15 @@ from kdsearch.core.maths import derive_seed, generator, own_generators, seed_eve
 from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data.batches import drawn, first, load
 from kdsearch.data.items import MapStyle
-from kdsearch.estimators import policy_gradient
+from kdsearch.distill.estimators import policy_gradient
+from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
+from kdsearch.distill.records import EpochRecord, PolicyStep, of_policy
+from kdsearch.distill.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.losses import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
 from kdsearch.probe.evaluation import known, measure
-from kdsearch.records import EpochRecord, PolicyStep, of_policy
-from kdsearch.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.tasks import Task
 from kdsearch.tasks.metrics import Metric
 

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdsearch.augment.policy import Policy
-from kdsearch.records import EpochRecord
+from kdsearch.distill.records import EpochRecord
 
 MOST_SPOILED = 0.05  # of the augmented images
 LEAST_RIGHT = 0.10  # how far the teacher may fall on them

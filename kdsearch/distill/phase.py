@@ -9,10 +9,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from kdsearch.core.errors import KdsearchError, not_whole, problems, unknown
-from kdsearch.estimators import GATES
+from kdsearch.distill.estimators import GATES
+from kdsearch.distill.views import VIEWS, Views
 from kdsearch.losses import Loss
 from kdsearch.losses.objectives import OBJECTIVES, TST
-from kdsearch.views import VIEWS, Views
 
 Precision = Literal["float32", "bfloat16"]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]

@@ -1,0 +1,1 @@
+"""One student and its policy, trained: phases, steps, estimators, checkpoints."""
