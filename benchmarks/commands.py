@@ -32,7 +32,7 @@ import kdsearch as kd
 import kdsearch.job
 import kdsearch.report
 from kdsearch import cli
-from kdsearch.hpo.storage import NAME, database, open_storage
+from kdsearch.study.hpo.storage import NAME, database, open_storage
 
 REAL = 4  # trials that are trained
 TARGETS = {"status": 1.0, "frames": 2.0, "report": 4.0, "search": 4.0}  # CPU seconds at 1,000 trials

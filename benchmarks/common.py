@@ -12,8 +12,8 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 import kdsearch as kd
-from kdsearch.preflight import preflight
-from kdsearch.study import Ready, Study, load_study
+from kdsearch.study.preflight import preflight
+from kdsearch.study.study import Ready, Study, load_study
 
 
 def options(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:

@@ -18,7 +18,7 @@ from rich.table import Table
 from torchvision.transforms import InterpolationMode, v2
 
 import kdsearch as kd
-from kdsearch.run import run_trial
+from kdsearch.study.run import run_trial
 
 
 def main() -> None:

@@ -42,7 +42,7 @@ from kdsearch.core.values import Draw
 from kdsearch.data.batches import in_order
 from kdsearch.distill.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.losses.objectives import TST, objective
-from kdsearch.run import run_trial
+from kdsearch.study.run import run_trial
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90
 MOST, MOST_KNOWN = 8, 100  # times as many draws, at most, where each runs the networks and where losses are known

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
-from kdsearch.run import run_trial
-from kdsearch.study import Ready, load_study
+from kdsearch.study.run import run_trial
+from kdsearch.study.study import Ready, load_study
 
 
 def main() -> None:

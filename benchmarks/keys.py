@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from kdsearch.fingerprint import image_keys
+from kdsearch.study.fingerprint import image_keys
 
 BATCH, ROUNDS = 256, 3
 

@@ -77,9 +77,9 @@ if TYPE_CHECKING:
     from kdsearch.probe.scores import score as score
     from kdsearch.ranking import rank as rank
     from kdsearch.report import write_report as write_report
-    from kdsearch.space import SearchSpace as SearchSpace
-    from kdsearch.study import Budget as Budget
-    from kdsearch.study import Study as Study
+    from kdsearch.study.space import SearchSpace as SearchSpace
+    from kdsearch.study.study import Budget as Budget
+    from kdsearch.study.study import Study as Study
     from kdsearch.tasks import Classification as Classification
     from kdsearch.tasks import Task as Task
 
@@ -125,9 +125,9 @@ _WHERE = {
     "report": ["write_report"],
     "networks.resnet": ["cifar_resnet"],
     "probe.scores": ["Baseline", "Score", "score"],
-    "space": ["SearchSpace"],
+    "study.space": ["SearchSpace"],
     "augment.spec": ["PolicySpec"],
-    "study": ["Budget", "Study"],
+    "study.study": ["Budget", "Study"],
     "tasks": ["Classification", "Task"],
     "networks.teachers": ["Recipe", "Teacher"],
     "core.values": ["Batch", "Draw", "Outputs", "ViewBatch"],

@@ -13,12 +13,13 @@ from typing import Annotated
 try:
     import typer
 
-    from kdsearch import catalogue, pictures
+    from kdsearch import pictures
     from kdsearch.console import PATH, policy_path, print_frame, print_mark, print_table
     from kdsearch.core.errors import KdsearchError
     from kdsearch.core.files import as_path
     from kdsearch.core.terminal import guard_output, number_of, say
     from kdsearch.pictures import Which
+    from kdsearch.study import catalogue
 except KeyboardInterrupt:  # while the program starts
     raise SystemExit(130) from None
 
@@ -192,7 +193,7 @@ def report(
 @app.command()
 def spaces() -> None:
     """The shipped search spaces."""
-    from kdsearch.space import SearchSpace
+    from kdsearch.study.space import SearchSpace
 
     loaded = [SearchSpace.load(name) for name in catalogue.names("search_spaces")]
     print_table(["space", "operations", "searched", "summary"],

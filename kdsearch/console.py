@@ -63,7 +63,7 @@ def policy_path(path: Path, storage: str | None = None) -> Path:
     if (path / "policy.json").is_file():
         return path / "policy.json"
     from kdsearch.analysis.frames import frames
-    from kdsearch.run_folder import trial_folder
+    from kdsearch.study.run_folder import trial_folder
 
     best = frames(path, storage=storage, only=("studies",))["studies"]["best_trial"].dropna()
     if best.empty:

@@ -14,7 +14,7 @@ from rich.text import Text
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.terminal import printable
 from kdsearch.distill.records import EpochRecord
-from kdsearch.run import Outcome
+from kdsearch.study.run import Outcome
 from kdsearch.tasks.metrics import ACCURACY, Scale
 
 QUIET = 10  # seconds between two lines of progress, off a terminal

@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.confirmation import confirm, kept
 from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, uninterrupted
@@ -22,8 +21,11 @@ from kdsearch.core.terminal import number_of
 from kdsearch.display import Display, duration, settings_line
 from kdsearch.distill.guards import why_at_chance
 from kdsearch.distill.records import EpochRecord
-from kdsearch.facts import facts, fixed_by
-from kdsearch.hpo import (
+from kdsearch.networks.teachers import Recipe
+from kdsearch.report import write_page
+from kdsearch.study.confirmation import confirm, kept
+from kdsearch.study.facts import facts, fixed_by
+from kdsearch.study.hpo import (
     Best,
     Trial,
     TrialEvent,
@@ -38,15 +40,13 @@ from kdsearch.hpo import (
     run_trials,
     storage_in_words,
 )
-from kdsearch.networks.teachers import Recipe
-from kdsearch.preflight import Checked, preflight
-from kdsearch.references import missing, refer
-from kdsearch.report import write_page
-from kdsearch.run import CHECKPOINT, Outcome, run_trial
-from kdsearch.run_folder import ResultFile, read_result, trial_folder
-from kdsearch.study import REFERENCES, Study, load_study
+from kdsearch.study.preflight import Checked, preflight
+from kdsearch.study.references import missing, refer
+from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
+from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
+from kdsearch.study.study import REFERENCES, Study, load_study
+from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import ACCURACY, Scale, metric_name
-from kdsearch.wiring import check_kinds
 
 
 @dataclass(frozen=True)

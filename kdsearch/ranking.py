@@ -20,11 +20,11 @@ from kdsearch.data.batches import ArrayData, first, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.display import Display
 from kdsearch.networks.teachers import Recipe
-from kdsearch.preflight import LOOKED_AT, check, make_ready
 from kdsearch.probe.scores import Baseline, Score, score
-from kdsearch.run_folder import as_text, trial_folder
-from kdsearch.study import REFERENCES, Ready, Study, load_study
-from kdsearch.wiring import check_kinds
+from kdsearch.study.preflight import LOOKED_AT, check, make_ready
+from kdsearch.study.run_folder import as_text, trial_folder
+from kdsearch.study.study import REFERENCES, Ready, Study, load_study
+from kdsearch.study.wiring import check_kinds
 
 Scored = Policy | FixedTransform | None  # None: a second view identical to the first
 Given = Scored | PolicySpec | Path | str
@@ -52,7 +52,8 @@ def rank(
     Scored are the references `identity`, `trivial` and `start`, each operation of the study's space alone (always
     applied, its magnitude uniform up to its limit), and the policies given. The order is a proxy: in the paper behind
     the ratio (`kdsearch.probe.scores.stddev_ratio`) it went with the student's test loss on CIFAR-100 and Tiny
-    ImageNet, on ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory; see `split`.
+    ImageNet, on ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory;
+    see `split`.
 
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.

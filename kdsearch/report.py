@@ -16,7 +16,7 @@ from kdsearch.analysis.regions import strongest_first
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.core.files import as_path, write_text
 from kdsearch.core.terminal import printable
-from kdsearch.run_folder import read_policy, read_samples, trial_folder
+from kdsearch.study.run_folder import read_policy, read_samples, trial_folder
 from kdsearch.tasks.metrics import ACCURACY, Scale
 
 ROUNDING = 1e-12  # what is left of differences of equal numbers

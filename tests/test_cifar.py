@@ -13,7 +13,7 @@ import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import ArrayData
 from kdsearch.networks.outputs import arranged, outputs
-from kdsearch.study import load_study
+from kdsearch.study.study import load_study
 
 NAME = "cifar10_resnet56_resnet20"
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")

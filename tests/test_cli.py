@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch import catalogue
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.cli import app
 from kdsearch.losses import LOSSES
 from kdsearch.losses.objectives import OBJECTIVES
+from kdsearch.study import catalogue
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
 STUDY = """

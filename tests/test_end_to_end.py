@@ -13,8 +13,8 @@ from safetensors.torch import load_file
 import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, frame
 from kdsearch.core.errors import KdsearchError
-from kdsearch.preflight import preflight
-from kdsearch.run import run_trial
+from kdsearch.study.preflight import preflight
+from kdsearch.study.run import run_trial
 
 
 def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):

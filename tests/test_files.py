@@ -34,7 +34,7 @@ from kdsearch.data.images import load_images
 from kdsearch.display import Display
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.ranking import gather
-from kdsearch.run_folder import as_text
+from kdsearch.study.run_folder import as_text
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
 

@@ -17,12 +17,12 @@ import kdsearch as kd
 from kdsearch.core.errors import Diverged
 from kdsearch.data.batches import first
 from kdsearch.distill.phase import PolicySteps
-from kdsearch.facts import fixed_by
-from kdsearch.fingerprint import image_keys, network_digest, student_digest
-from kdsearch.preflight import check, make_ready, preflight
-from kdsearch.study import Study, load_study
-from kdsearch.survey import Survey, shared_items, survey
-from kdsearch.wiring import names_of, task_of
+from kdsearch.study.facts import fixed_by
+from kdsearch.study.fingerprint import image_keys, network_digest, student_digest
+from kdsearch.study.preflight import check, make_ready, preflight
+from kdsearch.study.study import Study, load_study
+from kdsearch.study.survey import Survey, shared_items, survey
+from kdsearch.study.wiring import names_of, task_of
 
 
 def said_of(study: Study, tmp_path: Path | None = None) -> str:

@@ -12,9 +12,9 @@ from torch import Tensor
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.preflight import check
 from kdsearch.probe.evaluation import measure
-from kdsearch.study import Study
+from kdsearch.study.preflight import check
+from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import Scale, metric_name, metric_value
 
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import kdsearch as kd
-from kdsearch import costs
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import Fit, largest_batch
 from kdsearch.core.values import Batch
-from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data.batches import ArrayData
-from kdsearch.preflight import _remembers, check, preflight
 from kdsearch.probe.evaluation import Known
-from kdsearch.study import Ready, Study
+from kdsearch.study import costs
+from kdsearch.study.costs import check_memory, seconds_of
+from kdsearch.study.preflight import _remembers, check, preflight
+from kdsearch.study.study import Ready, Study
 
 
 def refused(study: Study, tmp_path: Any) -> str:

@@ -11,7 +11,7 @@ import pytest
 
 import kdsearch as kd
 from kdsearch.cli import app
-from kdsearch.space import SearchSpace
+from kdsearch.study.space import SearchSpace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)

@@ -25,10 +25,10 @@ import kdsearch as kd
 from kdsearch.core.errors import Diverged
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.records import EpochRecord
-from kdsearch.hpo import Trial, open_search, run_trials
 from kdsearch.probe.evaluation import Known
-from kdsearch.run import _named, run_trial
-from kdsearch.study import Ready, Study
+from kdsearch.study.hpo import Trial, open_search, run_trials
+from kdsearch.study.run import _named, run_trial
+from kdsearch.study.study import Ready, Study
 
 TASK = kd.Classification.of(10)
 SMALL = kd.Budget(trials=2, epochs=6, steps=4, batch=16, confirmation=1)
@@ -172,7 +172,7 @@ def trained(folder: str) -> None:
 
 def child(target: Any, folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
-    FORK.set_forkserver_preload(["kdsearch.run", "kdsearch.job"])
+    FORK.set_forkserver_preload(["kdsearch.study.run", "kdsearch.job"])
     process = FORK.Process(target=target, args=(str(folder),))
     process.start()
     return process

@@ -19,9 +19,9 @@ import kdsearch as kd
 from kdsearch import report
 from kdsearch.analysis.frames import frame, write_frame
 from kdsearch.console import print_table
-from kdsearch.hpo import check_kept, database, database_file, open_search, trial_rows
-from kdsearch.hpo.storage import NAME, open_storage
-from kdsearch.run_folder import read_study, trial_folder
+from kdsearch.study.hpo import check_kept, database, database_file, open_search, trial_rows
+from kdsearch.study.hpo.storage import NAME, open_storage
+from kdsearch.study.run_folder import read_study, trial_folder
 
 NASTY = ["r?x=1#%20&a", "a{b", "{}{0}", "a$x^{b$", "[x]~;'\"", "a b é 漢", "%(here)s%", "file:x?mode=memory"]
 JSON = ["study.json", "result.json", "regions.json", "epochs.jsonl", "confirmation.json"]

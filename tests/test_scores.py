@@ -15,11 +15,11 @@ from torch import nn
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.frames import MEASURED, SCORES
-from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.scores import _variance, stddev_ratio
 from kdsearch.ranking import gather, meaning
+from kdsearch.study.catalogue import find
 
 THREE = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]]  # probabilities; their mean is 1/3 each
 
@@ -258,7 +258,7 @@ def test_the_floor_is_that_of_the_space_where_it_names_one(tiny_study, tmp_path)
 
 
 def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
-    from kdsearch.space import SearchSpace
+    from kdsearch.study.space import SearchSpace
 
     limits = {name: limit for name, limit in SearchSpace.load("default").limits.items() if name != "saturation"}
     at = kd.Baseline.of(kd.Teacher(tiny_study.teacher), tiny_study.train, kd.Classification.of(10))
@@ -341,7 +341,7 @@ def test_the_images_are_those_asked_for(tiny_study, tmp_path):
 
 
 def test_a_recipe_is_trained_once_for_ranking_and_search(tiny_study, teacher, tmp_path):
-    from kdsearch.preflight import preflight
+    from kdsearch.study.preflight import preflight
 
     trained = []
 

@@ -6,10 +6,10 @@ import pytest
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.facts import fixed_by
 from kdsearch.losses.objectives import OBJECTIVES, TST
-from kdsearch.preflight import preflight
-from kdsearch.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
+from kdsearch.study.facts import fixed_by
+from kdsearch.study.preflight import preflight
+from kdsearch.study.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
 
 LEARNING = {"learning_rate": "0.1", "prior_strength": "0.3", "operations_per_image": "1", "interval": "3"}
 

@@ -14,11 +14,11 @@ from kdsearch.data.batches import ArrayData, in_order, load
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import of_policy
-from kdsearch.facts import fixed_by
 from kdsearch.networks.outputs import arranged
-from kdsearch.preflight import check, preflight
 from kdsearch.probe.evaluation import known
-from kdsearch.run import run_trial
+from kdsearch.study.facts import fixed_by
+from kdsearch.study.preflight import check, preflight
+from kdsearch.study.run import run_trial
 
 KD = kd.LOSSES["kd"]()
 TASK = kd.Classification.of(10)
@@ -299,7 +299,7 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
 ) -> None:
     placed: list[tuple[int, str]] = []
     monkeypatch.setattr(
-        "kdsearch.study.placed", lambda data, *, workers, device: placed.append((workers, device)) or data
+        "kdsearch.study.study.placed", lambda data, *, workers, device: placed.append((workers, device)) or data
     )
     preflight(replace(tiny_study, workers=2), tmp_path, device="cpu:0")
     assert placed == [(2, "cpu:0")] * 2

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 import kdsearch as kd
-from kdsearch import catalogue
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
-from kdsearch.preflight import preflight
-from kdsearch.space import SearchSpace
-from kdsearch.study import load_study
+from kdsearch.study import catalogue
+from kdsearch.study.preflight import preflight
+from kdsearch.study.space import SearchSpace
+from kdsearch.study.study import load_study
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_operations_without_effect_on_gray_images_are_dropped_with_the_reason(di
 
 
 def test_an_operation_that_changes_nothing_is_dropped(digits):
-    from kdsearch.preflight import without_effect
+    from kdsearch.study.preflight import without_effect
 
     images = torch.full((8, 3, 8, 8), 0.5)
     found = without_effect(images, {"equalize": None, "saturation": 0.75, "invert": None, "brightness": 0.5})

@@ -27,12 +27,12 @@ from kdsearch.data.batches import first, in_order
 from kdsearch.data.images import image_file
 from kdsearch.data.loading import run_file
 from kdsearch.distill.steps import views_of
-from kdsearch.facts import fixed_by
 from kdsearch.networks.factories import check_fresh, few_for_batch_norm
 from kdsearch.networks.outputs import inner, load_state_tensors, state_tensors
 from kdsearch.networks.teachers import weights_hash
-from kdsearch.preflight import preflight
 from kdsearch.probe.evaluation import measure
+from kdsearch.study.facts import fixed_by
+from kdsearch.study.preflight import preflight
 
 Wrap = Callable[[nn.Module], nn.Module]
 WRAPPERS: dict[str, Wrap] = {

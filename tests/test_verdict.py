@@ -27,11 +27,11 @@ from kdsearch.display import Display
 from kdsearch.distill.guards import at_chance, warnings
 from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
-from kdsearch.facts import fixed_by
-from kdsearch.preflight import check, preflight
 from kdsearch.probe.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.probe.evaluation import known, measure
-from kdsearch.study import Study
+from kdsearch.study.facts import fixed_by
+from kdsearch.study.preflight import check, preflight
+from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import Scale, metric_value
 
 FINE = EpochRecord(

@@ -21,8 +21,8 @@ from kdsearch.distill.distiller import Distiller, Phase
 from kdsearch.distill.views import VIEWS, Views, geometry_alone
 from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.networks.teachers import Teacher
-from kdsearch.preflight import check
-from kdsearch.study import Study
+from kdsearch.study.preflight import check
+from kdsearch.study.study import Study
 from kdsearch.tasks import Classification
 
 KD = LOSSES["kd"]()

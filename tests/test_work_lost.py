@@ -25,9 +25,9 @@ from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.sources import fingerprint
 from kdsearch.distill.estimators import Sample, endpoint
 from kdsearch.distill.records import EpochRecord
-from kdsearch.hpo import Trial, open_search, run_trials
-from kdsearch.run import Outcome
-from kdsearch.study import Ready
+from kdsearch.study.hpo import Trial, open_search, run_trials
+from kdsearch.study.run import Outcome
+from kdsearch.study.study import Ready
 
 SPACE = """
 [policy]
@@ -186,7 +186,7 @@ def test_three_failed_trials_in_a_row_end_the_search(search) -> None:
 
 
 def test_an_interruption_while_the_trial_is_told_is_no_failure(search, expected, monkeypatch) -> None:
-    from kdsearch.hpo.trials import _tell as real
+    from kdsearch.study.hpo.trials import _tell as real
 
     told = []
 
@@ -196,7 +196,7 @@ def test_an_interruption_while_the_trial_is_told_is_no_failure(search, expected,
             strike(2)
         real(trial, event)
 
-    monkeypatch.setattr("kdsearch.hpo.trials._tell", tell)
+    monkeypatch.setattr("kdsearch.study.hpo.trials._tell", tell)
     with pytest.raises(KeyboardInterrupt):
         search(lambda n, report: None, target=3)
     assert search.states == [("COMPLETE", 0), ("COMPLETE", 1)]  # the write was ended before
@@ -226,7 +226,7 @@ def test_a_storage_that_cannot_be_written_at_the_end_of_a_failed_trial_does_not_
         raise StorageInternalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdsearch.hpo.trials._tell", full)
+        patch.setattr("kdsearch.study.hpo.trials._tell", full)
         with pytest.raises(OSError, match="No space left"):
             search(failing(1, FROM_OUTSIDE["full disk"]), target=3)
     search(lambda n, report: None, target=3)
@@ -680,7 +680,7 @@ def test_a_range_of_no_width_has_no_derivative_and_a_policy_that_is_not_finite_d
 
 
 def test_a_new_winner_is_confirmed_beside_the_references_that_do_not_depend_on_it(tiny_study, tmp_path, monkeypatch):
-    import kdsearch.confirmation as confirmation
+    import kdsearch.study.confirmation as confirmation
 
     ran: list[str] = []
 

@@ -13,8 +13,8 @@ from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.files import as_path, make_folder, write_bytes
-from kdsearch.hpo import TrialRow, kept_rows
-from kdsearch.run_folder import (
+from kdsearch.study.hpo import TrialRow, kept_rows
+from kdsearch.study.run_folder import (
     ResultFile,
     StudyFile,
     as_text,

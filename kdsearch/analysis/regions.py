@@ -8,7 +8,7 @@ import pandas as pd
 from kdsearch.analysis.frames import frames, regions_frame
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path
-from kdsearch.run_folder import trial_folder
+from kdsearch.study.run_folder import trial_folder
 
 
 def regions(folder: Path | str, trial: int | None = None, *, storage: str | None = None) -> pd.DataFrame:

@@ -23,8 +23,8 @@ from strategies import (
 )
 
 import kdsearch as kd
-from kdsearch import catalogue
 from kdsearch.core.maths import generator
+from kdsearch.study import catalogue
 
 SHIPPED = {name: catalogue.find("search_spaces", name).read_text() for name in catalogue.names("search_spaces")}
 SMALL = """\

@@ -16,7 +16,7 @@ from strategies import TEXTS, tabled
 from test_run_folders import command
 
 import kdsearch as kd
-from kdsearch.preflight import check, preflight
+from kdsearch.study.preflight import check, preflight
 
 
 class _Odd:

@@ -16,8 +16,8 @@ from kdsearch.core.errors import Diverged, KdsearchError, out_of_memory, said, u
 from kdsearch.core.interrupts import uninterrupted
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
-from kdsearch.hpo.storage import NAME, open_storage
-from kdsearch.space import WHOLE, SearchSpace, Settings
+from kdsearch.study.hpo.storage import NAME, open_storage
+from kdsearch.study.space import WHOLE, SearchSpace, Settings
 
 STARTUP = 3  # random trials before the sampler models anything, and before anything is pruned
 FAILURES = 3  # in a row end the search

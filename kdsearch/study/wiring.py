@@ -15,8 +15,8 @@ from kdsearch.distill.phase import Precision
 from kdsearch.distill.views import Views
 from kdsearch.losses import LOSSES, Kind, Loss, Ramp
 from kdsearch.losses.objectives import OBJECTIVES
-from kdsearch.space import SearchSpace
-from kdsearch.study import Budget, Saw, Study
+from kdsearch.study.space import SearchSpace
+from kdsearch.study.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import ACCURACY, metric_name
 

@@ -14,7 +14,6 @@ from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
-from kdsearch.costs import check_memory, seconds_of
 from kdsearch.data.batches import first
 from kdsearch.distill.steps import parts_of
 from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
@@ -23,9 +22,10 @@ from kdsearch.networks.teachers import Recipe, Teacher, still
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, one_operation, plan_look
 from kdsearch.probe.evaluation import Known
-from kdsearch.space import SearchSpace
-from kdsearch.study import Ready, Saw, Study
-from kdsearch.survey import (
+from kdsearch.study.costs import check_memory, seconds_of
+from kdsearch.study.space import SearchSpace
+from kdsearch.study.study import Ready, Saw, Study
+from kdsearch.study.survey import (
     MOST_SHARED,
     Survey,
     overlap,
@@ -35,8 +35,8 @@ from kdsearch.survey import (
     wrong_images,
     wrong_targets,
 )
+from kdsearch.study.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 from kdsearch.tasks import Classification
-from kdsearch.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
 
 P = ParamSpec("P")
 R = TypeVar("R")

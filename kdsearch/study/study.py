@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from kdsearch.augment.policy import Policy, trivial
-from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import first, placed
 from kdsearch.data.items import MapStyle
@@ -23,7 +22,8 @@ from kdsearch.networks.outputs import arranged
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import Known
-from kdsearch.space import SearchSpace, Settings
+from kdsearch.study.catalogue import find
+from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import Metric
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.sources import fingerprint
-from kdsearch.fingerprint import network_digest, student_digest
 from kdsearch.networks.factories import fresh_optimizer
-from kdsearch.preflight import Checked
-from kdsearch.study import Study
+from kdsearch.study.fingerprint import network_digest, student_digest
+from kdsearch.study.preflight import Checked
+from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import metric_name
 
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdsearch.augment.operations import FILLS, OPERATIONS
-from kdsearch.catalogue import find
 from kdsearch.core.errors import KdsearchError, problems, short, unknown
 from kdsearch.core.files import read_text
 from kdsearch.losses.objectives import OBJECTIVES, TST
+from kdsearch.study.catalogue import find
 
 MOST_BYTES, MOST_LETTERS = 64_000, 1_000  # of a file, in a line: reading a key takes the square of its dots
 Number = Annotated[float, Field(allow_inf_nan=False)]

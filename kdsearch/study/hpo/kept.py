@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.hpo.storage import TrialRow, database, database_file, database_size, trial_rows
-from kdsearch.run_folder import StudyFile, check_inside, kept_trials, read_study
+from kdsearch.study.hpo.storage import TrialRow, database, database_file, database_size, trial_rows
+from kdsearch.study.run_folder import StudyFile, check_inside, kept_trials, read_study
 
 
 def kept_rows(folder: Path, study: StudyFile, storage: str | None) -> tuple[list[TrialRow], dict[str, Any]]:

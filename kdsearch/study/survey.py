@@ -13,9 +13,9 @@ from kdsearch.core.errors import KdsearchError, calling
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import in_order
 from kdsearch.data.items import MapStyle, Spawned
-from kdsearch.fingerprint import digest_of, image_keys, text_of
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.evaluation import LEAST_BATCH, Known, known_of
+from kdsearch.study.fingerprint import digest_of, image_keys, text_of
 from kdsearch.tasks import Task
 
 MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets have a few images twice

@@ -1,7 +1,7 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
-from kdsearch.hpo.kept import check_kept, kept_rows
-from kdsearch.hpo.storage import (
+from kdsearch.study.hpo.kept import check_kept, kept_rows
+from kdsearch.study.hpo.storage import (
     Best,
     TrialRow,
     best_of,
@@ -11,7 +11,7 @@ from kdsearch.hpo.storage import (
     done_of,
     trial_rows,
 )
-from kdsearch.hpo.trials import (
+from kdsearch.study.hpo.trials import (
     PRUNERS,
     SAMPLERS,
     Pruned,

@@ -5,7 +5,7 @@ from pathlib import Path
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.files import as_path
 
-_PACKAGE = Path(__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 SUFFIX = {"studies": ".py", "search_spaces": ".toml"}
 SINGULAR = {"studies": "study", "search_spaces": "search space"}
 

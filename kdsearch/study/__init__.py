@@ -1,0 +1,1 @@
+"""One question and its trials: wiring, space, preflight, runs, references, confirmation."""
