@@ -29,8 +29,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+import kdsearch.analysis.report
 import kdsearch.job
-import kdsearch.report
 from kdsearch import cli
 from kdsearch.study.hpo.storage import NAME, database, open_storage
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from kdsearch.analysis.frames import frames as frames
     from kdsearch.analysis.frames import policy_frame as policy_frame
     from kdsearch.analysis.regions import regions as regions
+    from kdsearch.analysis.report import write_report as write_report
     from kdsearch.analysis.sheet import policy_sheet as policy_sheet
     from kdsearch.augment.export import export_policy as export_policy
     from kdsearch.augment.fixed import FixedTransform as FixedTransform
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     from kdsearch.probe.scores import Score as Score
     from kdsearch.probe.scores import score as score
     from kdsearch.ranking import rank as rank
-    from kdsearch.report import write_report as write_report
     from kdsearch.study.space import SearchSpace as SearchSpace
     from kdsearch.study.study import Budget as Budget
     from kdsearch.study.study import Study as Study
@@ -122,7 +122,7 @@ _WHERE = {
     "augment.operations": ["OPERATIONS", "apply"],
     "augment.policy": ["Policy", "random_resized_crop", "trivial"],
     "ranking": ["rank"],
-    "report": ["write_report"],
+    "analysis.report": ["write_report"],
     "networks.resnet": ["cifar_resnet"],
     "probe.scores": ["Baseline", "Score", "score"],
     "study.space": ["SearchSpace"],

@@ -185,7 +185,7 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Write report.html anew, from the run folder alone."""
-    from kdsearch.report import write_report
+    from kdsearch.analysis.report import write_report
 
     say(write_report(folder, images=images, storage=storage))
 

@@ -12,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
+from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
@@ -22,7 +23,6 @@ from kdsearch.display import Display, duration, settings_line
 from kdsearch.distill.guards import why_at_chance
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
-from kdsearch.report import write_page
 from kdsearch.study.confirmation import confirm, kept
 from kdsearch.study.facts import facts, fixed_by
 from kdsearch.study.hpo import (

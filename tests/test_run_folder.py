@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 
 import kdsearch as kd
-from kdsearch import report
+from kdsearch.analysis import report
 from kdsearch.analysis.frames import frame, write_frame
 from kdsearch.console import print_table
 from kdsearch.study.hpo import check_kept, database, database_file, open_search, trial_rows
@@ -44,7 +44,7 @@ def everything(folder: Path) -> dict[str, bytes]:
 @pytest.fixture
 def undrawn(monkeypatch) -> None:
     """Pages without the pictures, which take most of their time."""
-    monkeypatch.setattr("kdsearch.report._png", lambda figure: "")
+    monkeypatch.setattr("kdsearch.analysis.report._png", lambda figure: "")
 
 
 def refused(read: Callable[[], object]) -> str:
@@ -395,7 +395,7 @@ def test_lists_in_cells_are_json_and_split_at_their_commas(run: Path, undrawn) -
 
 
 def test_a_page_of_many_trials_shows_the_references_and_the_best(run: Path, monkeypatch, undrawn) -> None:
-    monkeypatch.setattr("kdsearch.report.TRIALS_SHOWN", 4)
+    monkeypatch.setattr("kdsearch.analysis.report.TRIALS_SHOWN", 4)
     page = kd.write_report(run, images=False).read_text()
     shown = page[page.index("<h2>Trials") :]
     assert "4 of 5 rows" in shown

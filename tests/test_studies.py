@@ -116,7 +116,7 @@ def test_studies_and_spaces_are_inside_the_wheel(tmp_path):
     for kind, suffix in catalogue.SUFFIX.items():
         for name in catalogue.names(kind):
             assert f"kdsearch/{kind}/{name}{suffix}" in names
-    assert "kdsearch/templates/report.html" in names
+    assert "kdsearch/analysis/templates/report.html" in names
     assert not [name for name in names if name.startswith(("studies", "tests", "results"))]
     assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["license"] == "Apache-2.0"
 

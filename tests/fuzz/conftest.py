@@ -29,7 +29,7 @@ limit = 20.0
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[law.World]:
     """Scratch folders in the place of home, working directory and temporary files, with a file in each."""
-    import_module("kdsearch.report")  # and matplotlib, which keeps a cache in the home folder
+    import_module("kdsearch.analysis.report")  # and matplotlib, which keeps a cache in the home folder
     root = tmp_path_factory.mktemp("world")
     for name in ("home", "cwd", "tmp", "given"):
         (root / name).mkdir()

@@ -84,7 +84,9 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
     return path
 
 
-_PAGE = Environment(loader=PackageLoader("kdsearch"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+_PAGE = Environment(
+    loader=PackageLoader("kdsearch.analysis"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+)
 
 
 def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.DataFrame) -> dict[str, str]:
