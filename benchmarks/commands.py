@@ -30,8 +30,8 @@ from rich.table import Table
 
 import kdsearch as kd
 import kdsearch.analysis.report
-import kdsearch.job
-from kdsearch import cli
+import kdsearch.commands.search
+from kdsearch.commands import cli
 from kdsearch.study.hpo.storage import NAME, database, open_storage
 
 REAL = 4  # trials that are trained

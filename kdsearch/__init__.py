@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from kdsearch.augment.policy import trivial as trivial
     from kdsearch.augment.spec import PolicySpec as PolicySpec
     from kdsearch.augment.wide import trivial_augment_wide as trivial_augment_wide
+    from kdsearch.commands.rank import rank as rank
+    from kdsearch.commands.search import Result as Result
+    from kdsearch.commands.search import search as search
     from kdsearch.core.errors import KdsearchError as KdsearchError
     from kdsearch.core.values import Batch as Batch
     from kdsearch.core.values import Draw as Draw
@@ -43,8 +46,6 @@ if TYPE_CHECKING:
     from kdsearch.distill.phase import PolicySteps as PolicySteps
     from kdsearch.distill.views import VIEWS as VIEWS
     from kdsearch.distill.views import Views as Views
-    from kdsearch.job import Result as Result
-    from kdsearch.job import search as search
     from kdsearch.losses import LOSSES as LOSSES
     from kdsearch.losses import Loss as Loss
     from kdsearch.losses import Projections as Projections
@@ -76,7 +77,6 @@ if TYPE_CHECKING:
     from kdsearch.probe.scores import Baseline as Baseline
     from kdsearch.probe.scores import Score as Score
     from kdsearch.probe.scores import score as score
-    from kdsearch.ranking import rank as rank
     from kdsearch.study.space import SearchSpace as SearchSpace
     from kdsearch.study.study import Budget as Budget
     from kdsearch.study.study import Study as Study
@@ -100,7 +100,7 @@ _WHERE = {
     "augment.fixed": ["FixedTransform"],
     "data.folders": ["image_folder", "load_arrays"],
     "data.images": ["load_images", "photographs"],
-    "job": ["Result", "search"],
+    "commands.search": ["Result", "search"],
     "losses": [
         "LOSSES",
         "Loss",
@@ -121,7 +121,7 @@ _WHERE = {
     "losses.objectives": ["OBJECTIVES", "TST", "objective"],
     "augment.operations": ["OPERATIONS", "apply"],
     "augment.policy": ["Policy", "random_resized_crop", "trivial"],
-    "ranking": ["rank"],
+    "commands.rank": ["rank"],
     "analysis.report": ["write_report"],
     "networks.resnet": ["cifar_resnet"],
     "probe.scores": ["Baseline", "Score", "score"],

@@ -1,5 +1,5 @@
 """python -m kdsearch"""
 
-from kdsearch.cli import main
+from kdsearch.commands.cli import main
 
 main()

@@ -92,7 +92,7 @@ def force() -> Force:
 @pytest.fixture
 def kdsearch(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
     """Runs the command line in this process: its output, or with another `code` what it says of the mistake."""
-    from kdsearch.cli import main
+    from kdsearch.commands.cli import main
 
     def run(*arguments: object, code: int = 0) -> str:
         monkeypatch.setattr("sys.argv", ["kdsearch", *map(str, arguments)])

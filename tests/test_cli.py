@@ -10,7 +10,7 @@ import pytest
 
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.policy import Policy
-from kdsearch.cli import app
+from kdsearch.commands.cli import app
 from kdsearch.losses import LOSSES
 from kdsearch.losses.objectives import OBJECTIVES
 from kdsearch.study import catalogue
@@ -51,7 +51,7 @@ def study(tmp_path, monkeypatch):
 @pytest.mark.parametrize("arguments", [["--help"], *([command, "--help"] for command in COMMANDS)], ids=" ".join)
 def test_help_is_there_and_loads_no_torch(arguments):
     code = f"""import sys; sys.argv = ['kdsearch', *{arguments}]
-from kdsearch.cli import main
+from kdsearch.commands.cli import main
 try:
     main()
 finally:

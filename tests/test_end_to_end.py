@@ -88,14 +88,14 @@ def test_a_second_search_resumes_and_a_finished_one_trains_nothing(finished, tin
     def trained(*args, **kwargs):
         raise AssertionError("something was trained again")
 
-    monkeypatch.setattr("kdsearch.job.run_trial", trained)
+    monkeypatch.setattr("kdsearch.commands.search.run_trial", trained)
     again = kd.search(tiny_study, out=finished.folder, quiet=True)
     assert again.sentence == finished.sentence
     assert again.best == finished.best
 
 
 def test_an_interrupted_trial_is_replaced(tiny_study, tmp_path, monkeypatch):
-    import kdsearch.job as job
+    import kdsearch.commands.search as job
 
     real, calls = job.run_trial, []
 
@@ -138,7 +138,7 @@ def test_a_diverging_student_ends_the_search_with_a_sentence(tiny_study, tmp_pat
 
 
 def test_a_programming_error_in_the_first_trial_ends_the_search_at_once(tiny_study, tmp_path, monkeypatch):
-    import kdsearch.job as job
+    import kdsearch.commands.search as job
 
     real = job.run_trial
 

@@ -19,21 +19,21 @@ from torch import nn
 from torchvision import tv_tensors
 
 import kdsearch as kd
-from kdsearch import job
 from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.frames import frame
 from kdsearch.analysis.plots import policy_diff as draw_diff
 from kdsearch.analysis.plots import save, scores
 from kdsearch.augment.policy import Policy
-from kdsearch.cli import main
-from kdsearch.console import MANY, print_table
+from kdsearch.commands import search as job
+from kdsearch.commands.cli import main
+from kdsearch.commands.console import MANY, print_table
+from kdsearch.commands.display import Display
+from kdsearch.commands.rank import gather
 from kdsearch.core import archives, files
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, read_text, write_bytes, write_text
 from kdsearch.data.images import load_images
-from kdsearch.display import Display
 from kdsearch.distill.checkpoint import Checkpoint
-from kdsearch.ranking import gather
 from kdsearch.study.run_folder import as_text
 
 root = pytest.mark.skipif(os.geteuid() != 0, reason="only root may do this")
@@ -511,7 +511,7 @@ def test_standard_output_that_takes_no_more_is_one_message():
 
 def test_an_interruption_while_the_program_starts_is_no_traceback(tmp_path):
     (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
-    for start in (["-m", "kdsearch"], ["-c", "from kdsearch.cli import main; main()"]):
+    for start in (["-m", "kdsearch"], ["-c", "from kdsearch.commands.cli import main; main()"]):
         environment = {**os.environ, "PYTHONPATH": f"{tmp_path}:{Path(kd.__file__).parents[1]}"}
         done = subprocess.run([sys.executable, *start], capture_output=True, env=environment)
         assert (done.returncode, done.stderr) == (130, b"")

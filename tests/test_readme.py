@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import kdsearch as kd
-from kdsearch.cli import app
+from kdsearch.commands.cli import app
 from kdsearch.study.space import SearchSpace
 
 README = (Path(__file__).parent.parent / "README.md").read_text()

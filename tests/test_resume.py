@@ -172,7 +172,7 @@ def trained(folder: str) -> None:
 
 def child(target: Any, folder: Path) -> Any:
     folder.mkdir(exist_ok=True)
-    FORK.set_forkserver_preload(["kdsearch.study.run", "kdsearch.job"])
+    FORK.set_forkserver_preload(["kdsearch.study.run", "kdsearch.commands.search"])
     process = FORK.Process(target=target, args=(str(folder),))
     process.start()
     return process

@@ -18,7 +18,7 @@ import pytest
 import kdsearch as kd
 from kdsearch.analysis import report
 from kdsearch.analysis.frames import frame, write_frame
-from kdsearch.console import print_table
+from kdsearch.commands.console import print_table
 from kdsearch.study.hpo import check_kept, database, database_file, open_search, trial_rows
 from kdsearch.study.hpo.storage import NAME, open_storage
 from kdsearch.study.run_folder import read_study, trial_folder
@@ -406,7 +406,7 @@ def test_long_tables_are_aligned_as_short_ones_are(monkeypatch, capsys) -> None:
     rows = [["a", "漢字"], ["longer", "1"]]
     print_table(["run", "x"], rows)
     short = [line.rstrip() for line in capsys.readouterr().out.splitlines()]
-    monkeypatch.setattr("kdsearch.console.MANY", 1)
+    monkeypatch.setattr("kdsearch.commands.console.MANY", 1)
     print_table(["run", "x"], rows)
     assert capsys.readouterr().out.splitlines() == short
 

@@ -15,10 +15,10 @@ from torch import nn
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.frames import MEASURED, SCORES
+from kdsearch.commands.rank import gather, meaning
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.scores import _variance, stddev_ratio
-from kdsearch.ranking import gather, meaning
 from kdsearch.study.catalogue import find
 
 THREE = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]]  # probabilities; their mean is 1/3 each

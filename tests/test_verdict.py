@@ -20,10 +20,10 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_interval
 from kdsearch.analysis.frames import frame
+from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
 from kdsearch.data.batches import varied
-from kdsearch.display import Display
 from kdsearch.distill.guards import at_chance, warnings
 from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
@@ -399,7 +399,7 @@ def test_off_a_terminal_the_look_is_told_once_and_then_every_ten_seconds(
     monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     now = 100.0
-    monkeypatch.setattr("kdsearch.display.time.monotonic", lambda: now)
+    monkeypatch.setattr("kdsearch.commands.display.time.monotonic", lambda: now)
     with Display() as display:
         for done in range(0, 5001, 100):
             display.looking("trial 0", done, 5000)

@@ -300,12 +300,12 @@ def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goe
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(Checkpoint, "save", save)
-        patch.setattr("kdsearch.job.write_page", report)
+        patch.setattr("kdsearch.commands.search.write_page", report)
         with pytest.raises(KdsearchError, match=r"cannot write .*checkpoint\.pt: No space left on device$"):
             kd.search(few, out=folder, quiet=True)
     assert (folder / "trials" / "0000" / "checkpoint.pt").exists()
     shown = []
-    monkeypatch.setattr("kdsearch.display.Display.say", lambda self, text: shown.append(text))
+    monkeypatch.setattr("kdsearch.commands.display.Display.say", lambda self, text: shown.append(text))
     result = kd.search(few, out=folder)
     assert any("trial 1 goes on with trial 0" in line for line in shown)
     trials = kd.frames(folder)["trials"].query("origin != 'reference'")
@@ -316,7 +316,7 @@ def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goe
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few, tmp_path, monkeypatch) -> None:
-    import kdsearch.job as job
+    import kdsearch.commands.search as job
 
     def refused(self: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
@@ -328,7 +328,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few,
 
 
 def test_another_search_in_the_folder_is_refused_before_the_teacher_is_trained(few, tmp_path) -> None:
-    from kdsearch.job import _only_one
+    from kdsearch.commands.search import _only_one
 
     untrained = kd.Recipe(lambda: kd.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
     with _only_one(tmp_path / "run"), pytest.raises(KdsearchError, match="another search is running"):
@@ -337,7 +337,7 @@ def test_another_search_in_the_folder_is_refused_before_the_teacher_is_trained(f
 
 
 def test_the_copy_of_a_study_in_its_own_run_folder_goes_on(tmp_path: Path) -> None:
-    from kdsearch.job import _keep_source
+    from kdsearch.commands.search import _keep_source
 
     (tmp_path / "mine.py").write_text("study = None")
     (tmp_path / "run").mkdir()
@@ -351,7 +351,7 @@ def test_a_lack_of_memory_is_one_sentence(few, tmp_path, monkeypatch) -> None:
     def poor(*given: Any, **named: Any) -> None:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr("kdsearch.job.preflight", poor)
+    monkeypatch.setattr("kdsearch.commands.search.preflight", poor)
     with pytest.raises(KdsearchError, match=r"out of memory: RuntimeError: could not create a primitive .*; the same "):
         kd.search(few, out=tmp_path / "run", quiet=True)
 
@@ -368,7 +368,7 @@ def handlers():
 def test_the_command_line_ends_by_a_signal_with_a_report_and_its_exit_code(
     few, tmp_path, monkeypatch, kdsearch, handlers, number, times, code
 ) -> None:
-    import kdsearch.job as job
+    import kdsearch.commands.search as job
 
     real = job.refer
 
@@ -705,7 +705,7 @@ def test_the_checkpoint_of_a_trial_that_ended_is_not_left_by_an_interruption(few
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("kdsearch.job._Search._ended", ended)
+        patch.setattr("kdsearch.commands.search._Search._ended", ended)
         with pytest.raises(KeyboardInterrupt):
             kd.search(few, out=tmp_path, quiet=True)
     assert [*tmp_path.rglob("*.pt")]

@@ -31,7 +31,7 @@ from strategies import (
 
 import kdsearch as kd
 from kdsearch.analysis.compare import sentence
-from kdsearch.cli import main
+from kdsearch.commands.cli import main
 
 FILES = (
     "study.json", "confirmation.json", "study.db", "trials/0000/result.json", "trials/0000/epochs.jsonl",

@@ -14,12 +14,12 @@ from kdsearch.analysis.compare import sentence
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
+from kdsearch.commands.display import Display, duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
-from kdsearch.display import Display, duration, settings_line
 from kdsearch.distill.guards import why_at_chance
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe

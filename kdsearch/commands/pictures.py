@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from kdsearch.console import PATH, policy_path, print_table
+from kdsearch.commands.console import PATH, policy_path, print_table
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path
 from kdsearch.core.terminal import say
@@ -142,8 +142,8 @@ def rank(
     """Score policies by what they do to the teacher; no student is trained."""
     from kdsearch.analysis.frames import check_table, write_frame
     from kdsearch.analysis.plots import check_picture, save, scores
-    from kdsearch.ranking import meaning
-    from kdsearch.ranking import rank as run
+    from kdsearch.commands.rank import meaning
+    from kdsearch.commands.rank import rank as run
 
     if table:
         check_table(table)

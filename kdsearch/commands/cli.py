@@ -13,12 +13,12 @@ from typing import Annotated
 try:
     import typer
 
-    from kdsearch import pictures
-    from kdsearch.console import PATH, policy_path, print_frame, print_mark, print_table
+    from kdsearch.commands import pictures
+    from kdsearch.commands.console import PATH, policy_path, print_frame, print_mark, print_table
+    from kdsearch.commands.pictures import Which
     from kdsearch.core.errors import KdsearchError
     from kdsearch.core.files import as_path
     from kdsearch.core.terminal import guard_output, number_of, say
-    from kdsearch.pictures import Which
     from kdsearch.study import catalogue
 except KeyboardInterrupt:  # while the program starts
     raise SystemExit(130) from None
@@ -66,7 +66,7 @@ def search(
     out: Annotated[Path | None, typer.Option(**PATH, help="Run folder; ./runs/<study> by default.")] = None,
 ) -> None:
     """Search a policy: references, trials, confirmation, report. A second call resumes."""
-    from kdsearch.job import search as run
+    from kdsearch.commands.search import search as run
 
     result = run(
         study,

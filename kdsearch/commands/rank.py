@@ -13,12 +13,12 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.policy import Policy, trivial
 from kdsearch.augment.spec import PolicySpec
+from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
 from kdsearch.data.batches import ArrayData, first, placed
 from kdsearch.data.items import MapStyle
-from kdsearch.display import Display
 from kdsearch.networks.teachers import Recipe
 from kdsearch.probe.scores import Baseline, Score, score
 from kdsearch.study.preflight import LOOKED_AT, check, make_ready

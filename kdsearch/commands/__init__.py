@@ -1,0 +1,1 @@
+"""The front door: search, rank, the command line and what it shows."""
