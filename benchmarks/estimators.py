@@ -39,7 +39,7 @@ import kdsearch as kd
 from kdsearch.augment.policy import LOW_START
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.distill.estimators import GATES, Sample, endpoint, flipped
 from kdsearch.losses.objectives import TST, objective
 from kdsearch.study.run import run_trial
@@ -130,7 +130,7 @@ def digits() -> Pair:
     ready = made_ready()
     student = run_trial(ready, None, policy=ready.policy(ready.space.settings()), seed=1).student
     assert student is not None
-    batch = next(in_order(kd.digits()[0], RANGE_IMAGES))
+    batch = next(batches_in_order(kd.digits()[0], RANGE_IMAGES))
     return _pair("digits", ready.teacher.network, student, batch, dict(ready.space.limits), 4)
 
 
@@ -163,7 +163,7 @@ def patches() -> Pair:
         task = kd.Classification.of(8)
         right = kd.evaluate(network, data.subset(torch.arange(3000, 4000)), task, 256, "cpu")[0]
         print(f"patches: network of width {width} is right on {right:.1%} of held-out patches")
-    batch = next(in_order(data, RANGE_IMAGES))
+    batch = next(batches_in_order(data, RANGE_IMAGES))
     teacher, student = networks
     return _pair("patches", teacher, student, batch, limits, 2)
 

@@ -16,7 +16,7 @@ from rich.table import Table
 
 import kdsearch as kd
 from kdsearch.core.maths import generator
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.study.study import Ready
 
 DELTA = 0.3
@@ -58,7 +58,7 @@ def run(ready: Ready, floor: float | None, seed: int) -> dict[str, float | int |
 @torch.no_grad()
 def teacher_on(ready: Ready, policy: kd.Policy, repeats: int = 50) -> dict[str, float]:
     """Accuracy on images that all got noise, cross-entropy on the images as the policy makes them."""
-    batch = next(in_order(ready.study.train, len(ready.study.train)))
+    batch = next(batches_in_order(ready.study.train, len(ready.study.train)))
     noisy, loss = 0.0, 0.0
     for i in range(repeats):
         draw = policy.draw(len(batch), generator("floor", i))

@@ -19,7 +19,7 @@ from rich.table import Table
 
 import kdsearch as kd
 from kdsearch.core.maths import generator
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.estimators import GATES
 from kdsearch.study.run import run_trial
@@ -66,7 +66,7 @@ def start_policy(ready: Ready, n: int, others: int, probability: float) -> kd.Po
 def losses(ready: Ready, student: torch.nn.Module, repeats: int = 64) -> tuple[float, float]:
     """Mean losses of the training images without and with the operation, over its magnitudes."""
     policy, found = start_policy(ready, 1, 0, 0.5), []
-    batch = next(in_order(ready.study.train, len(ready.study.train)))
+    batch = next(batches_in_order(ready.study.train, len(ready.study.train)))
     for gate in (False, True):
         total = 0.0
         for i in range(repeats if gate else 1):

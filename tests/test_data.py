@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data.batches import ArrayData, in_order, placed, shuffled
+from kdsearch.data.batches import ArrayData, batches_in_order, placed, shuffled
 from kdsearch.data.loading import run_file
 
 PIXELS = (np.arange(5 * 6 * 4 * 3) % 256).astype(np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)
@@ -40,7 +40,7 @@ ARRAY = ArrayData(torch.from_numpy(PIXELS.copy()).movedim(-1, 1), torch.arange(5
 
 @pytest.mark.parametrize("kind", AS)
 def test_items_of_every_kind_become_float_images_in_0_1(kind):
-    for mine, array in zip(in_order(Items(kind), 2), in_order(ARRAY, 2), strict=True):
+    for mine, array in zip(batches_in_order(Items(kind), 2), batches_in_order(ARRAY, 2), strict=True):
         assert mine.images.dtype == torch.float32
         assert mine.target.dtype == torch.int64
         torch.testing.assert_close(mine.images, array.images)
@@ -49,7 +49,7 @@ def test_items_of_every_kind_become_float_images_in_0_1(kind):
 
 
 def test_every_item_comes_once_in_order_and_its_id_is_its_position():
-    batches = list(in_order(ARRAY, 2))
+    batches = list(batches_in_order(ARRAY, 2))
     assert [len(batch) for batch in batches] == [2, 2, 1]
     assert torch.cat([batch.ids for batch in batches]).tolist() == [0, 1, 2, 3, 4]
 
@@ -129,20 +129,20 @@ def test_streams_that_are_open_together_or_left_early_do_not_meet(study_module):
         assert torch.equal(read(found)[:, :4], read(wanted)[:, :4])
     processes = {int(read(batches)[0, 4]) for batches in zip(*mixed, strict=True)}
     del one
-    again = read(in_order(data, 4))
+    again = read(batches_in_order(data, 4))
     assert int(again[0, 4]) in processes  # those of the stream that was left wait for the next one
-    assert torch.equal(again[:, :4], read(in_order(study_module.Noisy(), 4))[:, :4])
+    assert torch.equal(again[:, :4], read(batches_in_order(study_module.Noisy(), 4))[:, :4])
 
 
 def test_random_items_are_the_same_each_time_in_order(study_module):
-    first, again = (read(in_order(study_module.Noisy(), 2)) for _ in range(2))
+    first, again = (read(batches_in_order(study_module.Noisy(), 2)) for _ in range(2))
     assert torch.equal(first, again) and len(first[:, 1].unique()) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_that_fails_is_named(study_module, workers):
     with pytest.raises(KdsearchError) as caught:
-        list(in_order(placed(study_module.Noisy(broken=4), workers=workers), 2))
+        list(batches_in_order(placed(study_module.Noisy(broken=4), workers=workers), 2))
     line = 1 + STUDY.split("\n").index('            raise ValueError("a torn picture")')
     assert str(caught.value) == f"item 4 of Noisy: ValueError: a torn picture (mine.py, line {line})"
 
@@ -152,7 +152,7 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
         pass
 
     with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*workers=0"):
-        next(in_order(placed(Local("PIL"), workers=1), 2))
+        next(batches_in_order(placed(Local("PIL"), workers=1), 2))
     with pytest.raises(KdsearchError, match="workers is -1; allowed: 0 or more"):
         placed(Items("PIL"), workers=-1)
 
@@ -160,17 +160,17 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
 def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit(3)")  # in the child alone: here it is loaded
     with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*workers=0"):
-        next(in_order(placed(study_module.Noisy(), workers=1), 2))
+        next(batches_in_order(placed(study_module.Noisy(), workers=1), 2))
 
 
 def test_data_in_memory_uses_no_workers(monkeypatch):
     monkeypatch.setattr("kdsearch.data.items.DataLoader", None)
-    assert len(list(in_order(placed(ARRAY, workers=2), 2))) == 3
+    assert len(list(batches_in_order(placed(ARRAY, workers=2), 2))) == 3
 
 
 def test_loading_takes_nothing_from_the_common_randomness():
     before = torch.random.get_rng_state()
-    list(in_order(Items("PIL"), 2))
+    list(batches_in_order(Items("PIL"), 2))
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
@@ -180,4 +180,4 @@ def test_images_of_different_shapes_are_named():
             return torch.zeros(1, 4, 4 + index), 0
 
     with pytest.raises(KdsearchError, match=r"item 1: an image of \(1, 4, 5\) after one of \(1, 4, 4\)"):
-        list(in_order(Growing("PIL"), 2))
+        list(batches_in_order(Growing("PIL"), 2))

@@ -10,7 +10,7 @@ from PIL import Image
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 
 PIXELS = np.arange(5 * 6 * 4 * 3, dtype=np.uint8).reshape(5, 6, 4, 3)  # (N, H, W, C)
 
@@ -43,7 +43,7 @@ def test_a_folder_of_class_folders_is_a_data_set_of_one_size(folder):
     assert all(image.dtype == torch.uint8 and image.shape == (3, 8, 8) for image, _ in items)
     assert items[0][0].float().mean() > 190  # the middle of the wide one
     assert abs(items[1][0].float().mean() - 100) < 2
-    batch = next(in_order(data, 3))
+    batch = next(batches_in_order(data, 3))
     assert batch.images.shape == (3, 3, 8, 8) and batch.target.tolist() == [0, 0, 1]
     torch.testing.assert_close(batch.images[2], torch.full((3, 8, 8), 50 / 255))
 
@@ -64,7 +64,7 @@ def test_items_of_a_torchvision_data_set_are_read_as_they_are(folder):
     (folder / "dog/._c.png").unlink()
     (folder / ".cache").rmdir()
     data = torchvision.datasets.ImageFolder(folder, transform=lambda image: image.resize((8, 8)))
-    batch = next(in_order(data, 3))
+    batch = next(batches_in_order(data, 3))
     assert batch.target.tolist() == [0, 0, 1]
     torch.testing.assert_close(batch.images[2], torch.full((3, 8, 8), 50 / 255))
 
@@ -76,7 +76,7 @@ def test_a_broken_picture_is_named_when_it_is_read(folder):
     with pytest.raises(KdsearchError, match=f"^{re.escape(str(broken))}: cannot be read as an image"):
         data[3]
     with pytest.raises(KdsearchError, match=f"item 3 of ImageFolder: {re.escape(str(broken))}: cannot be read"):
-        list(in_order(data, 2))
+        list(batches_in_order(data, 2))
 
 
 def test_a_folder_without_classes_is_named(folder, tmp_path):

@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import kdsearch as kd
 from kdsearch.core.errors import Diverged
-from kdsearch.data.batches import first
+from kdsearch.data.batches import first_batch
 from kdsearch.distill.phase import PolicySteps
 from kdsearch.study.facts import fixed_by
 from kdsearch.study.fingerprint import image_keys, network_digest, student_digest
@@ -330,7 +330,7 @@ def accuracy_twice(logits: Tensor, labels: Tensor) -> float:
 
 def content(data: Any, study: Study) -> Survey:
     task = kd.Classification.of(study.classes)
-    return survey("train", data, first(data, 64), kd.Teacher(study.teacher), task, 32, "cpu")
+    return survey("train", data, first_batch(data, 64), kd.Teacher(study.teacher), task, 32, "cpu")
 
 
 def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study, tmp_path: Path) -> None:
@@ -561,4 +561,4 @@ def test_a_teacher_that_knows_which_class_is_frequent_alone_is_told(tiny_study: 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_images_of_8_bits_are_the_same_numbers_on_any_device() -> None:
     data = kd.ArrayData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
-    assert torch.equal(first(data, 1).images, first(data, 1, "cuda").images.cpu())
+    assert torch.equal(first_batch(data, 1).images, first_batch(data, 1, "cuda").images.cpu())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.data.batches import ArrayData, in_order, load
+from kdsearch.data.batches import ArrayData, batches_in_order, load_batches
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import of_policy
@@ -57,7 +57,7 @@ def noted_sizes(*networks: nn.Module) -> list[int]:
 
 @pytest.mark.parametrize("loss", ["kd", "dkd"])
 def test_a_student_step_in_parts_is_the_step_of_the_whole_batch(loss: str, data: ArrayData) -> None:
-    batch, ends = next(in_order(data, 22)), []
+    batch, ends = next(batches_in_order(data, 22)), []
     for parts, most in ((1, 44), (2, 22), (5, 10)):
         d = distiller(optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
         sizes = noted_sizes(d.student, d.teacher.network)
@@ -71,7 +71,7 @@ def test_a_student_step_in_parts_is_the_step_of_the_whole_batch(loss: str, data:
 
 
 def test_a_policy_step_in_parts_is_the_step_of_the_whole_batch(data: ArrayData) -> None:
-    batch, found = next(in_order(data, 22)), []
+    batch, found = next(batches_in_order(data, 22)), []
     for parts, first in ((1, 22), (2, 11), (5, 5)):
         d = distiller(clean_loss=2.0)
         d.dual = 0.5
@@ -180,7 +180,7 @@ def test_a_compiled_study_has_compiled_networks_and_plain_weights(
 
 
 def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: ArrayData) -> None:
-    batch, ends = next(in_order(data, 16)), []
+    batch, ends = next(batches_in_order(data, 16)), []
     for compiled in (True, False):
         nets = [arranged(network(seed), "cpu", channels=3, compiled=compiled) for seed in (1, 2)]
         d = Distiller(kd.Teacher(nets[0]), nets[1], policy(), TASK, clean_loss=2.0)
@@ -219,7 +219,7 @@ def test_what_a_distiller_does_not_know_is_refused() -> None:
 def test_a_batch_of_few_images_is_cut_into_fewer_parts(data: ArrayData) -> None:
     d = distiller()
     sizes = noted_sizes(d.student)
-    d.student_step(next(in_order(data, 5)), Phase((KD,), parts=9), generator("step"))
+    d.student_step(next(batches_in_order(data, 5)), Phase((KD,), parts=9), generator("step"))
     assert sizes == [6, 4]  # two views of 3 and of 2 images
 
 
@@ -332,7 +332,7 @@ def test_a_data_set_read_once_stays_uint8_and_gives_the_same_batches(data: Array
     items = Counted(data)
     held = kd.in_memory(items)
     assert held.images.dtype == torch.uint8 and torch.equal(held.images, data.images) and items.asked == len(data)
-    for one, other in zip(in_order(held, 50), in_order(data, 50), strict=True):
+    for one, other in zip(batches_in_order(held, 50), batches_in_order(data, 50), strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.target, other.target)
     assert items.asked == len(data) and kd.in_memory(data) is data
     with pytest.raises(KdsearchError, match="the data set is empty"):
@@ -357,7 +357,7 @@ def test_arrays_on_a_device_are_indexed_there_and_others_travel_as_they_are(
     data: ArrayData, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there = data.to("meta")  # a device without memory: whoever looked at a pixel would fail
-    (batch,) = load(there, [[(3, 0), (1, 0)]], "meta")
+    (batch,) = load_batches(there, [[(3, 0), (1, 0)]], "meta")
     assert batch.images.device.type == batch.target.device.type == "meta"
     assert batch.images.dtype == torch.float32 and batch.images.shape == (2, 3, 32, 32)
     sent: list[torch.dtype] = []
@@ -370,7 +370,7 @@ def test_arrays_on_a_device_are_indexed_there_and_others_travel_as_they_are(
 
     monkeypatch.setattr(Tensor, "to", noted)
     for kept in (data, Counted(data)):
-        (batch,) = load(kept, [[(3, 0), (1, 0)]], "meta")
+        (batch,) = load_batches(kept, [[(3, 0), (1, 0)]], "meta")
         assert batch.images.dtype == torch.float32
     assert sent == [torch.uint8, torch.uint8]
 
@@ -398,7 +398,7 @@ def test_a_student_step_reads_nothing_back_from_the_device(loss: str, rule: str,
         nets = [network(seed) for seed in (1, 2)]
     everything = kd.Policy(list(kd.OPERATIONS), 6)
     d = Distiller(kd.Teacher(nets[0]), nets[1], everything, TASK, device="meta")
-    (batch,) = load(data.to("meta"), [[(i, 0) for i in range(64)]], "meta")
+    (batch,) = load_batches(data.to("meta"), [[(i, 0) for i in range(64)]], "meta")
     measured = d.student_step(batch, Phase((made,), views=kd.VIEWS[rule]), generator("step"))
     assert measured.device.type == "meta" and measured.shape == (7,)
 
@@ -410,7 +410,7 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
 
     def noted(data: ArrayData, size: int, device: Any = "cpu") -> Any:
         devices.append(device)
-        return in_order(data, size)
+        return batches_in_order(data, size)
 
     def noted_too(data: ArrayData, index: list[int], size: int, device: Any = "cpu") -> Any:
         return noted(data.subset(torch.tensor(index)), size, device)
@@ -430,7 +430,7 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
 @pytest.mark.parametrize("there", [True, False])
 def test_student_steps_do_not_wait_for_a_gpu(there: bool, data: ArrayData) -> None:
     d = distiller(device="cuda")
-    batches = load(data.to("cuda") if there else data, [[(i, 0) for i in range(8)]] * 3, "cuda")
+    batches = load_batches(data.to("cuda") if there else data, [[(i, 0) for i in range(8)]] * 3, "cuda")
     d.student_step(next(batches), Phase((KD,)), generator("warm"))
     torch.cuda.set_sync_debug_mode("error")
     try:

@@ -23,7 +23,7 @@ import kdsearch as kd
 from kdsearch.augment.operations import move_labels
 from kdsearch.core.memory import largest_batch, peak_bytes
 from kdsearch.core.values import Batch
-from kdsearch.data.batches import first, in_order
+from kdsearch.data.batches import batches_in_order, first_batch
 from kdsearch.data.images import image_file
 from kdsearch.data.loading import run_file
 from kdsearch.distill.steps import views_of
@@ -336,7 +336,7 @@ def train(study: kd.Study) -> float:
         kd.Teacher(study.teacher), student, policy, kd.Classification.of(3), optimizer=study.optimizer
     )
     (record,) = distiller.run(phase, study.train, study.search_validation)
-    batch, random = first(study.train, 8), torch.Generator().manual_seed(0)
+    batch, random = first_batch(study.train, 8), torch.Generator().manual_seed(0)
     peak_bytes(lambda: distiller.student_step(batch, phase, random))
     state_tensors(student)
     return record.value
@@ -571,7 +571,7 @@ PICTURES: dict[str, tuple[PIL.Image.Image, int]] = {
 
 @pytest.mark.parametrize("kind", ITEMS)
 def test_items_of_many_kinds_are_read(kind: str) -> None:
-    batch = first([ITEMS[kind]], 1)
+    batch = first_batch([ITEMS[kind]], 1)
     assert batch.target.tolist() == [2]
     levels = batch.images if kind == "with a gradient" else batch.images * 255
     torch.testing.assert_close(levels[0].float(), RGB.float())
@@ -580,7 +580,7 @@ def test_items_of_many_kinds_are_read(kind: str) -> None:
 @pytest.mark.parametrize("mode", PICTURES)
 def test_pictures_of_all_modes_become_gray_or_rgb_as_files_do(mode: str, tmp_path: Path) -> None:
     picture, channels = PICTURES[mode]
-    images = first([(picture, 0)], 1).images
+    images = first_batch([(picture, 0)], 1).images
     assert images.shape == (1, channels, 8, 8)
     if mode not in ("YCbCr", "HSV", "palette and alpha"):  # what no file that is read here can hold
         suffix = ".tif" if mode == "ink" else ".png"
@@ -595,7 +595,7 @@ def test_pictures_of_all_modes_become_gray_or_rgb_as_files_do(mode: str, tmp_pat
     [(GRAY > 30, 0, 1), (GRAY / 64, 0, 63 / 64), (GRAY.astype(np.float16) / 64, 0, 63 / 64), (GRAY, 0, 63 / 255)],
 )
 def test_gray_arrays_have_one_channel(array: Any, low: float, high: float) -> None:
-    images = first([(array, 0)], 1).images
+    images = first_batch([(array, 0)], 1).images
     assert images.shape == (1, 1, 8, 8)
     assert images.min().item() == low and images.max().item() == pytest.approx(high)
 
@@ -676,13 +676,13 @@ WRONG_DATA: dict[str, tuple[Any, str]] = {
 def test_what_is_no_data_set_or_item_is_one_sentence(kind: str) -> None:
     data, said = WRONG_DATA[kind]
     with pytest.raises(kd.KdsearchError, match=said) as caught:
-        first(data, 4)
+        first_batch(data, 4)
     assert len(str(caught.value).splitlines()) == 1
 
 
 def test_a_data_set_that_is_longer_than_it_says_is_named_with_its_item() -> None:
     with pytest.raises(kd.KdsearchError, match="item 1 of Short: IndexError: list index out of range"):
-        list(in_order(Short([(RGB, 0)]), 4))
+        list(batches_in_order(Short([(RGB, 0)]), 4))
 
 
 class Short(list):  # type: ignore[type-arg]
@@ -695,7 +695,7 @@ def test_an_interruption_while_an_item_is_read_stays_one() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        first(Lying(interrupted), 1)
+        first_batch(Lying(interrupted), 1)
 
 
 def test_numpy_arrays_become_tensors() -> None:
@@ -823,7 +823,7 @@ def test_batch_norm_of_few_images_is_warned_of() -> None:
 def test_arrays_without_numbers_or_of_many_shapes_are_refused() -> None:
     labels = torch.zeros(2, dtype=torch.long)
     with pytest.raises(kd.KdsearchError, match="its images are on the meta device, which holds no numbers"):
-        first(kd.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels), 2)
+        first_batch(kd.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels), 2)
     nested = torch.nested.nested_tensor([torch.zeros(1, 8, 8), torch.zeros(1, 9, 9)])
     with pytest.raises(kd.KdsearchError, match=r"ArrayData: images is torch.float32 nested"):
         kd.ArrayData(nested, labels)

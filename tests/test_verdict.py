@@ -23,7 +23,7 @@ from kdsearch.analysis.frames import frame
 from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
-from kdsearch.data.batches import varied
+from kdsearch.data.batches import varied_batch
 from kdsearch.distill.guards import at_chance, warnings
 from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
@@ -380,12 +380,12 @@ def test_a_measurement_counts_the_most_frequent_answer_and_the_labels(tiny_study
 @pytest.mark.parametrize("label", [lambda i: i // 250, lambda i: i % 4, lambda i: int(i == 7)])
 def test_images_for_pictures_are_of_different_classes(label: Any) -> None:
     data = kd.ArrayData(torch.rand(1000, 1, 4, 4), torch.tensor([label(i) for i in range(1000)]))
-    batch = varied(data, 4)
-    assert len(batch) == 4 and torch.equal(batch.ids, varied(data, 4).ids)
+    batch = varied_batch(data, 4)
+    assert len(batch) == 4 and torch.equal(batch.ids, varied_batch(data, 4).ids)
     assert torch.equal(batch.images, data.images[batch.ids]) and torch.equal(batch.target, data.labels[batch.ids])
     if len({*data.labels.tolist()}) == 4:
         assert {*batch.target.tolist()} == {0, 1, 2, 3}
-    assert len(varied(data.subset(torch.arange(2)), 4)) == 2
+    assert len(varied_batch(data.subset(torch.arange(2)), 4)) == 2
 
 
 def test_a_policy_that_took_no_step_is_warned_of() -> None:

@@ -597,13 +597,13 @@ def drawn(made: kd.Distiller) -> list[Any]:
 def test_a_second_run_goes_on_with_the_randomness_of_the_first_and_its_state_too(monkeypatch) -> None:
     import kdsearch.distill.distiller as distill
 
-    places, real = [], distill.drawn
+    places, real = [], distill.shuffle_places
 
     def spied(*given: Any) -> Any:
         places.append(real(*given))
         return places[-1]
 
-    monkeypatch.setattr(distill, "drawn", spied)
+    monkeypatch.setattr(distill, "shuffle_places", spied)
     made, train, validation = distiller(), digits(0, 30), digits(30, 60)
     runs = []
     for _ in range(2):

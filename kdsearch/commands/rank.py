@@ -17,7 +17,7 @@ from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
-from kdsearch.data.batches import ArrayData, first, placed
+from kdsearch.data.batches import ArrayData, first_batch, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.networks.teachers import Recipe
 from kdsearch.probe.scores import Baseline, Score, score
@@ -91,7 +91,7 @@ def rank(
         whole = study.train if split == "train" else study.search_validation
         train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
         fewer = replace(study, train=train).placed(device)
-        looked = {**looked, "train": first(train, LOOKED_AT)}
+        looked = {**looked, "train": first_batch(train, LOOKED_AT)}
         ready, dropped, *_ = make_ready(fewer, looked, folder, device=device)
         data = (
             fewer.train

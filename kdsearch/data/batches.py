@@ -11,7 +11,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Batch, sent
-from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read
+from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read_items
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def placed(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle
     return data if workers == 0 or isinstance(data, Spawned) else Spawned(data, workers, pinned=pinned)
 
 
-def load(data: MapStyle, places: list[list[Place]], device: torch.device | str = "cpu") -> Iterator[Batch]:
+def load_batches(data: MapStyle, places: list[list[Place]], device: torch.device | str = "cpu") -> Iterator[Batch]:
     """The batches of given places, on a device; arrays are indexed at once, other data sets through a DataLoader.
 
     Images travel as they are kept, uint8 as uint8, and become float there.
@@ -84,7 +84,7 @@ def load(data: MapStyle, places: list[list[Place]], device: torch.device | str =
     Raises:
         KdsearchError: while reading, an item that is none, named, or workers that do not start.
     """
-    for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read(data, places):
+    for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read_items(data, places):
         images, target, ids = (sent(part, device) for part in raw)
         if images.dtype == torch.uint8:  # by a tensor: CUDA multiplies by 1 / 255 otherwise, which is another last bit
             images = images / torch.full((), 255.0, device=images.device)
@@ -101,39 +101,39 @@ def _indexed(data: ArrayData, places: list[list[Place]], device: torch.device | 
         yield data.images[index], data.labels[index], index
 
 
-def first(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batch:
-    """The first items, at most `size`, as `in_order` gives them.
+def first_batch(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batch:
+    """The first items, at most `size`, as `batches_in_order` gives them.
 
     Raises:
         KdsearchError: no items, or one that is none, named.
     """
     if length(data) < 1:
         raise KdsearchError("the data set is empty")
-    return next(load(data, _seeded(_ordered(min(size, length(data)), size)), device))
+    return next(load_batches(data, _seeded(_ordered(min(size, length(data)), size)), device))
 
 
-def varied(data: MapStyle, size: int, among: int = 32) -> Batch:
+def varied_batch(data: MapStyle, size: int, among: int = 32) -> Batch:
     """A few items of different labels, as far as a random part of the data set, always the same, has them.
 
     Args:
         among: How many are read.
     """
     chosen = torch.randperm(len(data), generator=generator("varied"))[:among].sort().values.tolist()
-    batch = next(load(data, _seeded([chosen])))
+    batch = next(load_batches(data, _seeded([chosen])))
     labels = batch.target.tolist() if batch.target.ndim == 1 else chosen
     firsts = {label: i for i, label in reversed(list(enumerate(labels)))}.values()
     index = torch.tensor([*sorted(firsts), *(i for i in range(len(labels)) if i not in firsts)][:size])
     return Batch(batch.images[index], batch.target[index], batch.ids[index])
 
 
-def in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def batches_in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """Every item once, in the order of the data set, the same each time also where items are random."""
-    return load(data, _seeded(_ordered(length(data), size)), device)
+    return load_batches(data, _seeded(_ordered(length(data), size)), device)
 
 
-def listed(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+def batches_at(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
     """The items of these positions, in batches, the same each time also where items are random."""
-    return load(data, _seeded([index[i : i + size] for i in range(0, len(index), size)]), device)
+    return load_batches(data, _seeded([index[i : i + size] for i in range(0, len(index), size)]), device)
 
 
 def _ordered(count: int, size: int) -> list[list[int]]:
@@ -148,10 +148,10 @@ def shuffled(
     Raises:
         KdsearchError: no items; and while reading, an item that is none, named, or workers that do not start.
     """
-    return load(data, drawn(data, size, steps, *seed), device)
+    return load_batches(data, shuffle_places(data, size, steps, *seed), device)
 
 
-def drawn(data: MapStyle, size: int, steps: int, *seed: int | str) -> list[list[Place]]:
+def shuffle_places(data: MapStyle, size: int, steps: int, *seed: int | str) -> list[list[Place]]:
     """The places of the batches that `shuffled` gives."""
     if length(data) < 1:
         raise KdsearchError("train: the data set is empty")
@@ -185,7 +185,7 @@ def in_memory(data: MapStyle) -> ArrayData:
         return data
     if length(data) < 1:
         raise KdsearchError("the data set is empty")
-    images, labels, _ = next(read(data, _seeded(_ordered(length(data), length(data)))))
+    images, labels, _ = next(read_items(data, _seeded(_ordered(length(data), length(data)))))
     return ArrayData(images, labels)
 
 

@@ -315,7 +315,7 @@ def _loader(items: MapStyle, workers: int = 0, pinned: bool = False) -> tuple[_O
     return order, loader
 
 
-def read(data: MapStyle, places: list[list[Place]]) -> Iterator[Raw]:
+def read_items(data: MapStyle, places: list[list[Place]]) -> Iterator[Raw]:
     """The batches of given places, as their items came, through a DataLoader: here, or by the workers of a `Spawned`.
 
     Raises:

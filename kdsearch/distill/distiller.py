@@ -17,7 +17,7 @@ from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled
 from kdsearch.core.values import Batch, Draw, Outputs, View
-from kdsearch.data.batches import drawn, first, load
+from kdsearch.data.batches import first_batch, load_batches, shuffle_places
 from kdsearch.data.items import MapStyle
 from kdsearch.distill.estimators import policy_gradient
 from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
@@ -137,7 +137,7 @@ class Distiller:
         """Make what a phase needs: projections, schedules, the policy's optimiser."""
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
-            self.fit(phase, first(train, 2, self.device).images)
+            self.fit(phase, first_batch(train, 2, self.device).images)
         schedule = LambdaLR(self.optimizer, lambda step: learning_rate(step, total))
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
@@ -167,10 +167,12 @@ class Distiller:
             stretch.adam = self._adam(every, sum(turns))
         uses = {"student": turns.count(False), "policy": turns.count(True)}
         sizes = {"student": phase.batch, "policy": stretch.policy_batch}
-        places = {use: iter(drawn(train, sizes[use], n, self.seed, self._epochs, use)) for use, n in uses.items()}
+        places = {
+            use: iter(shuffle_places(train, sizes[use], n, self.seed, self._epochs, use)) for use, n in uses.items()
+        }
         # one stream of both kinds, for one set of workers
         order = [next(places["policy" if turn else "student"]) for turn in turns]
-        for turn, batch in zip(turns, load(train, order, self.device), strict=True):
+        for turn, batch in zip(turns, load_batches(train, order, self.device), strict=True):
             if every and turn and stretch.adam:
                 optimizer, decay = stretch.adam
                 learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts))

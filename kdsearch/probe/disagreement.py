@@ -15,7 +15,7 @@ from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import clopper_pearson, generator
 from kdsearch.core.values import Draw, Outputs
-from kdsearch.data.batches import listed
+from kdsearch.data.batches import batches_at
 from kdsearch.data.items import MapStyle
 from kdsearch.losses import soft_targets
 from kdsearch.networks.outputs import outputs
@@ -246,7 +246,7 @@ class Probe:
         random, answers = generator(self.seed, "probe", key or "policy"), []
         known = self._remembered.get(key or "")
         start = 0
-        for batch in listed(self.data, index, 256, self.device):
+        for batch in batches_at(self.data, index, 256, self.device):
             images = change(batch.images, random)
             if known is None:
                 teacher = self.teacher(images)

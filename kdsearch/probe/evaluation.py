@@ -10,7 +10,7 @@ from torch.nn.functional import one_hot
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle
 from kdsearch.networks.outputs import outputs
 from kdsearch.networks.teachers import Teacher, still
@@ -46,7 +46,7 @@ def measure(
     given: list[Tensor] = []  # how often each answer is
     kept: list[tuple[Tensor, Tensor]] = []
     with still(network):
-        for part in in_order(data, max(batch, LEAST_BATCH), device):
+        for part in batches_in_order(data, max(batch, LEAST_BATCH), device):
             answers = task.check(outputs(network, part.images, "student"), "student")
             right = task.correct(answers, part.target).to(wide)
             sums += torch.stack([right.sum(), right.square().sum()])
@@ -79,7 +79,7 @@ def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torc
     Raises:
         KdsearchError: targets that are not the task's.
     """
-    return known_of(teacher, in_order(data, max(batch, LEAST_BATCH), device), task, device)
+    return known_of(teacher, batches_in_order(data, max(batch, LEAST_BATCH), device), task, device)
 
 
 @torch.no_grad()

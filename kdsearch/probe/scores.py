@@ -11,7 +11,7 @@ from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle
 from kdsearch.networks.teachers import Teacher
 from kdsearch.tasks import Classification
@@ -62,7 +62,7 @@ class Baseline:
         if len(data) < 2:
             raise KdsearchError(f"scores: {len(data)} images; needed: 2 or more, for standard errors")
         parts = []
-        for part in in_order(data, batch, device):
+        for part in batches_in_order(data, batch, device):
             parts.append(_answers(teacher, part.images, part.target, task))
         return cls(teacher, data, task, _joined(parts), batch, device)
 
@@ -182,7 +182,7 @@ def _look(policy: Policy | FixedTransform, baseline: Baseline, views: int, seed:
     """The teacher's answers on each view of the images."""
     draws = [policy.draw(len(baseline.data), generator(seed, "scores", view)) for view in range(views)]
     parts: list[list[Answers]] = [[] for _ in draws]
-    for batch in in_order(baseline.data, baseline.batch, baseline.device):
+    for batch in batches_in_order(baseline.data, baseline.batch, baseline.device):
         for draw, part in zip(draws, parts, strict=True):
             view = policy.augment(draw.rows(batch.ids.cpu()), batch.images)
             target = baseline.task.follow(batch.target, view.matrix)

@@ -14,7 +14,7 @@ from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
-from kdsearch.data.batches import first
+from kdsearch.data.batches import first_batch
 from kdsearch.distill.steps import parts_of
 from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
 from kdsearch.networks.outputs import arranged, outputs
@@ -135,7 +135,7 @@ def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     looked = {}
     for name, data in (("train", study.train), ("search_validation", study.search_validation)):
         try:
-            looked[name] = first(data, LOOKED_AT)
+            looked[name] = first_batch(data, LOOKED_AT)
         except KdsearchError as error:
             found.append(f"{name}: {error}")
         else:

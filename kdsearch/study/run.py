@@ -18,7 +18,7 @@ from kdsearch.augment.spec import Snapshot
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
-from kdsearch.data.batches import varied
+from kdsearch.data.batches import varied_batch
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.guards import at_chance, warnings
@@ -174,7 +174,7 @@ def _keep(
     if isinstance(policy, Policy):
         spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
         write_text(folder / "policy.json", spec.to_json())
-        images = varied(ready.study.train, SHOWN).images  # what the pictures of the policy show
+        images = varied_batch(ready.study.train, SHOWN).images  # what the pictures of the policy show
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)
         samples = io.BytesIO()
         np.savez_compressed(samples, original=shown.numpy())

@@ -10,7 +10,7 @@ from torch import nn
 
 from kdsearch.augment.policy import Policy, trivial
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data.batches import first, placed
+from kdsearch.data.batches import first_batch, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
 from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw
@@ -138,7 +138,7 @@ class Study:
         """
         network = fresh_network(self.student).to(device)
         if is_unbuilt(network):
-            build_lazy(network, first(self.train, 2, device).images)
+            build_lazy(network, first_batch(self.train, 2, device).images)
         return network
 
     def placed(self, device: str) -> "Study":

@@ -11,7 +11,7 @@ from torch.utils.data import ConcatDataset, Subset
 
 from kdsearch.core.errors import KdsearchError, calling
 from kdsearch.core.values import Batch
-from kdsearch.data.batches import in_order
+from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle, Spawned
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.evaluation import LEAST_BATCH, Known, known_of
@@ -47,7 +47,7 @@ def survey(
     keys, targets = list[Tensor](), list[Tensor]()
 
     def looked_at() -> Iterator[Batch]:
-        for part in in_order(data, max(batch, LEAST_BATCH), device):
+        for part in batches_in_order(data, max(batch, LEAST_BATCH), device):
             if found := wrong_images(part, first.images.shape[1:]) or wrong_targets(part, task):
                 raise KdsearchError(found)
             keys.append(image_keys(part.images))
