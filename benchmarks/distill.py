@@ -28,7 +28,7 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 import kdsearch as kd
 from kdsearch.distill.phase import Phase, PolicySteps
-from kdsearch.networks.outputs import arranged
+from kdsearch.networks.outputs import arrange_network
 
 BATCH, STEPS = 128, 10
 TEMPERATURE = 4.0
@@ -87,7 +87,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         return kd.Policy(space.limits, OPERATIONS, fill=space.fill)
 
     def network(depth: int) -> nn.Module:
-        return arranged(kd.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
+        return arrange_network(kd.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
 
     teacher, student = network(56), network(20)
     contiguous = [kd.cifar_resnet(depth).to(device) for depth in (56, 20)]

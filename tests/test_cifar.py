@@ -12,7 +12,7 @@ from torch import Tensor
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.batches import ArrayData
-from kdsearch.networks.outputs import arranged, outputs
+from kdsearch.networks.outputs import arrange_network, run_network
 from kdsearch.study.study import load_study
 
 NAME = "cifar10_resnet56_resnet20"
@@ -55,7 +55,7 @@ def study(data_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_teacher_is_right_on_9339_percent_of_the_test_images(study: kd.Study) -> None:
     assert study.teacher_saw == "both" and study.classes == CLASSES and len(study.test) == 10_000
-    network = arranged(study.teacher, "cpu", channels=3)
+    network = arrange_network(study.teacher, "cpu", channels=3)
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     accuracy, error = kd.evaluate(network, study.test, kd.Classification.of(study.classes), 256, "cpu")
@@ -105,7 +105,7 @@ def test_without_files_data_and_checkpoint_are_downloaded_into_the_folder(
     assert {*asked} == {(folder, True, True), (folder, False, True), fetched} and len(asked) == 3
     assert isinstance(found.train, ArrayData) and found.train.images.dtype == torch.uint8
     assert len(found.train) == 10_000 and len(found.test) == 16_000
-    assert outputs(found.teacher, torch.rand(2, 3, 32, 32), "teacher").logits.shape == (2, 10)
+    assert run_network(found.teacher, torch.rand(2, 3, 32, 32), "teacher").logits.shape == (2, 10)
     assert len(list(folder.glob("cifar10_resnet56.*"))) == 1
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.networks.outputs import outputs, tapped
+from kdsearch.networks.outputs import run_network, tapped
 
 IMAGES = torch.linspace(0, 1, 4 * 16 * 16).view(4, 1, 16, 16)
 
@@ -77,7 +77,7 @@ FORMS = {
 @pytest.mark.parametrize("form", FORMS)
 def test_logits_are_found_in_every_form_and_the_rest_under_its_name(form):
     result, names = FORMS[form]
-    found = outputs(Returns(result), IMAGES, "student")
+    found = run_network(Returns(result), IMAGES, "student")
     assert found.logits is LOGITS
     assert set(found.extras) == names and all(extra is FEATURES for extra in found.extras.values())
     assert not found.features
@@ -101,11 +101,11 @@ def test_logits_are_found_in_every_form_and_the_rest_under_its_name(form):
 )
 def test_anything_else_is_refused_by_name(result, said):
     with pytest.raises(KdsearchError, match=said):
-        outputs(Returns(result), IMAGES, "student")
+        run_network(Returns(result), IMAGES, "student")
 
 
 def test_a_task_of_labels_wants_one_answer_per_image():
-    dense = outputs(Returns(torch.zeros(4, 3, 2, 2)), IMAGES, "teacher")
+    dense = run_network(Returns(torch.zeros(4, 3, 2, 2)), IMAGES, "teacher")
     with pytest.raises(KdsearchError, match=r"teacher: returned \(4, 3, 2, 2\); a classifier returns logits of shape"):
         kd.Classification.of(3).check(dense, "teacher")
 
@@ -119,7 +119,7 @@ def hooks(network):
 
 def test_features_are_what_the_layers_return_and_nothing_stays_on_them():
     network = kd.small_convnet(2).eval()
-    found = outputs(network, IMAGES, "student", ["0", "7", "11"])
+    found = run_network(network, IMAGES, "student", ["0", "7", "11"])
     assert torch.equal(found.features["0"], network[0](IMAGES))
     assert torch.equal(found.features["7"], network[:8](IMAGES))
     assert torch.equal(found.features["11"], found.logits)
@@ -139,7 +139,7 @@ def test_a_module_in_place_does_not_change_what_was_tapped_and_the_last_call_cou
     half = nn.Linear(2, 2)
     shared = nn.Sequential(nn.Flatten(), nn.Linear(256, 2), nn.ReLU(inplace=True), half, half)
     nn.init.constant_(shared[1].bias, -5.0)  # so that the ReLU has something to change
-    found = outputs(shared, IMAGES, "student", ["1", "3", "4"])
+    found = run_network(shared, IMAGES, "student", ["1", "3", "4"])
     assert torch.equal(found.features["1"], shared[1](IMAGES.flatten(1)))
     assert (found.features["1"] < 0).any()
     assert torch.equal(found.features["3"], found.logits) and torch.equal(found.features["4"], found.logits)
@@ -166,7 +166,7 @@ class Branch(nn.Module):
 def test_a_wrong_layer_is_one_clear_error_and_leaves_nothing(layers, said):
     network = Branch()
     with pytest.raises(KdsearchError, match=said):
-        outputs(network, IMAGES, "student", layers)
+        run_network(network, IMAGES, "student", layers)
     assert hooks(network) == 0
 
 
@@ -333,7 +333,7 @@ def test_a_torchvision_network_by_its_name_with_weights_of_a_file(tmp_path):
 
 def test_a_torchvision_segmentation_network_gives_logits_in_space():
     network = kd.torchvision_model("lraspp_mobilenet_v3_large", classes=4).eval()
-    found = outputs(network, torch.rand(2, 3, 32, 32), "teacher", ["classifier.low_classifier"])
+    found = run_network(network, torch.rand(2, 3, 32, 32), "teacher", ["classifier.low_classifier"])
     assert found.logits.shape == (2, 4, 32, 32)
 
 

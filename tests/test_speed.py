@@ -14,7 +14,7 @@ from kdsearch.data.batches import ArrayData, batches_in_order, load_batches
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import of_policy
-from kdsearch.networks.outputs import arranged
+from kdsearch.networks.outputs import arrange_network
 from kdsearch.probe.evaluation import known
 from kdsearch.study.facts import fixed_by
 from kdsearch.study.preflight import check, preflight
@@ -159,7 +159,7 @@ def test_in_bfloat16_networks_compute_in_it_and_weights_and_losses_do_not(
 
 
 def test_networks_for_images_with_several_channels_are_laid_out_channels_last() -> None:
-    colour, gray = (arranged(network(1), "cpu", channels=channels) for channels in (3, 1))
+    colour, gray = (arrange_network(network(1), "cpu", channels=channels) for channels in (3, 1))
     assert colour[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert gray[0].weight.is_contiguous()
     torch.testing.assert_close(colour.eval()(torch.ones(2, 3, 9, 9)), gray.eval()(torch.ones(2, 3, 9, 9)))
@@ -182,7 +182,7 @@ def test_a_compiled_study_has_compiled_networks_and_plain_weights(
 def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: ArrayData) -> None:
     batch, ends = next(batches_in_order(data, 16)), []
     for compiled in (True, False):
-        nets = [arranged(network(seed), "cpu", channels=3, compiled=compiled) for seed in (1, 2)]
+        nets = [arrange_network(network(seed), "cpu", channels=3, compiled=compiled) for seed in (1, 2)]
         d = Distiller(kd.Teacher(nets[0]), nets[1], policy(), TASK, clean_loss=2.0)
         found = d.student_step(batch, Phase((KD,)), generator("step"))
         optimizer = torch.optim.SGD(d.policy.parameters(), lr=0.1)

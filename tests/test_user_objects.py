@@ -27,8 +27,8 @@ from kdsearch.data.batches import batches_in_order, first_batch
 from kdsearch.data.images import image_file
 from kdsearch.data.loading import run_file
 from kdsearch.distill.steps import views_of
-from kdsearch.networks.factories import check_fresh, few_for_batch_norm
-from kdsearch.networks.outputs import inner, load_state_tensors, state_tensors
+from kdsearch.networks.factories import batch_norm_warning, check_fresh
+from kdsearch.networks.outputs import load_state_tensors, state_tensors, unwrap
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.facts import fixed_by
@@ -53,7 +53,7 @@ def tiny() -> nn.Module:
 def test_wrappers_are_seen_through_in_any_nesting(outer: str, within: str, tmp_path: Path) -> None:
     network = tiny()
     wrapped = WRAPPERS[outer](WRAPPERS[within](network))
-    own = inner(wrapped)
+    own = unwrap(wrapped)
     assert list(own.state_dict()) == list(network.state_dict()) and type(own) is type(network)
     save_file(state_tensors(wrapped), tmp_path / "student.safetensors")
     fresh = tiny()
@@ -182,7 +182,7 @@ def test_weights_are_found_whatever_stands_before_their_names(
     network, other = tiny(), into()
     torch.save(HELD[held](network), tmp_path / "last.ckpt")
     kd.load_weights(other, tmp_path / "last.ckpt")
-    assert weights_hash(inner(other)) == weights_hash(network)
+    assert weights_hash(unwrap(other)) == weights_hash(network)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".bin", ".pth.tar", ".tar", ".PT"])
@@ -814,9 +814,9 @@ def test_memory_that_grows_with_the_cube_of_a_batch_is_foreseen() -> None:
 
 
 def test_batch_norm_of_few_images_is_warned_of() -> None:
-    (said,) = few_for_batch_norm(tiny(), 4)
+    (said,) = batch_norm_warning(tiny(), 4)
     assert said.startswith("BatchNorm of the student sees 4 images at a time")
-    assert few_for_batch_norm(tiny(), 8) == few_for_batch_norm(nn.Linear(3, 3), 2) == []
+    assert batch_norm_warning(tiny(), 8) == batch_norm_warning(nn.Linear(3, 3), 2) == []
 
 
 @pytest.mark.filterwarnings("ignore:The PyTorch API of nested")

@@ -25,8 +25,8 @@ from kdsearch.distill.records import EpochRecord, PolicyStep, of_policy
 from kdsearch.distill.steps import accuracy_by_view, distilled, in_parts, views_of
 from kdsearch.losses import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
-from kdsearch.networks.outputs import outputs
-from kdsearch.networks.teachers import Teacher, still
+from kdsearch.networks.outputs import run_network
+from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.probe.evaluation import known, measure
 from kdsearch.tasks import Task
 from kdsearch.tasks.metrics import Metric
@@ -99,7 +99,7 @@ class Distiller:
         if not {*asked} - self._fitted:
             return
         images = images.to(self.device)
-        with torch.no_grad(), still(self.student):
+        with torch.no_grad(), evaluation_mode(self.student):
             student = self._answer(images, [layer for layer, _ in asked])
             teacher = self._teach(images, [layer for _, layer in asked])
         new = [tuple(pair for pair in loss.pairs if pair not in self._fitted) for loss in phase.losses]
@@ -304,7 +304,7 @@ class Distiller:
     def _answer(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The student's answers, in float32 whatever it computes in."""
         with self._precision():
-            return self.task.check(outputs(self.student, images, "student", layers), "student")
+            return self.task.check(run_network(self.student, images, "student", layers), "student")
 
     def _precision(self) -> AbstractContextManager[Any]:
         kind = torch.device(self.device).type
@@ -335,7 +335,7 @@ class Distiller:
             policy_gradient(policy, draw, batch.images, loss, gates=steps.gates)
             measured.extend(seen)
 
-        with still(self.student):
+        with evaluation_mode(self.student):
             for part, draw, share in in_parts(batch, policy.draw(len(batch), random), parts):
                 assert draw is not None
                 learn(part, draw, share)

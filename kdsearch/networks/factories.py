@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from kdsearch.core.errors import KdsearchError, calling
-from kdsearch.networks.outputs import outputs
+from kdsearch.networks.outputs import run_network
 
 FEW = 8  # images, whose mean and deviation are too noisy for BatchNorm
 FRESH = "allowed: a factory, which makes a new network each time, such as `lambda: Net()`"
@@ -80,7 +80,7 @@ def check_fresh(one: nn.Module, other: nn.Module, who: str = "student") -> None:
         raise KdsearchError(f"{who} gives networks that share the weights {shared[0]}; {FRESH}")
 
 
-def few_for_batch_norm(network: nn.Module, images: int) -> list[str]:
+def batch_norm_warning(network: nn.Module, images: int) -> list[str]:
     """A warning, where the statistics of a network's BatchNorm would be those of very few images.
 
     Args:
@@ -103,7 +103,7 @@ def build_lazy(network: nn.Module, images: Tensor, who: str = "student") -> None
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     with torch.no_grad():
-        outputs(network, images, who)
+        run_network(network, images, who)
     for module, mode in modes:
         module.training = mode
 

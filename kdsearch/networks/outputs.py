@@ -44,11 +44,11 @@ class Normalised(nn.Module):
         super()._load_from_state_dict(state, prefix, *rest)
 
 
-def inner(network: nn.Module) -> nn.Module:
+def unwrap(network: nn.Module) -> nn.Module:
     """The network inside wrappers that leave what it answers, or only normalise its images, in any nesting.
 
     >>> network = nn.Flatten()
-    >>> inner(Normalised(nn.DataParallel(network), [0.5], [0.5])) is network
+    >>> unwrap(Normalised(nn.DataParallel(network), [0.5], [0.5])) is network
     True
     """
     while True:
@@ -73,8 +73,8 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     tensor becomes bytes, of JSON or of `torch.save`; one that neither reads back is left out. `load_state_tensors` puts
     all of it back; a network without extra state takes it by its `load_state_dict`.
     """
-    with calling(f"{type(inner(network)).__name__}.state_dict()"):
-        state = inner(network).state_dict()
+    with calling(f"{type(unwrap(network)).__name__}.state_dict()"):
+        state = unwrap(network).state_dict()
     names = plain_names(network)
     kept = {names[name]: value if isinstance(value, Tensor) else _as_bytes(value) for name, value in state.items()}
     return {
@@ -90,20 +90,20 @@ def load_state_tensors(network: nn.Module, tensors: Mapping[str, Tensor]) -> Non
     Raises:
         RuntimeError: as `load_state_dict` does, of other names or shapes.
     """
-    own, names = inner(network).state_dict(), {plain: name for name, plain in plain_names(network).items()}
+    own, names = unwrap(network).state_dict(), {plain: name for name, plain in plain_names(network).items()}
     state = OrderedDict((names.get(name, name), value) for name, value in tensors.items())
     for name, value in own.items():
         if name.endswith(EXTRA):
             state[name] = extra_from_bytes(state[name]) if name in state else value
     if set(state) == set(own):
         state._metadata = own._metadata  # type: ignore[attr-defined]  # the modules' present versions
-    inner(network).load_state_dict(state)
+    unwrap(network).load_state_dict(state)
 
 
 def plain_names(network: nn.Module) -> dict[str, str]:
     """From the names in the state of the network inside wrappers to those without wrappers around its own modules."""
-    own = inner(network)
-    wrapped = [path for path, module in own.named_modules(remove_duplicate=False) if inner(module) is not module]
+    own = unwrap(network)
+    wrapped = [path for path, module in own.named_modules(remove_duplicate=False) if unwrap(module) is not module]
 
     def plain(name: str) -> str:
         for path in reversed(wrapped):  # the innermost first
@@ -147,7 +147,7 @@ class Ensemble(nn.Module):
     space, and logits of half precision in float32.
 
     Args:
-        networks: They return anything that `outputs` reads, all for the same classes.
+        networks: They return anything that `run_network` reads, all for the same classes.
         weights: One positive number each, equal unless given; what counts is their ratio.
 
     Raises:
@@ -175,7 +175,9 @@ class Ensemble(nn.Module):
         self.register_buffer("log_weights", log_weights, persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        members = [outputs(one, images, f"ensemble's network {i}").wide().logits for i, one in enumerate(self.networks)]
+        members = [
+            run_network(one, images, f"ensemble's network {i}").wide().logits for i, one in enumerate(self.networks)
+        ]
         shapes = list(dict.fromkeys(tuple(logits.shape) for logits in members))
         if len(shapes) > 1:
             found = " and ".join(str(shape) for shape in shapes)
@@ -184,7 +186,9 @@ class Ensemble(nn.Module):
         return torch.stack(terms).logsumexp(0)
 
 
-def arranged(network: nn.Module, device: torch.device | str, *, channels: int, compiled: bool = False) -> nn.Module:
+def arrange_network(
+    network: nn.Module, device: torch.device | str, *, channels: int, compiled: bool = False
+) -> nn.Module:
     """A network on a device, laid out as it runs fastest there; what it answers changes by rounding alone.
 
     For images with several channels its weights are laid out channels last, on the CPU too (results/distill.md).
@@ -221,7 +225,7 @@ def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Seq
     )
 
 
-def outputs(network: nn.Module, images: Tensor, who: str, layers: Sequence[str] = ()) -> Outputs:
+def run_network(network: nn.Module, images: Tensor, who: str, layers: Sequence[str] = ()) -> Outputs:
     """Run a network on images (B, C, H, W) and read what it returns.
 
     A network may return its logits, a tuple or list that starts with them, or a dict or an object that has them as
@@ -295,14 +299,14 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
     """While inside, keep what modules return: a dict from module path to the tensor of the module's last call.
 
     The tensors are copies, which a ReLU in place cannot change, and carry the gradient. Paths are those of
-    `named_modules()` of the network inside its wrappers (`inner`). Nothing stays on the modules.
+    `named_modules()` of the network inside its wrappers (`unwrap`). Nothing stays on the modules.
 
     Raises:
         KdsearchError: no such module; a module that returns no tensor; at the end, a module that was not run.
     """
     if isinstance(layers, str):
         raise KdsearchError(f"{who}: layers is the string '{layers}'; allowed: a list of module paths, ['{layers}']")
-    known = {path: module for path, module in inner(network).named_modules(remove_duplicate=False) if path}
+    known = {path: module for path, module in unwrap(network).named_modules(remove_duplicate=False) if path}
     for path in layers:
         if path not in known:
             raise KdsearchError(f"{who}: {unknown('layer', path, known)}")

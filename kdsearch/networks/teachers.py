@@ -25,7 +25,7 @@ from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.core.sources import fingerprint
 from kdsearch.core.values import Outputs
 from kdsearch.networks.factories import check_network, is_unbuilt
-from kdsearch.networks.outputs import EXTRA, Normalised, load_state_tensors, outputs, plain_names, state_tensors
+from kdsearch.networks.outputs import EXTRA, Normalised, load_state_tensors, plain_names, run_network, state_tensors
 
 
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ class Teacher:
         """Outputs on (B, C, H, W), with the features of `layers`; the gradient reaches the pixels that carry one."""
         if any(module.training for module in self.network.modules()):
             self.network.eval()
-        return outputs(self.network, images, "teacher", layers)
+        return run_network(self.network, images, "teacher", layers)
 
 
 def _hold(network: nn.Module) -> None:
@@ -178,7 +178,7 @@ def _hold(network: nn.Module) -> None:
 
 
 @contextmanager
-def still(network: nn.Module) -> Iterator[None]:
+def evaluation_mode(network: nn.Module) -> Iterator[None]:
     """A network in evaluation mode without gradients to its parameters; as it was afterwards."""
     modes = [(module, module.training) for module in network.modules()]
     flags = [(parameter, parameter.requires_grad) for parameter in network.parameters()]

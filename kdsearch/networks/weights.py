@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from kdsearch.core.archives import check_zip, load_npz
 from kdsearch.core.errors import KdsearchError, calling, in_words, problems, unknown
 from kdsearch.core.files import as_path, check_file
-from kdsearch.networks.outputs import EXTRA, Normalised, extra_from_bytes, inner, plain_names
+from kdsearch.networks.outputs import EXTRA, Normalised, extra_from_bytes, plain_names, unwrap
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 WEIGHTS = "weights"  # what a file should be, in messages
@@ -46,8 +46,8 @@ def load_weights(network: nn.Module, path: Path | str, *, prefix: str | None = N
     """
     path = as_path(path)
     file, versions = _flat(path, _read(path))
-    target, plain = inner(network), plain_names(network)
-    own, kind = target.state_dict(), f"{path}: not the weights of this {type(inner(network)).__name__}"
+    target, plain = unwrap(network), plain_names(network)
+    own, kind = target.state_dict(), f"{path}: not the weights of this {type(unwrap(network)).__name__}"
     if any(isinstance(value, Tensor) and value.is_meta for value in own.values()):
         raise KdsearchError(f"{path}: the network is on the meta device, which holds no numbers; allowed: cpu, cuda")
     if all(len({*map(_unwrapped, names)}) == len(names) for names in (file, plain.values())):

@@ -18,8 +18,8 @@ from kdsearch.core.values import Draw, Outputs
 from kdsearch.data.batches import batches_at
 from kdsearch.data.items import MapStyle
 from kdsearch.losses import soft_targets
-from kdsearch.networks.outputs import outputs
-from kdsearch.networks.teachers import Teacher, still
+from kdsearch.networks.outputs import run_network
+from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Classification
 
 Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what is seen of them
@@ -223,7 +223,7 @@ class Probe:
             return _Seen(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
 
         watch(done, total)
-        with still(student):
+        with evaluation_mode(student):
             if self._whole:
                 clean = see("clean", self._whole, lambda images, random: images)
                 regions += [_region("clean", clean), *self._classes("clean", clean)]
@@ -254,7 +254,7 @@ class Probe:
             else:
                 teacher = Outputs(known[start : start + len(batch)].to(self.device))
             start += len(batch)
-            own = outputs(student, images, "student")
+            own = run_network(student, images, "student")
             kl = soft_targets(own.logits, teacher.logits, temperature=1.0)
             teacher_right, student_right = (self.task.correct(side, batch.target) for side in (teacher, own))
             yield _Seen(teacher_right, student_right, kl, batch.target)

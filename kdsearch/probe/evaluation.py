@@ -12,8 +12,8 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle
-from kdsearch.networks.outputs import outputs
-from kdsearch.networks.teachers import Teacher, still
+from kdsearch.networks.outputs import run_network
+from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Task
 from kdsearch.tasks.metrics import Measured, Metric, metric_value
 
@@ -45,9 +45,9 @@ def measure(
     sums, count = torch.zeros(2, device=device, dtype=wide), 0
     given: list[Tensor] = []  # how often each answer is
     kept: list[tuple[Tensor, Tensor]] = []
-    with still(network):
+    with evaluation_mode(network):
         for part in batches_in_order(data, max(batch, LEAST_BATCH), device):
-            answers = task.check(outputs(network, part.images, "student"), "student")
+            answers = task.check(run_network(network, part.images, "student"), "student")
             right = task.correct(answers, part.target).to(wide)
             sums += torch.stack([right.sum(), right.square().sum()])
             count += len(part)

@@ -16,9 +16,9 @@ from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import first_batch
 from kdsearch.distill.steps import parts_of
-from kdsearch.networks.factories import check_fresh, check_network, check_weights, few_for_batch_norm
-from kdsearch.networks.outputs import arranged, outputs
-from kdsearch.networks.teachers import Recipe, Teacher, still
+from kdsearch.networks.factories import batch_norm_warning, check_fresh, check_network, check_weights
+from kdsearch.networks.outputs import arrange_network, run_network
+from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, one_operation, plan_look
 from kdsearch.probe.evaluation import Known
@@ -108,7 +108,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     check_memory(ready, batch)
     seconds = seconds_of(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
-    few = few_for_batch_norm(student, study.budget.batch // parts_of(study.budget.batch, study.budget.parts))
+    few = batch_norm_warning(student, study.budget.batch // parts_of(study.budget.batch, study.budget.parts))
     told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *doubt]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
@@ -171,7 +171,7 @@ def make_ready(
     images = looked["train"].images.to(device)
     channels = images.shape[1]
     check_weights(check_network(network, "teacher"), "teacher")
-    teacher = Teacher(arranged(network, device, channels=channels, compiled=study.compiled))
+    teacher = Teacher(arrange_network(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
     dropped = without_effect(images, space.limits, space.fill)
@@ -298,8 +298,8 @@ def _wrong_layers(study: Study, student: nn.Module, teacher: nn.Module, images: 
 
 def _answers(network: nn.Module, images: Tensor, who: str, *layers: str) -> Outputs:
     """What a network says in evaluation mode; it stays as it was."""
-    with torch.no_grad(), still(network):
-        return outputs(network, images, who, layers)
+    with torch.no_grad(), evaluation_mode(network):
+        return run_network(network, images, who, layers)
 
 
 def _wrong_batch(batch: Batch, task: Classification) -> list[str]:

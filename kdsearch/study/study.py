@@ -18,7 +18,7 @@ from kdsearch.distill.views import VIEWS, Views
 from kdsearch.losses import LOSSES, Loss
 from kdsearch.losses.objectives import TST
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
-from kdsearch.networks.outputs import arranged
+from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import Known
@@ -166,7 +166,9 @@ class Ready:
     def student(self) -> nn.Module:
         """A fresh student on the device, laid out and compiled as the teacher is."""
         study = self.study
-        return arranged(study.fresh_student(self.device), self.device, channels=self.channels, compiled=study.compiled)
+        return arrange_network(
+            study.fresh_student(self.device), self.device, channels=self.channels, compiled=study.compiled
+        )
 
     def policy(self, settings: Settings) -> Policy:
         """A policy at its start."""
