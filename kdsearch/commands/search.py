@@ -1,7 +1,7 @@
 """One search from preflight over references and trials to confirmation and report: `kd.search`."""
 
 import importlib.metadata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, duration, settings_line
-from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory
+from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory, short
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.maths import own_generators, usual_modes
@@ -48,6 +48,8 @@ from kdsearch.study.study import REFERENCES, Study, load_study
 from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import ACCURACY, Scale, metric_name
 
+OnRecord = Callable[[str, EpochRecord], object]  # the name of a run, what its last epoch measured
+
 
 @dataclass(frozen=True)
 class Result:
@@ -74,8 +76,14 @@ def search(
     seed: int | None = None,
     device: str | None = None,
     quiet: bool = False,
+    on_record: OnRecord | None = None,
 ) -> Result:
     """Search augmentation policies for the teacher and student of a study; a second call goes on where one ended.
+
+    A logger is told of each epoch of each run:
+
+        writer = torch.utils.tensorboard.SummaryWriter()
+        kd.search(study, on_record=lambda run, record: writer.add_scalar(run, record.value, record.epoch))
 
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.
@@ -85,11 +93,18 @@ def search(
         device: In place of the study's.
         out: The run folder; `./runs/<study name>` by default.
         storage: Database URL; SQLite in the run folder by default.
+        on_record: Called with the name of a run ("identity", "trial 0", "confirm learned", ...) and an `EpochRecord`,
+            whose fields are numbers, after each epoch of references, trials and confirmation, in the process that
+            trains, once the record is kept. A run that goes on from a checkpoint tells the epochs before it again. What
+            fails in it is a warning, said once, and it is called on.
 
     Raises:
         KdsearchError: bad input, before anything is trained.
         KeyboardInterrupt: after the report of what there is has been written.
     """
+    if on_record is not None and not callable(on_record):
+        called = "a function of the name of a run and an EpochRecord"
+        raise KdsearchError(f"search: on_record is {short(on_record)}; allowed: {called}")
     source = None
     if not isinstance(study, Study):
         study, source = load_study(str(study))
@@ -117,7 +132,7 @@ def search(
                 display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
             display.say("looking at the study: data, networks, memory, time")
             checked = preflight(study, folder, device=study.device)
-            search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts)
+            search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts, on_record)
             search_.begin(source)
             search_.references()
             search_.trials()
@@ -189,9 +204,11 @@ class _Search:
         pruner: str,
         display: Display,
         interrupts: Interrupts,
+        on_record: OnRecord | None,
     ) -> None:
         self.checked, self.ready, self.folder, self.url = checked, checked.ready, folder, url
         self.sampler, self.pruner, self.display, self.interrupts = sampler, pruner, display, interrupts
+        self.on_record, self.warned = on_record, False
         self.begun = False  # is there anything to report of?
         self.study = checked.ready.study
         self.budget = self.study.budget
@@ -363,6 +380,15 @@ class _Search:
     def _show(self, run: str, record: EpochRecord) -> None:
         self.interrupts.check()
         self.display.epoch(run, record, self.budget.epochs)
+        if not self.on_record:
+            return
+        try:
+            self.on_record(run, record)
+        except (Exception, SystemExit) as error:  # a logger that is down is no reason to lose a search
+            if not self.warned:
+                self.display.say(f"warning: on_record: {in_words(error)}; the search goes on, and says this once")
+            self.warned = True
+        self.interrupts.check()  # it may have swallowed one
 
     def _look(self, run: str, done: int, total: int) -> None:
         self.interrupts.check()
