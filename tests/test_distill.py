@@ -20,7 +20,7 @@ from kdsearch.distill.phase import PolicySteps
 from kdsearch.losses import LOSSES
 from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher
-from kdsearch.probe.evaluation import evaluate, known
+from kdsearch.probe.evaluation import evaluate, measure_teacher
 from kdsearch.tasks import Classification
 
 TASK = Classification.of(10)
@@ -189,7 +189,7 @@ def test_the_clean_loss_of_the_teacher_is_its_mean_cross_entropy(data: ArrayData
     expected = cross_entropy(teacher.network(data.images), data.labels)
     whole = ArrayData(data.images.repeat(4, 1, 1, 1), data.labels.repeat(4))  # more than one part
     for given in (data, whole):
-        assert known(teacher, given, TASK, 16, "cpu").loss == pytest.approx(expected.item(), abs=1e-5)
+        assert measure_teacher(teacher, given, TASK, 16, "cpu").loss == pytest.approx(expected.item(), abs=1e-5)
 
 
 # Numbers that are not

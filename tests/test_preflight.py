@@ -13,7 +13,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import Fit, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import ArrayData
-from kdsearch.probe.evaluation import Known
+from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study import costs
 from kdsearch.study.costs import check_memory, seconds_of
 from kdsearch.study.preflight import _remembers, check, preflight
@@ -116,7 +116,7 @@ def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
 # What the teacher has seen
 
 
-KNOWN = Known(1.0, 0.0, 0.010, 0.002)
+KNOWN = TeacherMeasurement(1.0, 0.0, 0.010, 0.002)
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ KNOWN = Known(1.0, 0.0, 0.010, 0.002)
         ("train", KNOWN, False, None),
         ("none", KNOWN, False, None),
         ("unknown", KNOWN, True, "right on 100.0% of search-validation and no worse there than on train"),
-        ("unknown", Known(0.99, 0.01, 0.011, 0.002), None, "it is not known"),
-        ("unknown", Known(0.99, 0.01, 0.016, 0.002), False, None),
+        ("unknown", TeacherMeasurement(0.99, 0.01, 0.011, 0.002), None, "it is not known"),
+        ("unknown", TeacherMeasurement(0.99, 0.01, 0.016, 0.002), False, None),
     ],
 )
 def test_what_a_teacher_has_seen_is_told_by_the_study_or_by_its_loss(saw, validation, remembers, said) -> None:

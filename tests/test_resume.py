@@ -25,7 +25,7 @@ import kdsearch as kd
 from kdsearch.core.errors import Diverged
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.records import EpochRecord
-from kdsearch.probe.evaluation import Known
+from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.hpo import Trial, open_search, run_trials
 from kdsearch.study.run import _named, run_trial
 from kdsearch.study.study import Ready, Study
@@ -96,7 +96,13 @@ def ready() -> Ready:
     """Without a look at anything."""
     made = study()
     return Ready(
-        made, TASK, kd.Teacher(made.teacher), kd.SearchSpace.load("default"), Known(0.9, 0.01, 2.0, 0.1), None, 1
+        made,
+        TASK,
+        kd.Teacher(made.teacher),
+        kd.SearchSpace.load("default"),
+        TeacherMeasurement(0.9, 0.01, 2.0, 0.1),
+        None,
+        1,
     )  # type: ignore[arg-type]
 
 

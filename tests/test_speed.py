@@ -15,7 +15,7 @@ from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import of_policy
 from kdsearch.networks.outputs import arrange_network
-from kdsearch.probe.evaluation import known
+from kdsearch.probe.evaluation import measure_teacher
 from kdsearch.study.facts import fixed_by
 from kdsearch.study.preflight import check, preflight
 from kdsearch.study.run import run_trial
@@ -419,7 +419,7 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
         monkeypatch.setattr(f"kdsearch.probe.{module}.in_order", noted)
     monkeypatch.setattr("kdsearch.probe.disagreement.listed", noted_too)
     teacher = kd.Teacher(network(1))
-    known(teacher, data, TASK, 8, "cpu:0")
+    measure_teacher(teacher, data, TASK, 8, "cpu:0")
     kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")
     kd.Baseline.of(teacher, data, TASK, device="cpu:0")
     kd.Probe(teacher, data, TASK, {"invert": None}, device="cpu:0").report(network(2), policy())

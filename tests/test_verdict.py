@@ -28,7 +28,7 @@ from kdsearch.distill.guards import at_chance, warnings
 from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
 from kdsearch.probe.disagreement import DisagreementReport, Region, _with_intervals, plan_look
-from kdsearch.probe.evaluation import known, measure
+from kdsearch.probe.evaluation import measure, measure_teacher
 from kdsearch.study.facts import fixed_by
 from kdsearch.study.preflight import check, preflight
 from kdsearch.study.study import Study
@@ -373,7 +373,7 @@ def test_a_measurement_counts_the_most_frequent_answer_and_the_labels(tiny_study
     answers = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1)
     most = answers.bincount().max().item() / 100
     assert measure(tiny_study.teacher, data, task, 32, "cpu").largest_answer == pytest.approx(most)
-    labels = known(kd.Teacher(tiny_study.teacher), data, task, 32, "cpu").labels
+    labels = measure_teacher(kd.Teacher(tiny_study.teacher), data, task, 32, "cpu").labels
     assert labels == (9, 13, 9, 8, 13, 18, 9, 6, 9, 6)
 
 

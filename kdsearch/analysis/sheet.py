@@ -19,7 +19,7 @@ from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, Setting
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.probe.disagreement import one_operation
+from kdsearch.probe.disagreement import draw_operation
 
 IMAGES = 4  # on a sheet, at most
 IN_ROW = 2  # images beside each other in the row of an operation
@@ -129,7 +129,7 @@ def operation_tiles(name: str, setting: Setting, images: Tensor, fill: str) -> t
         magnitudes = [0.0]
     else:
         magnitudes = [setting.low, (setting.low + setting.high) / 2, setting.high]
-    draws = (one_operation(name, len(images), generator("sheet", name), low=m, high=m, fill=fill) for m in magnitudes)
+    draws = (draw_operation(name, len(images), generator("sheet", name), low=m, high=m, fill=fill) for m in magnitudes)
     return tuple(apply(draw, images, draw.magnitudes.abs()).images for draw in draws)
 
 

@@ -27,7 +27,7 @@ from kdsearch.losses import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
-from kdsearch.probe.evaluation import known, measure
+from kdsearch.probe.evaluation import measure, measure_teacher
 from kdsearch.tasks import Task
 from kdsearch.tasks.metrics import Metric
 
@@ -148,7 +148,7 @@ class Distiller:
         pauses = every.pauses(phase.epochs)
         adam = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
         if every.floor is not None and self.clean_loss is None:
-            self.clean_loss = known(self.teacher, train, self.task, phase.batch, self.device).loss
+            self.clean_loss = measure_teacher(self.teacher, train, self.task, phase.batch, self.device).loss
         return _Stretch(schedule, every, pauses, every.images(phase.batch), adam)
 
     def _run_epoch(

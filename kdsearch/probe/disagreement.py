@@ -307,7 +307,7 @@ def _with_intervals(regions: list[Region]) -> tuple[Region, ...]:
     return tuple(replace(region, teacher_only_low=low, teacher_only_high=high) for region, low, high in ends)
 
 
-def one_operation(
+def draw_operation(
     name: str, size: int, random: torch.Generator, *, low: float, high: float, fill: str = "zero"
 ) -> Draw:
     """A draw in which every image gets one operation, its magnitude uniform on [low, high], its sign random."""
@@ -328,7 +328,7 @@ def one_operation(
 
 
 def _swept(name: str, low: float, high: float, fill: str, images: Tensor, random: torch.Generator) -> Tensor:
-    return apply(one_operation(name, len(images), random, low=low, high=high, fill=fill), images).images
+    return apply(draw_operation(name, len(images), random, low=low, high=high, fill=fill), images).images
 
 
 def _edges(limit: float | None, bins: int) -> list[tuple[float | None, float | None]]:

@@ -15,7 +15,7 @@ from kdsearch.data.items import MapStyle
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Task
-from kdsearch.tasks.metrics import Measured, Metric, metric_value
+from kdsearch.tasks.metrics import Measurement, Metric, metric_value
 
 LEAST_BATCH = 256  # images of a forward where nothing is trained
 
@@ -35,7 +35,7 @@ def measure(
     batch: int,
     device: torch.device | str,
     metric: Metric | None = None,
-) -> Measured:
+) -> Measurement:
     """Accuracy on a data set and a user's metric beside it, with standard errors; the network stays as it was.
 
     Raises:
@@ -58,12 +58,12 @@ def measure(
     rate, error = _mean(sums, count)
     largest = torch.stack(given).sum(0).max().item() / count if given else math.nan
     if metric is None:
-        return Measured(rate, error, rate, error, largest)
+        return Measurement(rate, error, rate, error, largest)
     logits, labels = (torch.cat(part).cpu() for part in zip(*kept, strict=True))
-    return Measured(rate, error, *metric_value(metric, logits, labels), largest)
+    return Measurement(rate, error, *metric_value(metric, logits, labels), largest)
 
 
-class Known(NamedTuple):
+class TeacherMeasurement(NamedTuple):
     """What a teacher knows of a data set as it is."""
 
     accuracy: float
@@ -73,17 +73,21 @@ class Known(NamedTuple):
     labels: tuple[int, ...] = ()  # how often each is; empty where a target is no label
 
 
-def known(teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torch.device | str) -> Known:
+def measure_teacher(
+    teacher: Teacher, data: MapStyle, task: Task, batch: int, device: torch.device | str
+) -> TeacherMeasurement:
     """Accuracy and cross-entropy of the teacher on a data set as it is.
 
     Raises:
         KdsearchError: targets that are not the task's.
     """
-    return known_of(teacher, batches_in_order(data, max(batch, LEAST_BATCH), device), task, device)
+    return measure_teacher_batches(teacher, batches_in_order(data, max(batch, LEAST_BATCH), device), task, device)
 
 
 @torch.no_grad()
-def known_of(teacher: Teacher, batches: Iterable[Batch], task: Task, device: torch.device | str) -> Known:
+def measure_teacher_batches(
+    teacher: Teacher, batches: Iterable[Batch], task: Task, device: torch.device | str
+) -> TeacherMeasurement:
     """The same of batches.
 
     Raises:
@@ -106,7 +110,7 @@ def known_of(teacher: Teacher, batches: Iterable[Batch], task: Task, device: tor
         if part.target.ndim == 1 and not part.target.is_floating_point():
             targets.append(part.target)
     labels = tuple(torch.bincount(torch.cat(targets).cpu()).tolist()) if targets else ()
-    return Known(*_mean(sums[0], count), *_mean(sums[1], count), labels)
+    return TeacherMeasurement(*_mean(sums[0], count), *_mean(sums[1], count), labels)
 
 
 def _wide(device: torch.device | str) -> torch.dtype:

@@ -17,7 +17,7 @@ from kdsearch.networks.teachers import Teacher
 from kdsearch.tasks import Classification
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """A number and its standard error. Images are independent; the draws of one image are not."""
 
     value: float
@@ -74,13 +74,13 @@ class Score:
     images: int
     views: int  # draws of the policy for each image
     floor: float | None  # nats; None for no floor
-    stddev_ratio: Measured  # to an identical second view, see `stddev_ratio`; NaN for a constant teacher
-    agreement: Measured  # share of views whose first choice is that on the image as it is
-    teacher_loss_rise: Measured  # of the cross-entropy over the same images as they are, nats
-    teacher_loss: Measured  # cross-entropy on the views, nats
-    teacher_accuracy: Measured
-    teacher_confidence: Measured  # largest probability
-    teacher_entropy: Measured  # nats
+    stddev_ratio: Estimate  # to an identical second view, see `stddev_ratio`; NaN for a constant teacher
+    agreement: Estimate  # share of views whose first choice is that on the image as it is
+    teacher_loss_rise: Estimate  # of the cross-entropy over the same images as they are, nats
+    teacher_loss: Estimate  # cross-entropy on the views, nats
+    teacher_accuracy: Estimate
+    teacher_confidence: Estimate  # largest probability
+    teacher_entropy: Estimate  # nats
 
     @property
     def keeps_floor(self) -> bool:
@@ -129,7 +129,7 @@ def score(
     )
 
 
-def stddev_ratio(clean: Tensor, views: Tensor) -> Measured:
+def stddev_ratio(clean: Tensor, views: Tensor) -> Estimate:
     """The teacher's standard deviation ("T. stddev") under a policy, relative to that under an identical second view.
 
     The paper averages the teacher's probabilities over sets of N images, each with its augmented view, and takes the
@@ -161,7 +161,7 @@ def stddev_ratio(clean: Tensor, views: Tensor) -> Measured:
     v, influence = _variance((clean + views) / 2)
     v0, influence0 = _variance(clean[None])
     ratio = (v / v0).sqrt()
-    return Measured(ratio.item(), _mean(((influence - ratio**2 * influence0) / (2 * ratio * v0))[None]).se)
+    return Estimate(ratio.item(), _mean(((influence - ratio**2 * influence0) / (2 * ratio * v0))[None]).se)
 
 
 def _variance(q: Tensor) -> tuple[Tensor, Tensor]:
@@ -172,10 +172,10 @@ def _variance(q: Tensor) -> tuple[Tensor, Tensor]:
     return contribution.mean() + error, contribution
 
 
-def _mean(values: Tensor) -> Measured:
+def _mean(values: Tensor) -> Estimate:
     """Of (V, N), over views and images; the standard error is over images."""
     images = values.mean(0)
-    return Measured(images.mean().item(), images.std().item() / len(images) ** 0.5)
+    return Estimate(images.mean().item(), images.std().item() / len(images) ** 0.5)
 
 
 def _look(policy: Policy | FixedTransform, baseline: Baseline, views: int, seed: int) -> list[Answers]:

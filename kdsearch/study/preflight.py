@@ -20,8 +20,8 @@ from kdsearch.networks.factories import batch_norm_warning, check_fresh, check_n
 from kdsearch.networks.outputs import arrange_network, run_network
 from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
-from kdsearch.probe.disagreement import Probe, one_operation, plan_look
-from kdsearch.probe.evaluation import Known
+from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
+from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.costs import check_memory, seconds_of
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Ready, Saw, Study
@@ -55,8 +55,8 @@ class Checked:
 
     ready: Ready
     dropped: Mapping[str, str]  # operations without effect, and why
-    train: Known  # by the teacher
-    validation: Known  # by the teacher
+    train: TeacherMeasurement  # by the teacher
+    validation: TeacherMeasurement  # by the teacher
     content: Mapping[str, str]  # fingerprint of each split's images and targets
     remembers: bool | None  # has the teacher learned search-validation? None: who knows
     seconds_per_run: float  # of a run with policy steps at the space's defaults, disagreement included
@@ -204,7 +204,9 @@ def make_ready(
     return ready, dropped, (train, validation), doubt
 
 
-def _doubtful_teacher(teacher: Teacher, study: Study, task: Classification, known: Known, device: str) -> list[str]:
+def _doubtful_teacher(
+    teacher: Teacher, study: Study, task: Classification, known: TeacherMeasurement, device: str
+) -> list[str]:
     """Does the teacher know anything of search-validation? A warning where the images are too few to tell.
 
     Raises:
@@ -234,7 +236,7 @@ def _doubtful_teacher(teacher: Teacher, study: Study, task: Classification, know
 def _check_answers(teacher: Teacher, images: Tensor, space: SearchSpace, task: Classification) -> None:
     """Are the teacher's logits finite on augmented images too? A few of each operation at its limit."""
     for name, limit in space.limits.items():
-        draw = one_operation(
+        draw = draw_operation(
             name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0, fill=space.fill
         )
         logits = task.check(teacher(apply(draw, images).images), "teacher").logits
@@ -263,14 +265,14 @@ def without_effect(images: Tensor, limits: Mapping[str, float | None], fill: str
         if not OPERATIONS[name].suits(images.shape[1]):
             found[name] = f"needs {OPERATIONS[name].channels} channels"
             continue
-        draw = one_operation(name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0, fill=fill)
+        draw = draw_operation(name, len(images), generator("effect"), low=limit or 0.0, high=limit or 0.0, fill=fill)
         change = (apply(draw, images).images - images).abs().mean().item()
         if change < LEAST_EFFECT:
             found[name] = f"changes pixels by {change * 255:.2f}/255 on average at its limit"
     return found
 
 
-def _remembers(saw: Saw, train: Known, validation: Known) -> tuple[bool | None, list[str]]:
+def _remembers(saw: Saw, train: TeacherMeasurement, validation: TeacherMeasurement) -> tuple[bool | None, list[str]]:
     """Has the teacher learned search-validation? As the study says, else by comparison with train; and a warning."""
     if saw != "unknown":
         return saw == "both", []

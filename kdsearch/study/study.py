@@ -21,7 +21,7 @@ from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.probe.disagreement import Probe
-from kdsearch.probe.evaluation import Known
+from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.catalogue import find
 from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
@@ -157,7 +157,7 @@ class Ready:
     task: Classification
     teacher: Teacher
     space: SearchSpace
-    clean: Known  # by the teacher, of the training images
+    clean: TeacherMeasurement  # by the teacher, of the training images
     probe: Probe
     channels: int  # of the images
     device: str = "cpu"

@@ -14,7 +14,7 @@ from kdsearch.core.values import Batch
 from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle, Spawned
 from kdsearch.networks.teachers import Teacher
-from kdsearch.probe.evaluation import LEAST_BATCH, Known, known_of
+from kdsearch.probe.evaluation import LEAST_BATCH, TeacherMeasurement, measure_teacher_batches
 from kdsearch.study.fingerprint import digest_of, image_keys, text_of
 from kdsearch.tasks import Task
 
@@ -25,7 +25,7 @@ MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets 
 class Survey:
     """What one split holds, and what the teacher knows of it."""
 
-    known: Known
+    known: TeacherMeasurement
     keys: Tensor  # (N,) int64, of the images, see `image_keys`
     digest: str  # of pixels and targets; where items change, of targets, their number and the `repr` of the data set
     repeats: bool  # are items the same whenever they are read under one seed?
@@ -55,7 +55,7 @@ def survey(
             yield part
 
     try:
-        known = known_of(teacher, looked_at(), task, device)
+        known = measure_teacher_batches(teacher, looked_at(), task, device)
     except KdsearchError as error:
         raise KdsearchError(f"{name}: {error}") from None
     key, target, size = torch.cat(keys), torch.cat(targets), len(first)

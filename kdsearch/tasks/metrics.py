@@ -17,7 +17,7 @@ ACCURACY = "accuracy"
 MOST_DIGITS = 9  # after the point
 
 
-class Measured(NamedTuple):
+class Measurement(NamedTuple):
     """How well a network does on a data set as it is."""
 
     accuracy: float
