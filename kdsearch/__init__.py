@@ -83,6 +83,8 @@ if TYPE_CHECKING:
     from kdsearch.tasks import Classification as Classification
     from kdsearch.tasks import Task as Task
 
+    __version__: str
+
 _WHERE = {
     "distill.phase": ["Phase", "PolicySteps"],
     "analysis.compare": ["paired_differences"],
@@ -140,6 +142,10 @@ __all__ = sorted(_MODULE)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # takes longer than all the rest of this module
+
+        return version("kdsearch")
     if name not in _MODULE:
         raise AttributeError(f"module 'kdsearch' has no attribute '{name}'")
     return getattr(import_module(f"kdsearch.{_MODULE[name]}"), name)

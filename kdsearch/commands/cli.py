@@ -13,6 +13,7 @@ from typing import Annotated
 try:
     import typer
 
+    import kdsearch
     from kdsearch.commands import pictures
     from kdsearch.commands.console import PATH, policy_path, print_frame, print_mark, print_table
     from kdsearch.commands.pictures import Which
@@ -27,7 +28,6 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Which augmentation policy makes this student learn most from this teacher?",
 )
 BAD_INPUT, NO_BUDGET, INTERRUPTED, TERMINATED = 2, 3, 130, 143
 
@@ -50,6 +50,21 @@ class Format(StrEnum):
 
 Folder = Annotated[Path, typer.Argument(parser=as_path, metavar="DIR", help="A run folder, such as runs/digits.")]
 Storage = pictures.Storage
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"kdsearch {kdsearch.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Which augmentation policy makes this student learn most from this teacher?"""
 
 
 @app.command()
