@@ -8,7 +8,7 @@ import torch
 from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import noise_scale, spoiled
 from kdsearch.distill.distiller import EpochRecord
-from kdsearch.distill.guards import warnings
+from kdsearch.distill.guards import policy_warnings
 
 FINE = EpochRecord(
     epoch=10,
@@ -39,17 +39,17 @@ FINE = EpochRecord(
 
 
 def test_nothing_is_said_where_all_is_well() -> None:
-    assert warnings([FINE], Policy(["rotate", "invert"], 1), 0.9) == ()
+    assert policy_warnings([FINE], Policy(["rotate", "invert"], 1), 0.9) == ()
     unmeasured = replace(FINE, floor_violation=float("nan"))
-    assert warnings([unmeasured], Policy(["rotate"], 1), 0.9) == ()
+    assert policy_warnings([unmeasured], Policy(["rotate"], 1), 0.9) == ()
     before = replace(FINE, floor_violation=0.2)  # of a phase, some epochs before the last
-    assert len(warnings([before, unmeasured], Policy(["rotate"], 1), 0.9)) == 1
+    assert len(policy_warnings([before, unmeasured], Policy(["rotate"], 1), 0.9)) == 1
 
 
 def test_on_one_view_the_teacher_is_compared_with_what_it_knows_of_the_training_images() -> None:
     one = replace(FINE, teacher_clean_accuracy=float("nan"), teacher_accuracy=0.85)
     policy = Policy(["rotate"], 1)
-    assert warnings([one], policy, 0.94) == () != warnings([one], policy, 0.96)
+    assert policy_warnings([one], policy, 0.94) == () != policy_warnings([one], policy, 0.96)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_on_one_view_the_teacher_is_compared_with_what_it_knows_of_the_training_
     ],
 )
 def test_what_is_wrong_is_said_with_its_numbers(changes: dict[str, float], said: str) -> None:
-    assert warnings([FINE, replace(FINE, **changes)], Policy(["rotate"], 1), 0.9) == (said,)
+    assert policy_warnings([FINE, replace(FINE, **changes)], Policy(["rotate"], 1), 0.9) == (said,)
 
 
 def test_gates_and_ranges_at_their_bounds_are_named() -> None:
@@ -70,7 +70,7 @@ def test_gates_and_ranges_at_their_bounds_are_named() -> None:
         policy.logit.copy_(torch.tensor([-5.2, 5.4, 5.2]))  # .0055, .9955, .9945
         policy.a.copy_(torch.tensor([3.8, 4.0]))  # .978, .982 of the limit
     assert policy.at_bounds() == (["solarize"], ["solarize"])
-    assert warnings([FINE], policy, 0.9) == (
+    assert policy_warnings([FINE], policy, 0.9) == (
         "probabilities at 0 or 1: solarize; a stronger prior keeps them off",
         "ranges at their limit: solarize; a higher limit lets them go on",
     )

@@ -13,7 +13,7 @@ from kdsearch.core.maths import generator
 from kdsearch.data.batches import ArrayData, batches_in_order, load_batches
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
-from kdsearch.distill.records import of_policy
+from kdsearch.distill.records import summarise_policy_steps
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.probe.evaluation import measure_teacher
 from kdsearch.study.facts import fixed_by
@@ -103,8 +103,8 @@ def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_
         monkeypatch.setattr(Distiller, name, noted)
     told: list[int] = []
     monkeypatch.setattr(
-        "kdsearch.distill.distiller.of_policy",
-        lambda policy, steps, batch: told.append(batch) or of_policy(policy, steps, batch),
+        "kdsearch.distill.distiller.summarise_policy_steps",
+        lambda policy, steps, batch: told.append(batch) or summarise_policy_steps(policy, steps, batch),
     )
     steps = PolicySteps(interval=2, warm_up=0.0, batch=asked)
     (record,) = distiller(clean_loss=2.0).run(Phase((KD,), 1, 4, 16, steps), data, data)
@@ -417,7 +417,7 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
 
     for module in ("evaluation", "scores"):
         monkeypatch.setattr(f"kdsearch.probe.{module}.in_order", noted)
-    monkeypatch.setattr("kdsearch.probe.disagreement.listed", noted_too)
+    monkeypatch.setattr("kdsearch.probe.disagreement.batches_at", noted_too)
     teacher = kd.Teacher(network(1))
     measure_teacher(teacher, data, TASK, 8, "cpu:0")
     kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")

@@ -26,7 +26,7 @@ from kdsearch.core.values import Batch
 from kdsearch.data.batches import batches_in_order, first_batch
 from kdsearch.data.images import image_file
 from kdsearch.data.loading import run_file
-from kdsearch.distill.steps import views_of
+from kdsearch.distill.steps import make_views
 from kdsearch.networks.factories import batch_norm_warning, check_fresh
 from kdsearch.networks.outputs import load_state_tensors, state_tensors, unwrap
 from kdsearch.networks.teachers import weights_hash
@@ -796,10 +796,10 @@ def test_a_fixed_transform_is_refused_where_targets_move() -> None:
     transform, masks = kd.FixedTransform(lambda image: image.flip(-1)), Masks(still_task.class_names)
     images, labels = bars(2, 0)
     draw = transform.draw(2)
-    views_of(Batch(images, labels, labels), draw, transform, still_task, kd.VIEWS["default"])
+    make_views(Batch(images, labels, labels), draw, transform, still_task, kd.VIEWS["default"])
     target = torch.arange(64).view(1, 8, 8).repeat(2, 1, 1)
     with pytest.raises(kd.KdsearchError, match="does not tell where it moves pixels, and targets of Masks move"):
-        views_of(Batch(images, target, labels), draw, transform, masks, kd.VIEWS["default"])
+        make_views(Batch(images, target, labels), draw, transform, masks, kd.VIEWS["default"])
 
 
 def test_memory_that_grows_with_the_cube_of_a_batch_is_foreseen() -> None:

@@ -24,7 +24,7 @@ from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
 from kdsearch.data.batches import varied_batch
-from kdsearch.distill.guards import at_chance, warnings
+from kdsearch.distill.guards import chance_evidence, policy_warnings
 from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
 from kdsearch.probe.disagreement import DisagreementReport, Region, _with_intervals, plan_look
@@ -345,13 +345,13 @@ NAMES = ["cat", "dog", "ship"]
 )
 def test_a_student_at_chance_is_known(accuracy: float, largest: float, by_accuracy: bool, said: str | None) -> None:
     record = replace(FINE, accuracy=accuracy, largest_answer=largest)
-    assert at_chance(record, LABELS, NAMES, by_accuracy=by_accuracy) == said
-    assert at_chance(record, (), NAMES, by_accuracy=by_accuracy) is None
+    assert chance_evidence(record, LABELS, NAMES, by_accuracy=by_accuracy) == said
+    assert chance_evidence(record, (), NAMES, by_accuracy=by_accuracy) is None
 
 
 def test_labels_that_are_nearly_all_one_class_may_be_answered_by_it() -> None:
     record = replace(FINE, accuracy=0.994, largest_answer=0.99)
-    assert at_chance(record, [1, 99], NAMES[:2], by_accuracy=False) is None
+    assert chance_evidence(record, [1, 99], NAMES[:2], by_accuracy=False) is None
 
 
 def test_confirmation_rows_at_chance_confirm_nothing() -> None:
@@ -391,8 +391,8 @@ def test_images_for_pictures_are_of_different_classes(label: Any) -> None:
 def test_a_policy_that_took_no_step_is_warned_of() -> None:
     policy = kd.Policy(["rotate"], 1)
     none = replace(FINE, policy_steps=0)
-    assert warnings([none, none], policy, 0.9)[0].startswith("no policy step was taken")
-    assert warnings([FINE, none], policy, 0.9) == ()
+    assert policy_warnings([none, none], policy, 0.9)[0].startswith("no policy step was taken")
+    assert policy_warnings([FINE, none], policy, 0.9) == ()
 
 
 def test_off_a_terminal_the_look_is_told_once_and_then_every_ten_seconds(

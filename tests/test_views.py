@@ -18,7 +18,7 @@ from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs, ViewBatch
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill.distiller import Distiller, Phase
-from kdsearch.distill.views import VIEWS, Views, geometry_alone
+from kdsearch.distill.views import VIEWS, Views, keep_geometry
 from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.networks.teachers import Teacher
 from kdsearch.study.preflight import check
@@ -163,7 +163,7 @@ def test_a_teacher_may_see_another_view_than_the_student(sees: str, batch: Batch
     if sees == "weak":
         rotation = draw.gates & (draw.chosen == NAMES.index("rotate"))
         shown = apply(replace(draw, gates=rotation), batch.images).images
-        assert torch.equal(geometry_alone(draw).gates, rotation) and 0 < rotation.sum() < draw.gates.sum()
+        assert torch.equal(keep_geometry(draw).gates, rotation) and 0 < rotation.sum() < draw.gates.sum()
 
     def loss(student: nn.Module, teacher: nn.Module) -> Tensor:
         s = student(torch.cat([batch.images, second_view(batch)]))
@@ -219,7 +219,7 @@ def test_a_loss_is_told_the_views_as_both_networks_see_them(sees: str, batch: Ba
     stepped(batch, Phase((Loss("watch", watch),), views=Views(teacher=sees)))  # type: ignore[arg-type]
     views, draw = told[0], policy().draw(12, generator("views"))
     second = apply(draw, batch.images)
-    weak = apply(geometry_alone(draw), batch.images).images
+    weak = apply(keep_geometry(draw), batch.images).images
     assert torch.equal(views.images, torch.cat([batch.images, second.images]))
     assert torch.equal(views.shown[12:], {"same": second.images, "weak": weak, "clean": batch.images}[sees])
     assert torch.equal(views.shown[:12], batch.images)

@@ -20,7 +20,7 @@ from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, writ
 from kdsearch.core.interrupts import Interrupts, uninterrupted
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
-from kdsearch.distill.guards import why_at_chance
+from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
 from kdsearch.study.confirmation import confirm, kept
@@ -268,7 +268,7 @@ class _Search:
                 self.display.ended(name, found)
                 if found.at_chance and found.student and not told:
                     steps = self.budget.epochs * self.budget.steps
-                    self.display.say(f"  {why_at_chance(found.student, steps, self.budget.batch)}")
+                    self.display.say(f"  {chance_reasons(found.student, steps, self.budget.batch)}")
                     told = True
             self.display.expect(self._seconds_left())
 

@@ -21,8 +21,8 @@ from kdsearch.data.batches import first_batch, load_batches, shuffle_places
 from kdsearch.data.items import MapStyle
 from kdsearch.distill.estimators import policy_gradient
 from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
-from kdsearch.distill.records import EpochRecord, PolicyStep, of_policy
-from kdsearch.distill.steps import accuracy_by_view, distilled, in_parts, views_of
+from kdsearch.distill.records import EpochRecord, PolicyStep, summarise_policy_steps
+from kdsearch.distill.steps import accuracy_by_view, make_views, mean_distillation_loss, split_batch
 from kdsearch.losses import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import run_network
@@ -207,7 +207,7 @@ class Distiller:
             dual=self.dual,
             emptied=means[4],
             saturated=means[5],
-            **of_policy(policy, learned, stretch.policy_batch),
+            **summarise_policy_steps(policy, learned, stretch.policy_batch),
             seconds=time.perf_counter() - start,
         )
 
@@ -258,7 +258,7 @@ class Distiller:
         draw = policy.draw(len(batch), random) if policy else None
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        measured = [self._learn(*part, phase, progress) for part in in_parts(batch, draw, phase.parts)]
+        measured = [self._learn(*part, phase, progress) for part in split_batch(batch, draw, phase.parts)]
         with calling(f"the optimizer's step, {type(self.optimizer).__name__}.step()"):
             self.optimizer.step()
         return torch.stack(measured).sum(0)
@@ -267,7 +267,7 @@ class Distiller:
         """Add the gradient of a part of a batch, which counts its share; what was measured, by its share."""
         size, rule = len(batch), phase.views
         with torch.no_grad():
-            views = views_of(batch, draw, self.policy, self.task, rule)
+            views = make_views(batch, draw, self.policy, self.task, rule)
             told = [layer for loss in phase.losses for _, layer in loss.pairs]
             shown = views.shown[:size] if rule.teacher == "clean" else views.shown  # the base view labels both
             teacher = self._teach(shown, told)
@@ -280,7 +280,7 @@ class Distiller:
         supervised = self.task.supervised(student.rows(labelled), views.target[labelled]).mean()
         if self.projections is not None:
             student = self.projections(student)
-        each = [distilled(loss, rule, student, teacher, views, self.task) for loss in phase.losses]
+        each = [mean_distillation_loss(loss, rule, student, teacher, views, self.task) for loss in phase.losses]
         distillation = torch.zeros((), device=self.device)
         for loss, value in zip(phase.losses, each, strict=True):
             distillation = distillation + loss.at(progress) * value
@@ -336,7 +336,7 @@ class Distiller:
             measured.extend(seen)
 
         with evaluation_mode(self.student):
-            for part, draw, share in in_parts(batch, policy.draw(len(batch), random), parts):
+            for part, draw, share in split_batch(batch, policy.draw(len(batch), random), parts):
                 assert draw is not None
                 learn(part, draw, share)
         aim, teacher_ce = torch.stack(measured).sum(0).tolist()

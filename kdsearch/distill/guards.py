@@ -16,7 +16,7 @@ ONE_ANSWER = 0.99  # share of the images, from which on a student answers one cl
 STALE = 0.05  # share of BatchNorm's running statistics that may be where they started
 
 
-def warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: float) -> tuple[str, ...]:
+def policy_warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: float) -> tuple[str, ...]:
     """Of a policy that has learned, from the last epochs of its run; nothing where all is well.
 
     Args:
@@ -44,7 +44,9 @@ def warnings(records: Sequence[EpochRecord], policy: Policy, clean_accuracy: flo
     return tuple(found)
 
 
-def at_chance(record: EpochRecord, labels: Sequence[int], names: Sequence[str], *, by_accuracy: bool) -> str | None:
+def chance_evidence(
+    record: EpochRecord, labels: Sequence[int], names: Sequence[str], *, by_accuracy: bool
+) -> str | None:
     """What shows that a student has learned nothing, as what is said of it; None where it has, or nobody knows.
 
     Its accuracy is within two standard errors of chance, or it answers one class, and the labels are several. Chance is
@@ -71,7 +73,7 @@ def at_chance(record: EpochRecord, labels: Sequence[int], names: Sequence[str], 
     return None
 
 
-def why_at_chance(student: nn.Module, steps: int, batch: int) -> str:
+def chance_reasons(student: nn.Module, steps: int, batch: int) -> str:
     """Likely reasons for a student that has learned nothing.
 
     Args:

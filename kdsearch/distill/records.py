@@ -51,7 +51,7 @@ class PolicyStep(NamedTuple):
     gradient: Tensor  # by all numbers of the policy that learn
 
 
-def of_policy(policy: object, steps: Sequence[PolicyStep], batch: int) -> dict[str, Any]:
+def summarise_policy_steps(policy: object, steps: Sequence[PolicyStep], batch: int) -> dict[str, Any]:
     """What an epoch's policy steps say together; `batch` is the number of images of one."""
     gates, ranges = policy.at_bounds() if isinstance(policy, Policy) else ([], [])
     norm, noise = noise_scale([step.gradient for step in steps], batch)

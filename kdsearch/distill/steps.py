@@ -9,19 +9,19 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
-from kdsearch.distill.views import Views, geometry_alone
+from kdsearch.distill.views import Views, keep_geometry
 from kdsearch.losses import Loss
 from kdsearch.tasks import Task
 
 
-def parts_of(images: int, parts: int) -> int:
+def count_parts(images: int, parts: int) -> int:
     """Into how many a batch is cut: 2 images at least are in each."""
     return min(parts, max(1, images // 2))
 
 
-def in_parts(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batch, Draw | None, float]]:
+def split_batch(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batch, Draw | None, float]]:
     """A batch and its draw cut into parts of about one size, each with its share of the images."""
-    parts = parts_of(len(batch), parts)
+    parts = count_parts(len(batch), parts)
     if parts == 1:
         yield batch, draw, 1.0
         return
@@ -30,7 +30,7 @@ def in_parts(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batc
         yield batch.rows(part), None if draw is None else draw.rows(index), len(index) / len(batch)
 
 
-def views_of(
+def make_views(
     batch: Batch, draw: Draw | None, policy: Policy | FixedTransform | None, task: Task, rule: Views
 ) -> ViewBatch:
     """The views of a batch that a rule uses, the base view first, as each network sees them.
@@ -49,7 +49,7 @@ def views_of(
     if policy is not None and draw is not None:
         view = policy.augment(draw, images)
         if rule.teacher == "weak":
-            weak = policy.augment(geometry_alone(draw), images).images
+            weak = policy.augment(keep_geometry(draw), images).images
     seen = {"same": view.images, "weak": weak, "clean": images}[rule.teacher]
     keep = _KEPT[rule.used]
     return ViewBatch(
@@ -84,7 +84,9 @@ def accuracy_by_view(task: Task, outputs: Outputs, views: ViewBatch) -> Tensor:
     return (right * of_view).sum(1) / of_view.sum(1)
 
 
-def distilled(loss: Loss, rule: Views, student: Outputs, teacher: Outputs, views: ViewBatch, task: Task) -> Tensor:
+def mean_distillation_loss(
+    loss: Loss, rule: Views, student: Outputs, teacher: Outputs, views: ViewBatch, task: Task
+) -> Tensor:
     """The mean of a loss over the images of its views; a relational one sees one view at a time."""
     size = len(views) // 2 if rule.used == "both" else len(views)
     parts = [rule.rows(rule.distillation, size)]

@@ -68,7 +68,7 @@ VIEWS: Mapping[str, Views] = {
 }
 
 
-def geometry_alone(draw: Draw) -> Draw:
+def keep_geometry(draw: Draw) -> Draw:
     """The same draw with every gate closed but those of operations that move pixels.
 
     Raises:

@@ -13,7 +13,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.distill.distiller import Distiller
-from kdsearch.distill.steps import parts_of
+from kdsearch.distill.steps import count_parts
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.study import Ready
 
@@ -64,7 +64,7 @@ def check_memory(ready: Ready, batch: Batch) -> None:
     found = []
     with torch.compiler.set_stance("force_eager"):  # what is compiled does not tell what it allocates
         for (name, images), step in zip(asked.items(), steps, strict=True):
-            at_once = -(-images // parts_of(images, budget.parts))
+            at_once = -(-images // count_parts(images, budget.parts))
             fit = largest_batch(step, at_once, int(available / MARGIN))
             if fit.largest < at_once:
                 found.append((fit.needed * MARGIN / GIB, name, at_once, images, fit.largest))

@@ -15,7 +15,7 @@ from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import first_batch
-from kdsearch.distill.steps import parts_of
+from kdsearch.distill.steps import count_parts
 from kdsearch.networks.factories import batch_norm_warning, check_fresh, check_network, check_weights
 from kdsearch.networks.outputs import arrange_network, run_network
 from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
@@ -108,7 +108,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     check_memory(ready, batch)
     seconds = seconds_of(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
-    few = batch_norm_warning(student, study.budget.batch // parts_of(study.budget.batch, study.budget.parts))
+    few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
     told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *doubt]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"

@@ -21,7 +21,7 @@ from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data.batches import varied_batch
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.distiller import Distiller
-from kdsearch.distill.guards import at_chance, warnings
+from kdsearch.distill.guards import chance_evidence, policy_warnings
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.outputs import state_tensors
@@ -119,9 +119,13 @@ def run_trial(
                 spent = time.perf_counter() - start
                 Checkpoint(run, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
             on_record(record)
-        found = warnings(records, policy, ready.clean.accuracy) if policy_steps and isinstance(policy, Policy) else ()
+        found = (
+            policy_warnings(records, policy, ready.clean.accuracy)
+            if policy_steps and isinstance(policy, Policy)
+            else ()
+        )
         names, by_accuracy = ready.task.class_names, study.metric is None
-        nothing = at_chance(record, ready.labels, names, by_accuracy=by_accuracy)
+        nothing = chance_evidence(record, ready.labels, names, by_accuracy=by_accuracy)
         found = (*([f"the student {nothing}"] if nothing else []), *found)
         spent = time.perf_counter() - start
         outcome = Outcome(record.value, record.value_se, spent, found, nothing, student=student)
