@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from kdsearch.augment.policy import Policy
-from kdsearch.core.maths import noise_scale, spoiled
+from kdsearch.core.maths import noise_scale, spoiled_shares
 from kdsearch.distill.distiller import EpochRecord
 from kdsearch.distill.guards import policy_warnings
 
@@ -82,11 +82,11 @@ def test_emptied_is_measured_against_the_image_and_saturated_against_what_it_was
     x = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     flat = x.mean((1, 2, 3), keepdim=True) + 0.05 * (x - x.mean((1, 2, 3), keepdim=True))
     black_and_white = (x > 0.5).float()
-    assert spoiled(x, x).tolist() == [0.0, 0.0]
-    assert spoiled(x, torch.cat([flat[:1], x[1:]])).tolist() == [0.5, 0.0]
-    assert spoiled(x, torch.cat([black_and_white[:1], x[1:]])).tolist() == [0.0, 0.5]
-    assert spoiled(black_and_white, 1 - black_and_white).tolist() == [0.0, 0.0]  # it was so before
-    assert spoiled(x, torch.ones_like(x)).tolist() == [1.0, 0.0]  # emptied, counted once
+    assert spoiled_shares(x, x).tolist() == [0.0, 0.0]
+    assert spoiled_shares(x, torch.cat([flat[:1], x[1:]])).tolist() == [0.5, 0.0]
+    assert spoiled_shares(x, torch.cat([black_and_white[:1], x[1:]])).tolist() == [0.0, 0.5]
+    assert spoiled_shares(black_and_white, 1 - black_and_white).tolist() == [0.0, 0.0]  # it was so before
+    assert spoiled_shares(x, torch.ones_like(x)).tolist() == [1.0, 0.0]  # emptied, counted once
 
 
 def test_the_noise_scale_is_the_batch_at_which_noise_and_signal_are_alike() -> None:

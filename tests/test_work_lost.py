@@ -21,8 +21,8 @@ from torch import nn
 
 import kdsearch as kd
 from kdsearch.core.errors import Diverged, KdsearchError
-from kdsearch.core.interrupts import Interrupts, uninterrupted
-from kdsearch.core.sources import fingerprint
+from kdsearch.core.interrupts import Interrupts, hold_signals
+from kdsearch.core.sources import hash_source
 from kdsearch.distill.estimators import Sample, endpoint
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.hpo import Trial, open_search, run_trials
@@ -80,7 +80,7 @@ def test_an_interruption_that_is_swallowed_or_made_another_error_is_one_all_the_
 
 def test_signals_wait_for_writes_that_belong_together() -> None:
     done = []
-    with pytest.raises(KeyboardInterrupt), uninterrupted():
+    with pytest.raises(KeyboardInterrupt), hold_signals():
         strike(2)
         done.append("written")
     assert done == ["written"] and signal.getsignal(signal.SIGINT) is signal.default_int_handler
@@ -90,7 +90,7 @@ def test_outside_the_main_thread_nothing_is_listened_to() -> None:
     seen = []
 
     def elsewhere() -> None:
-        with Interrupts() as interrupts, uninterrupted():
+        with Interrupts() as interrupts, hold_signals():
             interrupts.check()
             seen.append(signal.getsignal(signal.SIGINT))
 
@@ -463,12 +463,12 @@ train = partial(helper, 3)
         path = tmp_path / f"f{i}.py"
         path.write_text(file.replace(old, new) if old else file)
         names = runpy.run_path(str(path), run_name="mine")
-        found.append(fingerprint(names["build"], names["train"]))
+        found.append(hash_source(names["build"], names["train"]))
     assert len({*found[:4]}) == 4 and found[4] == found[0]
     typed: list[dict[str, Any]] = [{}, {}, {}]
     for names, number in zip(typed, (1, 1, 2), strict=True):
         exec(f"def build(): return {{{number}, 'a', 'b'}}", names)  # as in a session, without a source
-    a, b, c = (fingerprint(names["build"]) for names in typed)
+    a, b, c = (hash_source(names["build"]) for names in typed)
     assert a == b != c
 
 

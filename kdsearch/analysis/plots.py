@@ -20,7 +20,7 @@ from kdsearch.analysis.compare import by_seed
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
-from kdsearch.core.terminal import printable
+from kdsearch.core.terminal import escape_unprintable
 from kdsearch.tasks.metrics import Scale
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
@@ -290,7 +290,7 @@ def number(value: float) -> str:
 
 def _short(name: str, most: int = LONGEST_NAME) -> str:
     """The end of a long name, as it can be drawn."""
-    name = printable(name)
+    name = escape_unprintable(name)
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 

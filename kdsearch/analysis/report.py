@@ -15,7 +15,7 @@ from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import strongest_first
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.core.files import as_path, write_text
-from kdsearch.core.terminal import printable
+from kdsearch.core.terminal import escape_unprintable
 from kdsearch.study.run_folder import read_policy, read_samples, trial_folder
 from kdsearch.tasks.metrics import ACCURACY, Scale
 
@@ -80,7 +80,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         tables=_html(tables, final, regions),
     )
     path = folder / "report.html"
-    write_text(path, printable(page))
+    write_text(path, escape_unprintable(page))
     return path
 
 

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path
-from kdsearch.core.terminal import printable, say
+from kdsearch.core.terminal import escape_unprintable, say
 
 PATH: Mapping[str, Any] = {"parser": as_path, "metavar": "PATH"}  # of options that are paths
 
@@ -27,7 +27,10 @@ def print_frame(frame, columns: list[str]) -> None:  # type: ignore[no-untyped-d
 
 def print_table(columns: list[str], rows: list[list[str]]) -> None:
     """Rows of text; on a terminal as wide as it is, many rows as long as they are."""
-    columns, rows = [printable(cell) for cell in columns], [[printable(cell) for cell in row] for row in rows]
+    columns, rows = (
+        [escape_unprintable(cell) for cell in columns],
+        [[escape_unprintable(cell) for cell in row] for row in rows],
+    )
     if len(rows) > MANY:
         rows = [[cell.replace("\n", " ") for cell in row] for row in rows]
         widths = [max(map(cell_len, cells)) for cells in zip(columns, *rows, strict=True)]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.core.terminal import printable
+from kdsearch.core.terminal import escape_unprintable
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.run import Outcome
 from kdsearch.tasks.metrics import ACCURACY, Scale
@@ -124,7 +124,7 @@ class Display:
 
 def _shown(text: str, console: Console) -> Text:
     """Text in which nothing is markup, and nothing steers the terminal or is unknown to it."""
-    return Text(printable(text, console.encoding))
+    return Text(escape_unprintable(text, console.encoding))
 
 
 def duration(seconds: float) -> str:

@@ -17,7 +17,7 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory, short
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
-from kdsearch.core.interrupts import Interrupts, uninterrupted
+from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
 from kdsearch.distill.guards import chance_reasons
@@ -221,7 +221,7 @@ class _Search:
         ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.checked)
         place = database_file(self.url)
         own = place == database_file(database(self.folder))
-        with uninterrupted():
+        with hold_signals():
             self.optuna = open_search(
                 self.url,
                 known,

@@ -33,7 +33,7 @@ def as_path(given: Path | str) -> Path:
     return path
 
 
-def absolute(path: Path) -> Path:
+def absolute_path(path: Path) -> Path:
     """The same path from the root.
 
     Raises:
@@ -107,7 +107,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, data: Any) -> None:
     """JSON of plain values; NaN becomes null."""
-    write_text(path, json.dumps(plain(data), indent=1) + "\n")
+    write_text(path, json.dumps(to_json_values(data), indent=1) + "\n")
 
 
 def read_json(path: Path) -> Any:
@@ -131,14 +131,14 @@ def make_folder(path: Path) -> Path:
     return path
 
 
-def plain(value: Any) -> Any:
+def to_json_values(value: Any) -> Any:
     """The same values as JSON has them: what is not finite is None, tuples are lists, keys are text."""
     if isinstance(value, float) and not (float("-inf") < value < float("inf")):
         return None
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json_values(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json_values(item) for item in value]
     return value
 
 

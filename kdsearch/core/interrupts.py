@@ -54,7 +54,7 @@ class Interrupts:
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
+def hold_signals() -> Iterator[None]:
     """A few writes that belong together: a signal waits until they are done."""
     before, heard = _handlers(), list[int]()
     for number in before:

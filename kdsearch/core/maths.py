@@ -135,7 +135,7 @@ def clopper_pearson(successes: np.ndarray, trials: np.ndarray, level: float) -> 
     return np.where(k > 0, low, 0.0), np.where(k < n, high, 1.0)
 
 
-def spoiled(before: Tensor, after: Tensor) -> Tensor:
+def spoiled_shares(before: Tensor, after: Tensor) -> Tensor:
     """Shares of images that an augmentation has emptied and saturated, (2,), on the device.
 
     Emptied: the deviation of its values, over channels and space, is under a tenth of what it was. Saturated: over 95 %
@@ -145,7 +145,7 @@ def spoiled(before: Tensor, after: Tensor) -> Tensor:
         before, after: (B, C, H, W) in [0, 1].
 
     >>> x = torch.linspace(0, 1, 100).view(1, 1, 10, 10)
-    >>> spoiled(x.repeat(4, 1, 1, 1), torch.cat([x, 0 * x, (9 * x - 4).clamp(0, 1), (x > 0.5).float()])).tolist()
+    >>> spoiled_shares(x.repeat(4, 1, 1, 1), torch.cat([x, 0 * x, (9 * x - 4).clamp(0, 1), (x > 0.5).float()])).tolist()
     [0.25, 0.25]
     """
     deviation, left = (x.flatten(1).std(1) for x in (before, after))

@@ -18,7 +18,7 @@ DEEP = 30  # of things in one another
 _PACKAGES = {"builtins", "collections", "functools", "kdsearch", "numpy", "torch", "torchvision"}
 
 
-def fingerprint(*things: Any) -> str:
+def hash_source(*things: Any) -> str:
     """A hash of functions, classes, methods, partials, objects or values, the same in every process.
 
     Followed are the functions, classes and plain values of the same file that their code names, and what they are bound

@@ -15,10 +15,10 @@ _UNSHOWN = re.compile(
 )
 
 
-def printable(text: str, encoding: str | None = None) -> str:
+def escape_unprintable(text: str, encoding: str | None = None) -> str:
     r"""Text with what would steer a terminal, or cannot be seen, written out; also what an encoding does not have.
 
-    >>> print(printable("\x1b[31mred\x1b[0m, caf\xe9"), printable("caf\xe9", "ascii"))
+    >>> print(escape_unprintable("\x1b[31mred\x1b[0m, caf\xe9"), escape_unprintable("caf\xe9", "ascii"))
     \x1b[31mred\x1b[0m, café caf\xe9
     """
     shown = _UNSHOWN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
@@ -27,7 +27,7 @@ def printable(text: str, encoding: str | None = None) -> str:
 
 def say(text: object, file: TextIO | None = None) -> None:
     """Print a line."""
-    print(printable(str(text)), file=file or sys.stdout)
+    print(escape_unprintable(str(text)), file=file or sys.stdout)
 
 
 def number_of(count: int, thing: str) -> str:

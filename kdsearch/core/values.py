@@ -27,7 +27,7 @@ class Batch:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(sent(getattr(self, part.name), device) for part in fields(self)))
+        return type(self)(*(to_device(getattr(self, part.name), device) for part in fields(self)))
 
     def rows(self, index: slice) -> Self:
         """Some of the images."""
@@ -121,7 +121,7 @@ class ViewBatch:
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "draw"})
 
 
-def sent(tensor: Tensor, device: torch.device | str) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device | str) -> Tensor:
     """A tensor on a device; from the host to a GPU through pinned memory, without waiting for it."""
     if torch.device(device).type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(device)

@@ -10,7 +10,7 @@ from torch import Tensor
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.memory import available_bytes
-from kdsearch.core.values import Batch, sent
+from kdsearch.core.values import Batch, to_device
 from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read_items
 
 
@@ -85,7 +85,7 @@ def load_batches(data: MapStyle, places: list[list[Place]], device: torch.device
         KdsearchError: while reading, an item that is none, named, or workers that do not start.
     """
     for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read_items(data, places):
-        images, target, ids = (sent(part, device) for part in raw)
+        images, target, ids = (to_device(part, device) for part in raw)
         if images.dtype == torch.uint8:  # by a tensor: CUDA multiplies by 1 / 255 otherwise, which is another last bit
             images = images / torch.full((), 255.0, device=images.device)
         images = images.to(torch.get_default_dtype())
@@ -97,7 +97,7 @@ def _indexed(data: ArrayData, places: list[list[Place]], device: torch.device | 
     if data.images.is_meta and torch.device(device).type != "meta":
         raise KdsearchError("its images are on the meta device, which holds no numbers; allowed: cpu, cuda")
     for batch in places:
-        index = sent(torch.tensor([position for position, _ in batch]), data.images.device)
+        index = to_device(torch.tensor([position for position, _ in batch]), data.images.device)
         yield data.images[index], data.labels[index], index
 
 

@@ -15,7 +15,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from kdsearch.core.archives import Claim, load_npz
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.files import as_path
-from kdsearch.core.terminal import printable
+from kdsearch.core.terminal import escape_unprintable
 from kdsearch.data.batches import ArrayData
 from kdsearch.data.images import SUFFIXES, folders_in, image_file, is_image
 
@@ -117,7 +117,7 @@ def _readable(path: Path, found: list[list[Path]]) -> list[list[Path]]:
         rest = f" and {len(wrong) - SHOWN} more" if len(wrong) > SHOWN else ""
         reasons = "; ".join(list(wrong.values())[:SHOWN])
         said = f"{path}: {len(wrong)} of {len(files)} files cannot be read and are left out: {reasons}{rest}"
-        warnings.warn(printable(said), stacklevel=3)
+        warnings.warn(escape_unprintable(said), stacklevel=3)
     return [[file for file in part if file not in wrong] for part in found]
 
 

@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
-from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled
+from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled_shares
 from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data.batches import first_batch, load_batches, shuffle_places
 from kdsearch.data.items import MapStyle
@@ -291,7 +291,7 @@ class Distiller:
         with calling("student, backward"):
             total.backward()
         losses = torch.stack([supervised.detach(), distillation.detach()])
-        rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled(batch.images, views.images[-size:])
+        rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled_shares(batch.images, views.images[-size:])
         return share * torch.cat([losses, rights, spoilt, *(value.detach()[None] for value in each)])
 
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:

@@ -20,9 +20,9 @@ from torch.nn.parameter import is_lazy
 
 from kdsearch.core.errors import KdsearchError, calling, in_words
 from kdsearch.core.files import make_folder, write_bytes
-from kdsearch.core.interrupts import uninterrupted
+from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
-from kdsearch.core.sources import fingerprint
+from kdsearch.core.sources import hash_source
 from kdsearch.core.values import Outputs
 from kdsearch.networks.factories import check_network, is_unbuilt
 from kdsearch.networks.outputs import EXTRA, Normalised, load_state_tensors, plain_names, run_network, state_tensors
@@ -45,7 +45,7 @@ class Recipe:
 
     @cached_property
     def _fingerprint(self) -> str:
-        return fingerprint(self.build, self.train)
+        return hash_source(self.build, self.train)
 
     def load(self, path: Path) -> nn.Module:
         """Read the weights kept at `path`; train and keep them, from a fixed seed, where there are none.
@@ -80,7 +80,7 @@ class Recipe:
         for asked in [path, None] if shapes is None or shapes == _shapes(tensors) else [None]:
             try:
                 place = asked or Path(mkdtemp(prefix="kdsearch-")) / path.name  # under a name that nobody guesses
-                with uninterrupted():
+                with hold_signals():
                     write_bytes(place, save(tensors, {"recipe": recipe}))
             except (KdsearchError, OSError, RuntimeError, ValueError) as error:
                 reason = str(error)

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdsearch.augment.operations import OPERATIONS
-from kdsearch.core.sources import fingerprint
+from kdsearch.core.sources import hash_source
 from kdsearch.networks.factories import fresh_optimizer
 from kdsearch.study.fingerprint import network_digest, student_digest
 from kdsearch.study.preflight import Checked
@@ -64,9 +64,9 @@ def fixed_by(checked: Checked) -> dict[str, Any]:
         "teacher": network_digest(ready.teacher.network),
         "student": student_digest(study.fresh_student),
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
-        "code of own losses": fingerprint(*(loss for loss in study.losses if _own(loss.function))),
+        "code of own losses": hash_source(*(loss for loss in study.losses if _own(loss.function))),
         "metric": metric_name(study.metric),
-        "code of the metric": fingerprint(study.metric) if study.metric else None,
+        "code of the metric": hash_source(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
         "label weight": study.label_weight,
         "views": asdict(study.views),
@@ -98,5 +98,5 @@ def _optimizer(study: Study) -> str:
             said.append(f"weights {trained}")
         said += [f"{key} {group[key]}" for key in sorted(group) if key != "params" and group[key] is not None]
     if not type(made).__module__.startswith("torch."):
-        said.append(f"code {fingerprint(type(made))}")
+        said.append(f"code {hash_source(type(made))}")
     return ", ".join(said)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from kdsearch.core.maths import generator, own_generators, seed_everything
-from kdsearch.core.sources import PLAIN, fingerprint
+from kdsearch.core.sources import PLAIN, hash_source
 from kdsearch.networks.teachers import weights_hash
 
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
@@ -87,7 +87,7 @@ def student_digest(make: Callable[[], nn.Module]) -> str:
             seed_everything(0)
             starts.append(make())
     weights, again = (network_digest(start) for start in starts)
-    held, once_more = (fingerprint(_held(start)) for start in starts)
+    held, once_more = (hash_source(_held(start)) for start in starts)
     parts = [weights] if weights == again else _structure(starts[0])
     return digest_of(*parts, *([held] if held == once_more else []))
 
@@ -108,7 +108,7 @@ def _structure(network: nn.Module) -> list[str]:
     methods = [(name, getattr(value, "__func__", getattr(value, "fget", value)))
                for kind in own for name, value in vars(kind).items()]  # fmt: skip
     made = [method for name, method in methods if isinstance(method, FunctionType) and name != "__init__"]
-    return [text_of(network), fingerprint(*made)]
+    return [text_of(network), hash_source(*made)]
 
 
 def _held(network: nn.Module) -> list[Any]:

@@ -16,7 +16,7 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import Snapshot
 from kdsearch.core.errors import Diverged
-from kdsearch.core.files import make_folder, plain, write_bytes, write_json, write_text
+from kdsearch.core.files import make_folder, to_json_values, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.data.batches import varied_batch
 from kdsearch.distill.checkpoint import Checkpoint
@@ -156,7 +156,7 @@ def _described(policy: FixedTransform | None) -> str:
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
-    lines = [json.dumps(plain(asdict(record))) + "\n" for record in records]
+    lines = [json.dumps(to_json_values(asdict(record))) + "\n" for record in records]
     write_text(folder / "epochs.jsonl", "".join(lines))
 
 

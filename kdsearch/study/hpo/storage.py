@@ -23,7 +23,7 @@ from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.core.errors import KdsearchError, unknown
-from kdsearch.core.files import absolute
+from kdsearch.core.files import absolute_path
 
 SCHEMES = ("sqlite",)
 NAME = "kdsearch"  # of the Optuna study inside the database
@@ -39,7 +39,7 @@ Whole = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
 
 def database(folder: Path) -> str:
     """The URL of the run folder's own database."""
-    return f"sqlite:///{absolute(folder) / 'study.db'}"
+    return f"sqlite:///{absolute_path(folder) / 'study.db'}"
 
 
 def check_storage(url: str) -> None:
@@ -64,7 +64,7 @@ def database_file(url: str) -> Path:
     path = rest.removeprefix("/")
     if path == rest or not path or path == ":memory:" or "\0" in path:
         raise KdsearchError(f"storage '{url}' names no file; allowed: sqlite:///PATH")
-    return absolute(Path(path))  # so that no name means something else to SQLite, as :memory: and file: do
+    return absolute_path(Path(path))  # so that no name means something else to SQLite, as :memory: and file: do
 
 
 def open_storage(url: str) -> RDBStorage:

@@ -13,7 +13,7 @@ from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.core.errors import Diverged, KdsearchError, out_of_memory, said, unknown
-from kdsearch.core.interrupts import uninterrupted
+from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.hpo.storage import NAME, open_storage
@@ -152,7 +152,7 @@ def run_trials(
     while len(study.get_trials(deepcopy=False, states=DONE)) < target:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            with uninterrupted():
+            with hold_signals():
                 trial = _next_trial(study, space, seed, sampler)
             event, error = _run_one(trial, space, run, seed, failures)
         on_trial(event)
@@ -186,7 +186,7 @@ def _run_one(
     """
 
     def report(record: EpochRecord) -> None:
-        with uninterrupted():
+        with hold_signals():
             trial.report(record.value, record.epoch)
             enough = record.progress < 1 and trial.should_prune()  # a trained one has nothing left to save
         if enough:
@@ -195,7 +195,7 @@ def _run_one(
     event = TrialEvent(trial.number, "COMPLETE")
     failure: Exception | None = None
     try:
-        with uninterrupted():
+        with hold_signals():
             settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", _index(trial)) % 2**31
             trial.set_user_attr("settings", settings.numbers())
             trial.set_user_attr("seed", own_seed)
@@ -206,17 +206,17 @@ def _run_one(
     except Diverged as error:
         event = replace(event, state="PRUNED", reason=f"nan: {error}")
     except KeyboardInterrupt:
-        with suppress(*STORAGE_ERRORS), uninterrupted():  # untold, it is left running, and retried as well
+        with suppress(*STORAGE_ERRORS), hold_signals():  # untold, it is left running, and retried as well
             _tell(trial, replace(event, state=FAIL, reason=INTERRUPTED))
         raise
     except Exception as error:
         failure = error
     if failure is None:
-        with uninterrupted():
+        with hold_signals():
             _tell(trial, event)
         return event, None
     event = replace(event, state=FAIL, ends=True)
-    with suppress(*STORAGE_ERRORS), uninterrupted():  # the failure is what is said; untold, the trial is retried
+    with suppress(*STORAGE_ERRORS), hold_signals():  # the failure is what is said; untold, the trial is retried
         event = _failed(trial, failure, failures)
         _tell(trial, event)
         if event.again and not event.ends:
