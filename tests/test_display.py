@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 
 import kdsearch as kd
+from kdsearch.analysis import plots
+from kdsearch.analysis.diff import policy_diff
+from kdsearch.analysis.sheet import policy_sheet
+from kdsearch.data.images import photographs
 from kdsearch.distill.records import EpochRecord
 
 
@@ -51,3 +55,25 @@ def test_what_cannot_be_called_is_refused_before_anything_is_done(shortest: kd.S
     with pytest.raises(kd.KdsearchError, match=r"^search: on_record is '3'; allowed: a function of"):
         kd.search(shortest, out=tmp_path / "run", quiet=True, on_record=3)  # type: ignore[arg-type]
     assert not (tmp_path / "run").exists()
+
+
+PNG = b"\x89PNG"
+
+
+def test_figures_show_themselves_in_a_notebook(finished: kd.Result) -> None:
+    tables = kd.frames(finished.folder)
+    assert finished.best is not None
+    figures = [
+        plots.policy_diff(policy_diff(finished.best, finished.best), ("a", "b")),
+        plots.sweeps(kd.regions(finished.folder)),
+        plots.trajectory(tables["policies"].query("run == 'trial 0'")),
+        plots.curves(tables),
+    ]
+    assert all(callable(getattr(figure, "_repr_png_", None)) for figure in figures)
+    assert figures[0]._repr_png_()[:4] == PNG
+
+
+def test_a_sheet_without_images_is_that_of_the_command() -> None:
+    spec = kd.Policy(["rotate", "saturation"], 1).freeze()
+    shown = policy_sheet(spec)._repr_png_()
+    assert shown[:4] == PNG and shown == policy_sheet(spec, photographs())._repr_png_()

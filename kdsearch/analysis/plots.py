@@ -1,4 +1,4 @@
-"""Pictures of runs and policies: each takes frames, each gives a matplotlib figure."""
+"""Pictures of runs and policies: each takes frames, each gives a matplotlib figure that a notebook shows."""
 
 import io
 import textwrap
@@ -29,7 +29,14 @@ LONGEST_NAME = 40  # letters of a policy's name in a legend
 Frames = Mapping[str, pd.DataFrame]
 
 
-def did_it_help(tables: Frames) -> Figure:
+class ShownFigure(Figure):
+    """A figure that shows itself at the end of a notebook's cell; pyplot, which else does that, knows nothing of it."""
+
+    def _repr_png_(self) -> bytes:
+        return picture(self)
+
+
+def did_it_help(tables: Frames) -> ShownFigure:
     """The confirmation: each fresh seed a dot, lines join the runs of one seed, a bar at the mean.
 
     Below a run stands on how many seeds it has no value.
@@ -55,7 +62,7 @@ def did_it_help(tables: Frames) -> Figure:
     return figure
 
 
-def trials(tables: Frames) -> Figure:
+def trials(tables: Frames) -> ShownFigure:
     """Trials in order with standard errors, the references as lines."""
     rows = tables["trials"].query("origin != 'reference'")
     figure, axes = _figure(7, 3)
@@ -76,7 +83,7 @@ def trials(tables: Frames) -> Figure:
     return figure
 
 
-def curves(tables: Frames) -> Figure:
+def curves(tables: Frames) -> ShownFigure:
     """The metric over epochs: references in colour, trials in gray, the best in purple."""
     figure, axes = _figure(7, 3)
     scale = _scale(tables)
@@ -102,7 +109,7 @@ def curves(tables: Frames) -> Figure:
     return figure
 
 
-def trajectory(policies: pd.DataFrame) -> Figure:
+def trajectory(policies: pd.DataFrame) -> ShownFigure:
     """Probability and range of each operation over training, one panel an operation; the start as a dotted line.
 
     Args:
@@ -136,7 +143,7 @@ def trajectory(policies: pd.DataFrame) -> Figure:
     return figure
 
 
-def sweeps(regions: pd.DataFrame) -> Figure:
+def sweeps(regions: pd.DataFrame) -> ShownFigure:
     """Accuracy of teacher and student along each operation's magnitude, and where the teacher alone is right."""
     rows = regions[regions["kind"] == "operation"]
     names = list(dict.fromkeys(rows["operation"]))
@@ -173,10 +180,10 @@ def sweeps(regions: pd.DataFrame) -> Figure:
     return figure
 
 
-def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> Figure:
+def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> ShownFigure:
     """Two policies: the probability of each operation, and its range as a share of the limit; largest change first."""
     height = 0.3 * len(diff) + 1.0
-    figure = Figure(figsize=(9, height))
+    figure = ShownFigure(figsize=(9, height))
     chance, reach = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(0.15, 0.35 / height, 0.98, 1 - 0.6 / height, wspace=0.1)
     sides = (("a", TEACHER, "o", -0.14), ("b", STUDENT, "s", 0.14))
@@ -209,10 +216,10 @@ def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> Figu
     return figure
 
 
-def scores(table: pd.DataFrame) -> Figure:
+def scores(table: pd.DataFrame) -> ShownFigure:
     """The frame `scores` in its order: ratio of T. stddev and rise of the teacher's loss, with standard errors."""
     height = 0.25 * len(table) + 1.1
-    figure = Figure(figsize=(9, height))
+    figure = ShownFigure(figsize=(9, height))
     grid = figure.subplots(1, 2, sharey=True)
     figure.subplots_adjust(0.2, 0.55 / height, 0.98, 1 - 0.4 / height, wspace=0.08)
     columns = {"stddev_ratio": "T. stddev / that of an identical view",
@@ -303,18 +310,18 @@ def _whole_numbers(axes: Axes, numbers: pd.Series) -> None:
         axes.set_xlim(low - 0.75, low + 0.75)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _figure(width: float, height: float) -> tuple[ShownFigure, Axes]:
+    figure = ShownFigure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _panels(count: int, columns: int = 5) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, columns: int = 5) -> tuple[ShownFigure, list[Axes]]:
     columns = min(columns, max(2, count))
     rows = max(1, -(-count // columns))
     width, height = 2.2 * columns, 2.1 * rows + 0.5
-    figure = Figure(figsize=(width, height))
+    figure = ShownFigure(figsize=(width, height))
     grid = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
     figure.subplots_adjust(0.44 / width, 0.58 / height, 1 - 0.11 / width, 1 - 0.9 / height, wspace=0.3, hspace=0.8)
     for axes in grid:

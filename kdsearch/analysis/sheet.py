@@ -8,17 +8,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from kdsearch.analysis.plots import ALONE, number, span
+from kdsearch.analysis.plots import ALONE, ShownFigure, number, span
 from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, Setting
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
+from kdsearch.data.images import photographs
 from kdsearch.probe.disagreement import draw_operation
 
 IMAGES = 4  # on a sheet, at most
@@ -47,17 +47,20 @@ class Sheet(NamedTuple):
     drawn: list[Tensor]  # (N, C, H, W) each: draws of the whole policy
 
 
-def policy_sheet(spec: PolicySpec, images: Tensor, *, which: str = "final", most: int | None = None) -> Figure:
+def policy_sheet(
+    spec: PolicySpec, images: Tensor | None = None, *, which: str = "final", most: int | None = None
+) -> ShownFigure:
     """What a policy does: each operation alone beside the original, at the low end, the middle and the high end.
 
     The operation applied to the most images comes first; below are draws of the whole policy, on the same images.
 
     Args:
-        images: (N, C, H, W), float in [0, 1] or uint8, 1 or 3 channels; four are shown; see `load_images`.
+        images: (N, C, H, W), float in [0, 1] or uint8, 1 or 3 channels; four are shown. `load_images` reads them from
+            files, those of a trial from the `samples.npz` beside its policy. Two photographs by default.
         which: The `final` policy or the `average`.
         most: Rows to draw; the other operations are named below.
     """
-    images = images[:IMAGES]
+    images = (photographs() if images is None else images)[:IMAGES]
     sheet = contents(spec, images, which=which, most=most)
     canvas = _Canvas.of(images, columns=4 * min(IN_ROW, len(images)))
     n, count = spec.operations_per_image, len(spec.operations)
@@ -194,13 +197,13 @@ class _Canvas:
             self.bars.append((top + 8, rate))
         self.y = max(self.y, top + LINE * (len(lines) + 1) + 5 + 2 * GAP)
 
-    def figure(self) -> Figure:
+    def figure(self) -> ShownFigure:
         sheet = np.full((self.y + EDGE, self.across, 3), 255, dtype=np.uint8)
         for top, left, tile in self.tiles:
             bottom, right = top + len(tile), left + tile.shape[1]
             sheet[top - 1 : bottom + 1, left - 1 : right + 1] = 200  # an edge, for tiles as white as the page
             sheet[top:bottom, left:right] = tile
-        figure = Figure(figsize=(sheet.shape[1] / DPI, sheet.shape[0] / DPI), dpi=DPI)
+        figure = ShownFigure(figsize=(sheet.shape[1] / DPI, sheet.shape[0] / DPI), dpi=DPI)
         axes: Axes = figure.add_axes((0, 0, 1, 1))
         axes.imshow(sheet, interpolation="nearest", extent=(0, sheet.shape[1], sheet.shape[0], 0))
         for x, y, text, how in self.texts:

@@ -45,13 +45,13 @@ def sheet(
     from kdsearch.analysis.plots import save
     from kdsearch.analysis.sheet import policy_sheet
     from kdsearch.augment.spec import PolicySpec
-    from kdsearch.data.images import load_images, photographs
+    from kdsearch.data.images import load_images
 
     path = policy_path(policy, storage)
     spec, own = PolicySpec.load(path), path.with_name("samples.npz")
     if images is None and own.is_file():
         images = own
-    shown = photographs() if images is None else load_images(images)
+    shown = None if images is None else load_images(images)
     save(policy_sheet(spec, shown, which=which.value, most=most), output)
     say(output)
 
