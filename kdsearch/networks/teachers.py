@@ -133,7 +133,8 @@ class Recipe:
                 recipe = (file.metadata() or {}).get("recipe")
             if recipe != self.fingerprint():
                 raise KdsearchError(
-                    f"{path} was trained by another recipe than the study's; take another folder, or delete the file"
+                    f"{path} was trained by another recipe than the study's, or kept by a kdsearch that told recipes "
+                    "apart in another way; take another folder, or delete the file"
                 )
             load_state_tensors(network, load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:

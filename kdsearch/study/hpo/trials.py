@@ -90,13 +90,15 @@ def open_search(
         folder: The run folder, where the storage lies elsewhere: two of them share none.
 
     Raises:
-        KdsearchError: the stored search is of another study, with the differences, or of another folder.
+        KdsearchError: the stored search is of another study, with the differences, of another folder, or of a kdsearch
+            that fixed its trials by other things.
     """
     storage = open_storage(url)
     study = optuna.create_study(storage=storage, study_name=NAME, direction="maximize", load_if_exists=True)
     fixed = json.loads(json.dumps(fixed))
     stored = study.user_attrs.get("fixed")
     if stored is not None and json.loads(stored) != fixed:
+        _check_kept_alike(url, study, json.loads(stored), fixed)
         raise KdsearchError(
             f"{url} holds a search of another study; it differs in:\n"
             + "\n".join(f"  {line}" for line in _differences(json.loads(stored), fixed))
@@ -112,6 +114,21 @@ def open_search(
     _retry(study)
     study.pruner = PRUNERS[pruner](epochs)
     return study
+
+
+def _check_kept_alike(url: str, study: optuna.Study, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises KdsearchError where a search was fixed by things of other names: by another kdsearch, not another study.
+
+    Which numbers of a policy are named depends on the space, hence on the study.
+    """
+    before, now = ({key for key in side if not key.startswith(("policy.", "objective."))} for side in (old, new))
+    if before != now:
+        version = json.loads(study.user_attrs.get("kdsearch", "null")) or "of an unknown version"
+        raise KdsearchError(
+            f"{url} holds a search of a kdsearch {version} that fixed its trials by other things "
+            f"({', '.join(sorted(before ^ now))}), so that it can be read but not gone on with; take another folder "
+            "with --out"
+        )
 
 
 def _claim(study: optuna.Study, url: str, folder: Path) -> None:
