@@ -17,6 +17,7 @@ from kdsearch.augment.export import export_policy
 from kdsearch.augment.policy import Policy
 from kdsearch.commands.search import search
 from kdsearch.core.errors import KdsearchError
+from kdsearch.core.sources import fingerprint
 from kdsearch.study.space import SearchSpace
 
 THEN = Path(__file__).parent / "data" / "run_3db5187"
@@ -125,3 +126,19 @@ def test_phases_in_a_search_space_of_then_are_read_or_refused_with_the_cure(tmp_
     assert (
         settings.passes == 2 and settings.interval is None and 0.34 in {*getattr(settings, "pauses", settings.phases)}
     )
+
+
+def made(module: str, rate: float) -> list:
+    """A function, a class, an object, and a user's function that holds all three, as if they lived in a module."""
+    names = {"__name__": module}
+    exec(f"RATE = {rate}\nclass Net:\n    width = 3\ndef build(): return Net, RATE", names)
+    own = [names["build"], names["Net"], names["Net"]()]
+    return [*own, lambda: own]
+
+
+def test_what_fixes_a_search_does_not_tell_where_in_kdsearch_a_thing_lives():
+    one, other = ([fingerprint(thing) for thing in made(module, 0.1)] for module in ("kdsearch.a", "kdsearch.b.c"))
+    assert one == other and len({*one}) == len(one)
+    assert fingerprint(*made("mine", 0.1)) != fingerprint(*made("mine", 0.2))  # a user's are followed
+    assert fingerprint(*made("mine", 0.1)[2:3]) != fingerprint(*made("yours", 0.1)[2:3])
+    assert fingerprint(kd.Budget(trials=3)) != fingerprint(kd.Budget(trials=4))

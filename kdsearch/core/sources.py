@@ -23,7 +23,7 @@ def hash_source(*things: Any) -> str:
 
     Followed are the functions, classes and plain values of the same file that their code names, and what they are bound
     to: arguments of a partial, attributes of an object, variables of an outer function. Where there is no source, as of
-    what was typed, the compiled code counts.
+    what was typed, the compiled code counts. What is kdsearch's own counts by its name, wherever it lives there.
     """
     digest = hashlib.blake2b(digest_size=16)
     seen: dict[int, Any] = {}
@@ -39,7 +39,7 @@ def _described(thing: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
     Args:
         seen: Functions, classes and objects by identity, which keeps each alive; they are described once.
     """
-    kind = f"{type(thing).__module__}.{type(thing).__qualname__}"
+    kind = f"{_package(type(thing))}.{type(thing).__qualname__}"
     if isinstance(thing, PLAIN):
         yield f"{kind} {thing!r}"
         return
@@ -63,17 +63,29 @@ def _described(thing: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
         yield from _described(part, seen, depth + 1)
 
 
+def _top(thing: Any) -> str:
+    """The package that a function or class is of."""
+    return str(thing.__module__).partition(".")[0]
+
+
+def _package(thing: Any) -> str:
+    """The module of a function or class; where inside kdsearch one lives is no part of what it is."""
+    return "kdsearch" if _top(thing) == "kdsearch" else str(thing.__module__)
+
+
 def _parts(thing: Any) -> Iterable[Any]:
     """What a function, class or object is made of."""
     if isinstance(thing, partial):
         return [thing.func, thing.args, thing.keywords]
     if isinstance(thing, MethodType):
         return [thing.__func__, thing.__self__]
+    if isinstance(thing, FunctionType) and _package(thing) == "kdsearch":  # by its name, as its classes are
+        return [thing.__defaults__, thing.__kwdefaults__, *_cells(thing)]
     if isinstance(thing, FunctionType):
         used = _used(thing.__code__, thing.__globals__)
         return [_source(thing, thing.__code__), thing.__defaults__, thing.__kwdefaults__, *_cells(thing), *used]
     if isinstance(thing, type):
-        if thing.__module__.partition(".")[0] in _PACKAGES:
+        if _top(thing) in _PACKAGES:
             return []
         own = (getattr(value, "__func__", getattr(value, "fget", value)) for value in vars(thing).values())
         return [_source(thing), *thing.__bases__, *(value for value in own if isinstance(value, FunctionType))]
