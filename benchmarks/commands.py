@@ -32,7 +32,7 @@ import kdsearch as kd
 import kdsearch.analysis.report
 import kdsearch.commands.search
 from kdsearch.commands import cli
-from kdsearch.study.hpo.storage import NAME, database, open_storage
+from kdsearch.study.hpo.storage import NAME, database_url, open_storage
 
 REAL = 4  # trials that are trained
 TARGETS = {"status": 1.0, "frames": 2.0, "report": 4.0, "search": 4.0}  # CPU seconds at 1,000 trials
@@ -105,7 +105,7 @@ def search(teacher: torch.nn.Module, place: Path, run: Path, trials: int) -> Non
 
 def multiply(run: Path, trials: int) -> None:
     """Copies of the trials of a run folder, with values of their own, until there are `trials`."""
-    study = optuna.load_study(study_name=NAME, storage=open_storage(database(run)))
+    study = optuna.load_study(study_name=NAME, storage=open_storage(database_url(run)))
     known = study.get_trials()
     for number in range(len(known), trials):
         trial = copy.deepcopy(known[number % len(known)])

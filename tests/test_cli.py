@@ -66,8 +66,8 @@ finally:
 def test_what_is_shipped_is_listed(name, kdsearch):
     listed = kdsearch(name)
     table = {
-        "spaces": catalogue.names("search_spaces"),
-        "studies": catalogue.names("studies"),
+        "spaces": catalogue.shipped_names("search_spaces"),
+        "studies": catalogue.shipped_names("studies"),
         "operations": ["rotate"],
         "objectives": list(OBJECTIVES),
         "losses": list(LOSSES),
@@ -184,7 +184,7 @@ def test_a_policy_of_a_stranger_lists_every_problem(tmp_path, kdsearch):
 def test_copy_copies_and_says_how_to_run_it(kdsearch, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "kdsearch search ./digits.py" in kdsearch("copy", "digits")
-    assert (tmp_path / "digits.py").read_text() == catalogue.find("studies", "digits").read_text()
+    assert (tmp_path / "digits.py").read_text() == catalogue.find_shipped("studies", "digits").read_text()
     assert "exists; nothing was copied" in kdsearch("copy", "digits", code=2)
     kdsearch("copy", "default", "spaces")
     assert (tmp_path / "spaces" / "default.toml").is_file()

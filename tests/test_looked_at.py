@@ -17,17 +17,17 @@ import kdsearch as kd
 from kdsearch.core.errors import Diverged
 from kdsearch.data.batches import first_batch
 from kdsearch.distill.phase import PolicySteps
-from kdsearch.study.facts import fixed_by
+from kdsearch.study.facts import search_identity
 from kdsearch.study.fingerprint import image_keys, network_digest, student_digest
-from kdsearch.study.preflight import check, make_ready, preflight
+from kdsearch.study.preflight import check_inputs, make_ready, preflight
 from kdsearch.study.study import Study, load_study
-from kdsearch.study.survey import Survey, shared_items, survey
-from kdsearch.study.wiring import names_of, task_of
+from kdsearch.study.survey import Survey, shared_items, survey_split
+from kdsearch.study.wiring import names_of, study_task
 
 
 def said_of(study: Study, tmp_path: Path | None = None) -> str:
     with pytest.raises(kd.KdsearchError) as caught:
-        check(study) if tmp_path is None else preflight(study, tmp_path)
+        check_inputs(study) if tmp_path is None else preflight(study, tmp_path)
     said = str(caught.value)
     assert said.startswith("study")
     return said
@@ -114,8 +114,8 @@ def test_numbers_of_policy_steps_are_counted_at_once_and_right() -> None:
 def test_classes_that_the_data_sets_have_in_another_order_or_number_are_refused(tiny_study: Study) -> None:
     cats = Named(("cat", "dog"))
     made = replace(tiny_study, train=cats, search_validation=Named(("cat", "dog")))
-    assert task_of(replace(made, classes=2)).class_names == ("cat", "dog")  # not 0 and 1
-    assert task_of(replace(made, classes=["Katze", "Hund"])).class_names == ("Katze", "Hund")
+    assert study_task(replace(made, classes=2)).class_names == ("cat", "dog")  # not 0 and 1
+    assert study_task(replace(made, classes=["Katze", "Hund"])).class_names == ("Katze", "Hund")
     assert "not those of train in its order, cat, dog (label 0 is 'cat' there, not 'dog')" in said_of(
         replace(made, classes=["dog", "cat"])
     )
@@ -132,7 +132,7 @@ def test_names_of_classes_are_found_in_subsets_and_told_apart(tiny_study: Study)
     birds = Named([("crane", "bird"), ("crane", "bird")])  # as torchvision's ImageNet has them
     assert names_of("train", Subset(birds, [1])) == ("crane, bird", "crane, bird")
     made = replace(tiny_study, train=birds, search_validation=birds, classes=2)
-    assert task_of(made).class_names == ("crane, bird (0)", "crane, bird (1)")
+    assert study_task(made).class_names == ("crane, bird (0)", "crane, bird (1)")
     for nothing in (Named(None), Named(3), Named([1, 2]), tiny_study.train):
         assert names_of("train", nothing) is None
 
@@ -330,7 +330,7 @@ def accuracy_twice(logits: Tensor, labels: Tensor) -> float:
 
 def content(data: Any, study: Study) -> Survey:
     task = kd.Classification.of(study.classes)
-    return survey("train", data, first_batch(data, 64), kd.Teacher(study.teacher), task, 32, "cpu")
+    return survey_split("train", data, first_batch(data, 64), kd.Teacher(study.teacher), task, 32, "cpu")
 
 
 def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study, tmp_path: Path) -> None:
@@ -340,7 +340,7 @@ def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study,
     checked = preflight(tiny_study, tmp_path)
 
     def kind(**change: Any) -> dict[str, Any]:
-        return fixed_by(replace(checked, ready=replace(checked.ready, study=replace(tiny_study, **change))))
+        return search_identity(replace(checked, ready=replace(checked.ready, study=replace(tiny_study, **change))))
 
     before = kind()
     assert before == kind() and before["train images and labels"] == content(tiny_study.train, tiny_study).digest
@@ -373,7 +373,7 @@ def test_items_that_change_count_by_labels_number_and_repr(tiny_study: Study) ->
 
 
 def test_items_that_change_are_said(tiny_study: Study, tmp_path: Path) -> None:
-    *_, doubt = make_ready(replace(tiny_study, train=Jittered(tiny_study.train)), check(tiny_study), tmp_path)
+    *_, doubt = make_ready(replace(tiny_study, train=Jittered(tiny_study.train)), check_inputs(tiny_study), tmp_path)
     assert doubt[0].startswith("train: its items are others each time they are read")
 
 
@@ -490,7 +490,7 @@ def test_an_optimizer_is_known_by_its_groups_and_its_code(tiny_study: Study, tmp
     known = []
     for optimizer in made:
         study = replace(checked.ready.study, optimizer=optimizer)
-        known.append(fixed_by(replace(checked, ready=replace(checked.ready, study=study)))["optimizer"])
+        known.append(search_identity(replace(checked, ready=replace(checked.ready, study=study)))["optimizer"])
     assert len({*known}) == len(made)
 
 

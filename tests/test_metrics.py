@@ -13,7 +13,7 @@ import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.probe.evaluation import measure
-from kdsearch.study.preflight import check
+from kdsearch.study.preflight import check_inputs
 from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import Scale, metric_name, metric_value
 
@@ -78,7 +78,7 @@ def test_a_metric_without_a_name_of_its_own_is_refused(tiny_study) -> None:
 
     for metric in (accuracy, lambda logits, labels: 0.0):
         with pytest.raises(KdsearchError, match=r"metric is called .*; allowed: a function with a name that tells it"):
-            check(replace(tiny_study, metric=metric))
+            check_inputs(replace(tiny_study, metric=metric))
 
 
 def test_a_metric_that_fails_without_a_group_has_a_value_and_no_error() -> None:

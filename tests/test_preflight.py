@@ -15,8 +15,8 @@ from kdsearch.core.values import Batch
 from kdsearch.data.batches import ArrayData
 from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study import costs
-from kdsearch.study.costs import check_memory, seconds_of
-from kdsearch.study.preflight import _remembers, check, preflight
+from kdsearch.study.costs import check_memory, estimate_seconds
+from kdsearch.study.preflight import _remembers, check_inputs, preflight
 from kdsearch.study.study import Ready, Study
 
 
@@ -104,7 +104,7 @@ def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
         metric="accuracy",  # type: ignore[arg-type]
     )
     with pytest.raises(KdsearchError) as caught:
-        check(wrong)
+        check_inputs(wrong)
     assert str(caught.value).split("\n")[1:] == [
         "  loss: kd, temperature 4 is there twice; allowed: once, with a weight",
         "  workers is -1; allowed: 0 or more",
@@ -170,7 +170,7 @@ def memory_problem(ready: Ready, batch: Batch, images: int, **budget: int) -> st
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study, tmp_path, monkeypatch) -> None:
-    ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)["train"]
+    ready, batch = preflight(tiny_study, tmp_path).ready, check_inputs(tiny_study)["train"]
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**30)
     said = memory_problem(ready, batch, 300_000)
     assert said.startswith("a student step of 300000 images needs about ")
@@ -201,12 +201,12 @@ def test_memory_is_looked_at_for_steps_of_both_kinds(budget, sizes, tiny_study, 
         return largest_batch(step, images, limit)
 
     monkeypatch.setattr(costs, "largest_batch", noted)
-    assert memory_problem(ready, check(tiny_study)["train"], 32, **budget) is None
+    assert memory_problem(ready, check_inputs(tiny_study)["train"], 32, **budget) is None
     assert asked == sizes
 
 
 def test_time_is_told_from_steps_of_the_sizes_they_have(tiny_study, tmp_path, monkeypatch) -> None:
-    checked, batch = preflight(tiny_study, tmp_path), check(tiny_study)["train"]
+    checked, batch = preflight(tiny_study, tmp_path), check_inputs(tiny_study)["train"]
     distiller, *_ = costs._steps(checked.ready, batch, 1)
     of_student, of_policy = list[int](), list[int]()
 
@@ -216,7 +216,7 @@ def test_time_is_told_from_steps_of_the_sizes_they_have(tiny_study, tmp_path, mo
 
     monkeypatch.setattr(costs, "_steps", lambda ready, batch, parts: (distiller, student_step, of_policy.append))
     budget = replace(tiny_study.budget, batch=30)
-    costs.seconds_of(replace(checked.ready, study=replace(tiny_study, budget=budget)), batch)
+    costs.estimate_seconds(replace(checked.ready, study=replace(tiny_study, budget=budget)), batch)
     assert {*of_student} == {30} and {*of_policy} == {15}
 
 
@@ -225,10 +225,10 @@ def test_what_fits_is_named_for_steps_of_both_kinds(tiny_study, tmp_path, monkey
     sizes = [(2**20, 40), (2**30, 13), (1, 64), (2**30, 0)]
     fits = (Fit(needed=needed, largest=largest) for needed, largest in sizes)
     monkeypatch.setattr(costs, "largest_batch", lambda step, images, limit: next(fits))
-    said = memory_problem(ready, check(tiny_study)["train"], 64)
+    said = memory_problem(ready, check_inputs(tiny_study)["train"], 64)
     assert said.startswith("a policy step of 32 images needs about 1.2 GiB")
     assert said.endswith("budget.parts from 3 on, or budget.batch up to 40 and budget.policy_batch up to 13")
-    assert memory_problem(ready, check(tiny_study)["train"], 64).endswith("allowed: smaller images or networks")
+    assert memory_problem(ready, check_inputs(tiny_study)["train"], 64).endswith("allowed: smaller images or networks")
 
 
 def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:
@@ -248,9 +248,9 @@ def test_a_factory_that_gives_one_network_again_is_refused_and_it_stays_as_it_wa
 
 
 def test_costs_change_nothing_that_is_kept(tiny_study, tmp_path) -> None:
-    ready, batch = preflight(tiny_study, tmp_path).ready, check(tiny_study)["train"]
+    ready, batch = preflight(tiny_study, tmp_path).ready, check_inputs(tiny_study)["train"]
     before = {name: value.clone() for name, value in ready.teacher.network.state_dict().items()}
-    run, reference = seconds_of(ready, batch)
+    run, reference = estimate_seconds(ready, batch)
     check_memory(ready, batch)
     assert run > reference > 0
     assert all(torch.equal(value, before[name]) for name, value in ready.teacher.network.state_dict().items())

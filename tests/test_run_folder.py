@@ -19,7 +19,7 @@ import kdsearch as kd
 from kdsearch.analysis import report
 from kdsearch.analysis.frames import frame, write_frame
 from kdsearch.commands.console import print_table
-from kdsearch.study.hpo import check_kept, database, database_file, open_search, trial_rows
+from kdsearch.study.hpo import check_kept, database_file, database_url, open_search, trial_rows
 from kdsearch.study.hpo.storage import NAME, open_storage
 from kdsearch.study.run_folder import read_study, trial_folder
 
@@ -72,10 +72,10 @@ def test_a_folder_may_have_any_name(name: str, run: Path, tmp_path: Path, kdsear
 def test_a_search_keeps_its_trials_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     place = tmp_path / name
     place.mkdir()
-    study = open_search(database(place), {}, {}, sampler="tpe", pruner="none", epochs=1)
+    study = open_search(database_url(place), {}, {}, sampler="tpe", pruner="none", epochs=1)
     study.ask()
     assert [*tmp_path.iterdir()] == [place] and (place / "study.db").stat().st_size
-    assert [row.state for row in trial_rows(database(place))[0]] == ["RUNNING"]
+    assert [row.state for row in trial_rows(database_url(place))[0]] == ["RUNNING"]
 
 
 # Nothing is written, nothing outside is followed
@@ -219,9 +219,9 @@ def test_a_lost_or_damaged_database_is_one_error_and_is_left_as_it_is(kind: str,
 
 def test_a_search_beside_trials_of_another_database_is_refused(run: Path, tmp_path: Path) -> None:
     assert "files of 2 trials (0, 1)" in refused(lambda: check_kept(run, f"sqlite:///{tmp_path / 'new.db'}"))
-    check_kept(run, database(run))
+    check_kept(run, database_url(run))
     shutil.copytree(run / "trials" / "0001", run / "trials" / "0002")
-    assert "knows nothing of trial 2" in refused(lambda: check_kept(run, database(run)))
+    assert "knows nothing of trial 2" in refused(lambda: check_kept(run, database_url(run)))
 
 
 def test_a_search_opens_no_database_of_another_program(tmp_path: Path) -> None:
@@ -233,7 +233,7 @@ def test_a_search_opens_no_database_of_another_program(tmp_path: Path) -> None:
 
 
 def test_rows_are_those_that_optuna_reads(tmp_path: Path) -> None:
-    study = optuna.create_study(storage=open_storage(database(tmp_path)), study_name=NAME, direction="maximize")
+    study = optuna.create_study(storage=open_storage(database_url(tmp_path)), study_name=NAME, direction="maximize")
 
     def objective(trial: optuna.Trial) -> float:
         x = trial.suggest_float("x", 1e-3, 1.0, log=True) * trial.suggest_int("n", 1, 5)
@@ -246,7 +246,7 @@ def test_rows_are_those_that_optuna_reads(tmp_path: Path) -> None:
 
     study.optimize(objective, n_trials=5)
     study.enqueue_trial({"x": 0.5}, user_attrs={"origin": "default"})
-    rows, _ = trial_rows(database(tmp_path))
+    rows, _ = trial_rows(database_url(tmp_path))
     for row, trial in zip(rows, study.trials, strict=True):
         told = [row.number, row.state, row.params, row.started_at, row.ended_at, row.seed, row.origin, row.last_epoch]
         attributes = [trial.user_attrs.get("seed"), trial.user_attrs.get("origin", "sampled"), trial.last_step]
@@ -448,7 +448,7 @@ def test_a_working_directory_that_is_gone_is_said(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "here")
     (tmp_path / "here").rmdir()
     with pytest.raises(kd.KdsearchError, match=r"^run: the working directory is no longer there$"):
-        database(Path("run"))
+        database_url(Path("run"))
 
 
 def test_names_steer_no_page_and_no_terminal_that_reads_about_their_picture(run, kdsearch, recwarn):

@@ -19,7 +19,7 @@ from kdsearch.commands.rank import gather, meaning
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.scores import _variance, stddev_ratio
-from kdsearch.study.catalogue import find
+from kdsearch.study.catalogue import find_shipped
 
 THREE = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]]  # probabilities; their mean is 1/3 each
 
@@ -251,7 +251,7 @@ def test_those_that_keep_the_floor_come_first_by_their_ratio(ranked):
 
 
 def test_the_floor_is_that_of_the_space_where_it_names_one(tiny_study, tmp_path):
-    text = find("search_spaces", "geometric").read_text(encoding="utf-8")
+    text = find_shipped("search_spaces", "geometric").read_text(encoding="utf-8")
     (tmp_path / "mine.toml").write_text(text.replace("[policy]\n", "[policy]\nfloor = 2.5\n"))
     table = kd.rank(replace(tiny_study, space=str(tmp_path / "mine.toml")), out=tmp_path, quiet=True)
     assert set(table["floor"]) == {2.5}

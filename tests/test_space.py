@@ -7,7 +7,7 @@ import pytest
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.losses.objectives import OBJECTIVES, TST
-from kdsearch.study.facts import fixed_by
+from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import preflight
 from kdsearch.study.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
 
@@ -285,9 +285,9 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
     checked = ready_with(tiny_study, load, toml(), tmp_path)
 
     def fixed(space):
-        return fixed_by(replace(checked, ready=replace(checked.ready, space=space)))
+        return search_identity(replace(checked, ready=replace(checked.ready, space=space)))
 
-    before = fixed_by(checked)
+    before = search_identity(checked)
     seen = [before]
     for text in (
         toml("student_wrong = 0.5"),

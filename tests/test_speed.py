@@ -16,8 +16,8 @@ from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import summarise_policy_steps
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.probe.evaluation import measure_teacher
-from kdsearch.study.facts import fixed_by
-from kdsearch.study.preflight import check, preflight
+from kdsearch.study.facts import search_identity
+from kdsearch.study.preflight import check_inputs, preflight
 from kdsearch.study.run import run_trial
 
 KD = kd.LOSSES["kd"]()
@@ -204,7 +204,7 @@ def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: Arr
 )
 def test_what_does_not_go_together_is_refused(wrong: dict[str, Any], said: str, tiny_study: kd.Study) -> None:
     with pytest.raises(KdsearchError, match=said):
-        check(replace(tiny_study, **wrong))
+        check_inputs(replace(tiny_study, **wrong))
 
 
 def test_what_a_distiller_does_not_know_is_refused() -> None:
@@ -279,7 +279,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
     fixed = []
     for change in changes:
         other = replace(ready, study=replace(tiny_study, **change))
-        fixed.append(fixed_by(replace(checked, ready=other)))
+        fixed.append(search_identity(replace(checked, ready=other)))
         with pytest.raises(Stop):
             run_trial(
                 other, None, policy=None, policy_steps=other.policy_steps(ready.space.settings()),
@@ -287,7 +287,7 @@ def test_what_changes_a_run_fixes_a_search_and_names_a_checkpoint(
             )  # fmt: skip
     assert len(set(names)) == len(changes) and all(fixed.count(one) == 1 for one in fixed)
     half = replace(ready, study=replace(tiny_study, budget=replace(budget, policy_batch=budget.batch // 2)))
-    assert fixed_by(replace(checked, ready=half)) == fixed[0]
+    assert search_identity(replace(checked, ready=half)) == fixed[0]
     with pytest.raises(Stop):
         steps = half.policy_steps(ready.space.settings())
         run_trial(half, None, policy=None, policy_steps=steps, checkpoint=tmp_path / "c.pt")

@@ -59,15 +59,15 @@ def test_operations_without_effect_on_gray_images_are_dropped_with_the_reason(di
 
 
 def test_an_operation_that_changes_nothing_is_dropped(digits):
-    from kdsearch.study.preflight import without_effect
+    from kdsearch.study.preflight import ineffective_operations
 
     images = torch.full((8, 3, 8, 8), 0.5)
-    found = without_effect(images, {"equalize": None, "saturation": 0.75, "invert": None, "brightness": 0.5})
+    found = ineffective_operations(images, {"equalize": None, "saturation": 0.75, "invert": None, "brightness": 0.5})
     assert set(found) == {"equalize", "saturation", "invert"}  # .5 inverted is .5
     assert found["saturation"].startswith("changes pixels by 0.0")
 
 
-@pytest.mark.parametrize("name", catalogue.names("search_spaces"))
+@pytest.mark.parametrize("name", catalogue.shipped_names("search_spaces"))
 def test_shipped_spaces_load_and_have_defaults_in_their_ranges(name):
     space = SearchSpace.load(name)
     assert space.summary
@@ -94,7 +94,7 @@ def test_the_space_of_objectives_starts_as_the_default_one_does():
 
 def test_the_fill_of_a_space_reaches_policies_and_sweeps(tiny_study, tmp_path):
     path = tmp_path / "mine.toml"
-    text = catalogue.find("search_spaces", "geometric").read_text()
+    text = catalogue.find_shipped("search_spaces", "geometric").read_text()
     path.write_text('fill = "reflect"\n' + text)
     space = SearchSpace.load(str(path))
     assert space.fill == "reflect" and space.fingerprint()["fill"] == "reflect"
@@ -114,7 +114,7 @@ def test_studies_and_spaces_are_inside_the_wheel(tmp_path):
     wheel = next(builder.WheelBuilder(str(root)).build(directory=str(tmp_path), versions=["standard"]))
     names = zipfile.ZipFile(wheel).namelist()
     for kind, suffix in catalogue.SUFFIX.items():
-        for name in catalogue.names(kind):
+        for name in catalogue.shipped_names(kind):
             assert f"kdsearch/{kind}/{name}{suffix}" in names
     assert "kdsearch/analysis/templates/report.html" in names
     assert not [name for name in names if name.startswith(("studies", "tests", "results"))]

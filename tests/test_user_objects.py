@@ -31,7 +31,7 @@ from kdsearch.networks.factories import batch_norm_warning, check_fresh
 from kdsearch.networks.outputs import load_state_tensors, state_tensors, unwrap
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.evaluation import measure
-from kdsearch.study.facts import fixed_by
+from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import preflight
 
 Wrap = Callable[[nn.Module], nn.Module]
@@ -399,7 +399,7 @@ def test_what_the_caller_has_set_in_torch_does_not_count(study: kd.Study, tmp_pa
     lazy = replace(study, student=STUDENTS["lazy"])
     with torch.inference_mode(), torch.no_grad(), torch.device("meta"):
         checked = preflight(lazy, tmp_path)
-    assert checked.validation.accuracy > 0.9 and fixed_by(checked)["student"]
+    assert checked.validation.accuracy > 0.9 and search_identity(checked)["student"]
     with torch.no_grad():
         train(study)
 

@@ -29,8 +29,8 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.distill.views import VIEWS
 from kdsearch.probe.disagreement import DisagreementReport, Region, _with_intervals, plan_look
 from kdsearch.probe.evaluation import measure, measure_teacher
-from kdsearch.study.facts import fixed_by
-from kdsearch.study.preflight import check, preflight
+from kdsearch.study.facts import search_identity
+from kdsearch.study.preflight import check_inputs, preflight
 from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import Scale, metric_value
 
@@ -239,11 +239,11 @@ def test_the_student_sees_at_most_a_quarter_of_its_training_images_in_a_look(
 def test_the_look_is_part_of_what_fixes_a_search_and_its_numbers_are_checked(tiny_study: Study, tmp_path: Path) -> None:
     checked = preflight(tiny_study, tmp_path)
     other = replace(tiny_study, budget=replace(tiny_study.budget, look_images=50))
-    assert fixed_by(checked) != fixed_by(preflight(other, tmp_path))
-    json.dumps(fixed_by(checked))
+    assert search_identity(checked) != search_identity(preflight(other, tmp_path))
+    json.dumps(search_identity(checked))
     wrong = replace(tiny_study, budget=kd.Budget(look_images=0, look_bins=1.5, look_operations=-1))  # type: ignore[arg-type]
     with pytest.raises(KdsearchError, match=r"look_images is 0.*\n.*look_bins is 1.5.*\n.*look_operations is -1"):
-        check(wrong)
+        check_inputs(wrong)
 
 
 @pytest.mark.parametrize("shared", [0.0, 0.5, 1.0])

@@ -21,7 +21,7 @@ from kdsearch.distill.distiller import Distiller, Phase
 from kdsearch.distill.views import VIEWS, Views, keep_geometry
 from kdsearch.losses import LOSSES, Loss, Ramp
 from kdsearch.networks.teachers import Teacher
-from kdsearch.study.preflight import check
+from kdsearch.study.preflight import check_inputs
 from kdsearch.study.study import Study
 from kdsearch.tasks import Classification
 
@@ -335,12 +335,12 @@ def test_a_run_fits_its_projections_and_their_rate_follows_the_schedule(digits_i
 
 def test_losses_and_weights_of_a_study_that_make_no_sense_are_refused(tiny_study: Study) -> None:
     with pytest.raises(KdsearchError, match=r"loss is Kind; allowed: call it, as LOSSES\['kd'\]\(\)"):
-        check(replace(tiny_study, loss=[KD, LOSSES["dkd"]]))  # type: ignore[list-item]
+        check_inputs(replace(tiny_study, loss=[KD, LOSSES["dkd"]]))  # type: ignore[list-item]
     with pytest.raises(KdsearchError, match="loss is function; allowed: an entry of LOSSES called, or a Loss"):
-        check(replace(tiny_study, loss=divergence))  # type: ignore[arg-type]
+        check_inputs(replace(tiny_study, loss=divergence))  # type: ignore[arg-type]
     with pytest.raises(KdsearchError, match="label_weight is nan; allowed: 0 or more"):
-        check(replace(tiny_study, label_weight=float("nan")))
+        check_inputs(replace(tiny_study, label_weight=float("nan")))
     for over in (0.0, -1.0, 1.5, float("nan")):
         with pytest.raises(KdsearchError, match="more than 0, at most 1"):
             Ramp(0.0, 1.0, over=over)
-    check(replace(tiny_study, loss=[KD, LOSSES["dkd"]().times(0.5)], views=VIEWS["tst"]))
+    check_inputs(replace(tiny_study, loss=[KD, LOSSES["dkd"]().times(0.5)], views=VIEWS["tst"]))

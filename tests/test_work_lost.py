@@ -376,7 +376,7 @@ def test_the_command_line_ends_by_a_signal_with_a_report_and_its_exit_code(
         strike(times, number)
         yield from real(*given)
 
-    monkeypatch.setattr(job, "refer", struck)
+    monkeypatch.setattr(job, "run_references", struck)
     monkeypatch.setattr(job, "load_study", lambda name: (few, None))
     monkeypatch.setattr(job, "write_page", lambda folder, tables: folder / "report.html")
     out = kdsearch("search", "few", "--out", tmp_path / "run", code=code)

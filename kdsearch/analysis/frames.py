@@ -13,7 +13,7 @@ from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.files import as_path, make_folder, write_bytes
-from kdsearch.study.hpo import TrialRow, kept_rows
+from kdsearch.study.hpo import TrialRow, read_kept_trials
 from kdsearch.study.run_folder import (
     ResultFile,
     StudyFile,
@@ -24,7 +24,7 @@ from kdsearch.study.run_folder import (
     read_regions,
     read_result,
     read_study,
-    references,
+    reference_folders,
     trial_folder,
 )
 
@@ -189,12 +189,12 @@ def _cells(values: pd.Series) -> pd.Series:
 
 def _read(folder: Path, storage: str | None, wanted: Collection[str]) -> dict[str, Rows]:
     study = read_study(folder)
-    trials, stored = kept_rows(folder, study, storage)
+    trials, stored = read_kept_trials(folder, study, storage)
     best = max((t for t in trials if t.value is not None), key=lambda t: t.value or 0.0, default=None)
     rows: dict[str, Rows] = {name: [] for name in wanted}
     runs: list[tuple[str, Path, TrialRow | None]] = [
         *((f"trial {t.number}", trial_folder(folder, t.number), t) for t in trials),
-        *((as_text(path.name), path, None) for path in references(folder)),
+        *((as_text(path.name), path, None) for path in reference_folders(folder)),
     ]
     for run, path, trial in runs:
         key = {"study": study.study, "run": run, "trial": trial.number if trial else None}

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from kdsearch.augment.operations import OPERATIONS, Operation
-from kdsearch.core.errors import KdsearchError, problems, short, unknown
+from kdsearch.core.errors import KdsearchError, problems, quote, unknown
 from kdsearch.core.files import as_path, read_text
 from kdsearch.core.values import Fill
 
@@ -195,7 +195,7 @@ def _lines(error: dict[str, Any]) -> list[str]:
     where = ".".join(map(str, error["loc"]))
     if error["type"] == "extra_forbidden":
         return [f"[{where}] unknown field"]
-    return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {short(error['input'])}"]
+    return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {quote(error['input'])}"]
 
 
 def _no_constant(name: str) -> float:

@@ -210,7 +210,7 @@ def spaces() -> None:
     """The shipped search spaces."""
     from kdsearch.study.space import SearchSpace
 
-    loaded = [SearchSpace.load(name) for name in catalogue.names("search_spaces")]
+    loaded = [SearchSpace.load(name) for name in catalogue.shipped_names("search_spaces")]
     print_table(["space", "operations", "searched", "summary"],
                 [[s.name, str(len(s.limits)), ", ".join(s.ranges), s.summary] for s in loaded])  # fmt: skip
 
@@ -221,8 +221,8 @@ def studies() -> None:
     import ast
 
     rows = []
-    for name in catalogue.names("studies"):
-        text = catalogue.find("studies", name).read_text(encoding="utf-8")
+    for name in catalogue.shipped_names("studies"):
+        text = catalogue.find_shipped("studies", name).read_text(encoding="utf-8")
         rows.append([name, (ast.get_docstring(ast.parse(text)) or "").split("\n")[0]])
     print_table(["study", "what it is"], rows)
 
@@ -298,12 +298,12 @@ def copy(
     from kdsearch.core.errors import unknown
     from kdsearch.core.files import make_folder, write_text
 
-    kinds = [kind for kind in catalogue.SUFFIX if name in catalogue.names(kind)]
+    kinds = [kind for kind in catalogue.SUFFIX if name in catalogue.shipped_names(kind)]
     if not kinds:
-        known = [shipped for kind in catalogue.SUFFIX for shipped in catalogue.names(kind)]
+        known = [shipped for kind in catalogue.SUFFIX for shipped in catalogue.shipped_names(kind)]
         raise KdsearchError(unknown("study or search space", name, known))
     for kind in kinds:
-        source = catalogue.find(kind, name)
+        source = catalogue.find_shipped(kind, name)
         target = make_folder(folder) / source.name
         if target.exists():
             raise KdsearchError(f"{target} exists; nothing was copied")

@@ -21,7 +21,7 @@ from kdsearch.data.batches import ArrayData, first_batch, placed
 from kdsearch.data.items import MapStyle
 from kdsearch.networks.teachers import Recipe
 from kdsearch.probe.scores import Baseline, Score, score
-from kdsearch.study.preflight import LOOKED_AT, check, make_ready
+from kdsearch.study.preflight import LOOKED_AT, check_inputs, make_ready
 from kdsearch.study.run_folder import as_text, trial_folder
 from kdsearch.study.study import REFERENCES, Ready, Study, load_study
 from kdsearch.study.wiring import check_kinds
@@ -83,7 +83,7 @@ def rank(
     if taken := [f"'{name}' is the name of a reference or an operation" for name in given if name in TAKEN]:
         raise problems("policies", taken)
     device = device or study.device
-    looked = check(study, device)
+    looked = check_inputs(study, device)
     folder = as_path(out or Path("runs") / study.name)
     with Display(quiet=quiet) as display, own_generators():
         if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():

@@ -15,7 +15,7 @@ from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, duration, settings_line
-from kdsearch.core.errors import Diverged, KdsearchError, in_words, out_of_memory, short
+from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.maths import own_generators, usual_modes
@@ -23,25 +23,25 @@ from kdsearch.core.terminal import number_of
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
-from kdsearch.study.confirmation import confirm, kept
-from kdsearch.study.facts import facts, fixed_by
+from kdsearch.study.confirmation import confirm, rows_of_winner
+from kdsearch.study.facts import search_facts, search_identity
 from kdsearch.study.hpo import (
     Best,
     Trial,
     TrialEvent,
-    best_of,
+    best_trial,
     check_kept,
     check_names,
     check_storage,
-    database,
     database_file,
-    done_of,
+    database_url,
+    finished_trials,
     open_search,
     run_trials,
-    storage_in_words,
+    translate_storage_errors,
 )
-from kdsearch.study.preflight import Checked, preflight
-from kdsearch.study.references import missing, refer
+from kdsearch.study.preflight import Findings, preflight
+from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.study.study import REFERENCES, Study, load_study
@@ -104,7 +104,7 @@ def search(
     """
     if on_record is not None and not callable(on_record):
         called = "a function of the name of a run and an EpochRecord"
-        raise KdsearchError(f"search: on_record is {short(on_record)}; allowed: {called}")
+        raise KdsearchError(f"search: on_record is {quote(on_record)}; allowed: {called}")
     source = None
     if not isinstance(study, Study):
         study, source = load_study(str(study))
@@ -114,7 +114,7 @@ def search(
     budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
     study = replace(study, budget=budget)
     folder = as_path(out or Path("runs") / study.name)
-    url = storage or database(folder)
+    url = storage or database_url(folder)
     check_storage(url)
     check_names(sampler, pruner)
     check_kept(folder, url)
@@ -157,7 +157,7 @@ def _only_one(folder: Path) -> Iterator[None]:
         raise KdsearchError(f"another search is running in {folder}") from None
     except (OSError, NotImplementedError) as error:
         cure = "allowed: a run folder that can be written and locked"
-        raise KdsearchError(f"cannot write {lock.lock_file}: {in_words(error)}; {cure}") from None
+        raise KdsearchError(f"cannot write {lock.lock_file}: {describe_exception(error)}; {cure}") from None
     try:
         for left in folder.rglob(PARTIAL):  # of a search that was killed in the middle of a write
             left.unlink(missing_ok=True)
@@ -175,15 +175,15 @@ def _only_one(folder: Path) -> Iterator[None]:
 def _in_words(folder: Path, url: str) -> Iterator[None]:
     """What the machine refuses a search in one sentence: memory, files, the storage."""
     try:
-        with storage_in_words(url):
+        with translate_storage_errors(url):
             yield
     except OSError as error:
-        raise KdsearchError(f"the search in {folder}: {in_words(error)}; the same command goes on") from error
+        raise KdsearchError(f"the search in {folder}: {describe_exception(error)}; the same command goes on") from error
     except (MemoryError, RuntimeError) as error:
-        if not out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         cure = "the same command goes on, where there is more or with a smaller budget.batch or more budget.parts"
-        raise KdsearchError(f"the search in {folder}: out of memory: {in_words(error)}; {cure}") from error
+        raise KdsearchError(f"the search in {folder}: out of memory: {describe_exception(error)}; {cure}") from error
 
 
 def _keep_source(source: Path, kept: Path) -> None:
@@ -197,7 +197,7 @@ class _Search:
 
     def __init__(
         self,
-        checked: Checked,
+        checked: Findings,
         folder: Path,
         url: str,
         sampler: str,
@@ -218,9 +218,9 @@ class _Search:
 
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
-        ready, known, fixed = self.ready, facts(self.checked), fixed_by(self.checked)
+        ready, known, fixed = self.ready, search_facts(self.checked), search_identity(self.checked)
         place = database_file(self.url)
-        own = place == database_file(database(self.folder))
+        own = place == database_file(database_url(self.folder))
         with hold_signals():
             self.optuna = open_search(
                 self.url,
@@ -233,7 +233,7 @@ class _Search:
             )
             write_json(self.folder / "study.json", {**known, "storage": None if own else f"sqlite:///{place}"})
             self.begun = True
-        for number in done_of(self.optuna):  # left by a search that ended just after a trial had
+        for number in finished_trials(self.optuna):  # left by a search that ended just after a trial had
             (self._trial_folder(number) / CHECKPOINT).unlink(missing_ok=True)
         if source:
             _keep_source(source, self.folder / "study.py")
@@ -260,7 +260,7 @@ class _Search:
         """Runs without a learned policy."""
         self.display.expect(self._seconds_left())
         told = False
-        for name, found in refer(self.ready, self.folder, self.provenance, self._show, self._look):
+        for name, found in run_references(self.ready, self.folder, self.provenance, self._show, self._look):
             if isinstance(found, Diverged):
                 self.display.say(f"{name}: failed (nan: {found})")
             else:
@@ -306,7 +306,7 @@ class _Search:
         try:
             self.finish()
         except Exception as another:
-            self.display.say(f"no report: {in_words(another)}")
+            self.display.say(f"no report: {describe_exception(another)}")
 
     def finish(self) -> Result:
         """Frames, report and the last words, from the folder alone."""
@@ -386,7 +386,9 @@ class _Search:
             self.on_record(run, record)
         except (Exception, SystemExit) as error:  # a logger that is down is no reason to lose a search
             if not self.warned:
-                self.display.say(f"warning: on_record: {in_words(error)}; the search goes on, and says this once")
+                self.display.say(
+                    f"warning: on_record: {describe_exception(error)}; the search goes on, and says this once"
+                )
             self.warned = True
         self.interrupts.check()  # it may have swallowed one
 
@@ -398,17 +400,17 @@ class _Search:
         return trial_folder(self.folder, number)
 
     def _done(self) -> int:
-        return len(done_of(self.optuna))
+        return len(finished_trials(self.optuna))
 
     def _best(self) -> Best | None:
-        return best_of(self.optuna)
+        return best_trial(self.optuna)
 
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
         best, seeds = self._best(), self.budget.confirmation
-        confirmed = len(kept(self.folder, best.number)) if best else 0
+        confirmed = len(rows_of_winner(self.folder, best.number)) if best else 0
         learned = max(0, self.budget.trials - self._done()) + seeds
-        plain = len(missing(self.folder)) + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
+        plain = len(missing_references(self.folder)) + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
         with_steps, without = (self.measured[kind] for kind in (True, False))
         a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
         b = sum(without) / len(without) if without else self.checked.seconds_per_reference

@@ -15,12 +15,12 @@ class KdsearchError(Exception):
     """A mistake in what kdsearch was given: the message names the place, what is allowed and the nearest name."""
 
 
-def not_whole(
+def wrong_integers(
     numbers: Mapping[str, object], least: Mapping[str, int], most: Mapping[str, int] | None = None
 ) -> list[str]:
     """What is to be said of numbers that are not whole, or less or more than they may be.
 
-    >>> not_whole({"epochs": 0, "steps": 30}, {"epochs": 1, "steps": 1})
+    >>> wrong_integers({"epochs": 0, "steps": 30}, {"epochs": 1, "steps": 1})
     ['epochs is 0; allowed: whole numbers, 1 or more']
     """
     found = []
@@ -50,10 +50,10 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> str:
     return f"unknown {kind} '{name}'; {hint}"
 
 
-def short(value: object) -> str:
+def quote(value: object) -> str:
     """A value as a message shows it, quoted, whatever its size.
 
-    >>> short("word"), short(list(range(100)))
+    >>> quote("word"), quote(list(range(100)))
     ("'word'", "'[0, 1, 2, 3, 4, 5, ...]'")
     """
     text = value if isinstance(value, str) else reprlib.repr(value)  # which does not go deeper than six levels
@@ -89,21 +89,21 @@ kdsearch.core.errors.calling[0]>, line 2); allowed: a factory, which makes a new
     except (KeyboardInterrupt, KdsearchError, Diverged):
         raise
     except BaseException as error:
-        if out_of_memory(error):
+        if is_out_of_memory(error):
             raise
-        raise KdsearchError(f"{what}: {in_words(error)}{f'; {cure}' if cure else ''}") from error
+        raise KdsearchError(f"{what}: {describe_exception(error)}{f'; {cure}' if cure else ''}") from error
 
 
-def in_words(error: BaseException) -> str:
+def describe_exception(error: BaseException) -> str:
     """An exception of somebody else's code in one line: its kind, its first line of text, the last line of theirs."""
-    text = said(error).strip().partition("\n")[0]
+    text = exception_text(error).strip().partition("\n")[0]
     frames = traceback.extract_tb(error.__traceback__)
     theirs = [frame for frame in frames if not any(map(Path(frame.filename).is_relative_to, _NOT_THEIRS))]
     where = "".join(f" ({Path(frame.filename).name}, line {frame.lineno})" for frame in (theirs or frames)[-1:])
     return f"{type(error).__name__}{f': {text}' if text else ''}{where}"
 
 
-def said(error: BaseException) -> str:
+def exception_text(error: BaseException) -> str:
     """The text of an exception, which may be of somebody else's class and fail to give one."""
     try:
         return str(error)
@@ -113,13 +113,13 @@ def said(error: BaseException) -> str:
         return ""
 
 
-def out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
     """Is it a lack of memory? torch has several errors for it, and oneDNN says it in its own way.
 
-    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("could not create a primitive"))
+    >>> is_out_of_memory(MemoryError()), is_out_of_memory(RuntimeError("could not create a primitive"))
     (True, True)
     """
-    text = said(error)
+    text = exception_text(error)
     known = ("can't allocate memory", "not enough memory", "could not create a primitive", "out of memory")
     named = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return named or (isinstance(error, RuntimeError) and any(words in text for words in known))

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdsearch.core.errors import KdsearchError, calling, in_words
+from kdsearch.core.errors import KdsearchError, calling, describe_exception
 from kdsearch.core.maths import generator, own_generators, seed_generators
 from kdsearch.data.loading import StudyFile
 
@@ -68,7 +68,7 @@ class _Items:
         except KdsearchError as error:
             return _Refused(f"{where}: {error}")
         except BaseException as error:  # whatever a user's data set raises, `sys.exit()` in a worker too
-            return _Refused(f"{where}: {in_words(error)}")
+            return _Refused(f"{where}: {describe_exception(error)}")
 
 
 MOST_ITEMS = 10**8

@@ -8,7 +8,7 @@ from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType
 
-from kdsearch.core.errors import KdsearchError, said
+from kdsearch.core.errors import KdsearchError, exception_text
 
 NAME = "kdsearch_study"
 LARGEST = 10_000_000  # bytes of a study file
@@ -39,7 +39,7 @@ def run_file(path: Path) -> ModuleType:
     except BaseException as error:  # `sys.exit()` too
         frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
         line = f", line {frames[-1].lineno}" if frames else ""
-        text = said(error).strip().partition("\n")[0]
+        text = exception_text(error).strip().partition("\n")[0]
         raise KdsearchError(f"{path}{line}: {type(error).__name__}{f': {text}' if text else ''}") from error
     return module
 

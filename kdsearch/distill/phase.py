@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from kdsearch.core.errors import KdsearchError, not_whole, problems, unknown
+from kdsearch.core.errors import KdsearchError, problems, unknown, wrong_integers
 from kdsearch.distill.estimators import GATES
 from kdsearch.distill.views import VIEWS, Views
 from kdsearch.losses import Loss
@@ -49,7 +49,9 @@ class PolicySteps:
         found += [unknown("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
         if not self.objective:
             found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
-        found += not_whole(vars(self), {"interval": 1, "passes": 1, **({} if self.batch is None else {"batch": 2})})
+        found += wrong_integers(
+            vars(self), {"interval": 1, "passes": 1, **({} if self.batch is None else {"batch": 2})}
+        )
         for name in ("learning_rate", "prior_strength", "floor", "floor_rate"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
@@ -116,7 +118,7 @@ class Phase:
     parts: int = 1  # of a batch, one after another: less memory; BatchNorm and relational losses see one part
 
     def __post_init__(self) -> None:
-        if found := not_whole(vars(self), {"epochs": 1, "steps": 1, "batch": 1, "parts": 1}):
+        if found := wrong_integers(vars(self), {"epochs": 1, "steps": 1, "batch": 1, "parts": 1}):
             raise problems("phase", found)
 
 

@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdsearch.core.errors import KdsearchError, calling, in_words
+from kdsearch.core.errors import KdsearchError, calling, describe_exception
 from kdsearch.core.files import make_folder, write_bytes
 from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
@@ -66,7 +66,7 @@ class Recipe:
                 finally:
                     Path(lock.lock_file).unlink(missing_ok=True)  # who waits for it finds the weights
         except OSError as error:
-            raise KdsearchError(f"cannot keep the teacher as {path}: {in_words(error)}") from None
+            raise KdsearchError(f"cannot keep the teacher as {path}: {describe_exception(error)}") from None
 
     def _trained(self, path: Path) -> nn.Module:
         with own_generators():
@@ -120,7 +120,8 @@ class Recipe:
             load_state_tensors(network, load(content))
         except Exception as error:  # of a user's set_extra_state as well
             raise KdsearchError(
-                f"teacher: what {_named(self.build)} makes does not take back its own weights: {in_words(error)}; "
+                f"teacher: what {_named(self.build)} makes does not take back its own weights: "
+                f"{describe_exception(error)}; "
                 "allowed: a network that reads with load_state_dict what its state_dict gives"
             ) from error
         return _shapes(tensors)

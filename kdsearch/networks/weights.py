@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdsearch.core.archives import check_zip, load_npz
-from kdsearch.core.errors import KdsearchError, calling, in_words, problems, unknown
+from kdsearch.core.errors import KdsearchError, calling, describe_exception, problems, unknown
 from kdsearch.core.files import as_path, check_file
 from kdsearch.networks.outputs import EXTRA, Normalised, extra_from_bytes, plain_names, unwrap
 
@@ -267,6 +267,7 @@ def torchvision_model(name: str, *, classes: int, weights: Path | str | None = N
     except (OSError, RuntimeError) as error:  # no connection, no room, a torn file
         place = Path(torch.hub.get_dir(), "checkpoints", Path(chosen.url).name)
         raise KdsearchError(
-            f"{name}: weights {weights} cannot be had: {in_words(error)}; allowed: put {chosen.url} there as {place}"
+            f"{name}: weights {weights} cannot be had: {describe_exception(error)}; "
+            f"allowed: put {chosen.url} there as {place}"
         ) from None
     return Normalised(network, preset.mean, preset.std)

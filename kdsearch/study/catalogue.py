@@ -16,12 +16,12 @@ def folder(kind: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parent / kind
 
 
-def names(kind: str) -> list[str]:
+def shipped_names(kind: str) -> list[str]:
     """The names of what is shipped."""
     return sorted(path.stem for path in folder(kind).glob(f"*{SUFFIX[kind]}"))
 
 
-def find(kind: str, name: str) -> Path:
+def find_shipped(kind: str, name: str) -> Path:
     """A bare name is always the shipped one; anything with a folder or a suffix is a path.
 
     Raises:
@@ -29,13 +29,13 @@ def find(kind: str, name: str) -> Path:
     """
     suffix = SUFFIX[kind]
     if Path(name).name == name and not name.endswith(suffix):
-        if name not in names(kind):
+        if name not in shipped_names(kind):
             hint = f" (for a file of your own give a path, such as ./{name}{suffix})"
-            raise KdsearchError(unknown(SINGULAR[kind], name, names(kind)) + hint)
+            raise KdsearchError(unknown(SINGULAR[kind], name, shipped_names(kind)) + hint)
         return folder(kind) / f"{name}{suffix}"
     path = as_path(name)
     if not path.is_file():
-        raise KdsearchError(f"no {SINGULAR[kind]} file {path}; shipped: {', '.join(names(kind))}")
+        raise KdsearchError(f"no {SINGULAR[kind]} file {path}; shipped: {', '.join(shipped_names(kind))}")
     if path.suffix != suffix:
         raise KdsearchError(
             f"{path}: a {SINGULAR[kind]} is a {suffix} file, not {path.suffix or 'a file without suffix'}"

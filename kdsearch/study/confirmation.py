@@ -36,7 +36,7 @@ def confirm(
         spec: The winner's policy, held still for `frozen`.
         show: Told each epoch, with the name of the run.
     """
-    rows = kept(folder, winner)
+    rows = rows_of_winner(folder, winner)
     budget = ready.study.budget
     seeds = [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]
     for seed in seeds:
@@ -66,7 +66,7 @@ def confirm(
             yield
 
 
-def kept(folder: Path, winner: int | None) -> list[dict[str, Any]]:
+def rows_of_winner(folder: Path, winner: int | None) -> list[dict[str, Any]]:
     """The rows of a folder that are of this winner, or of runs that are the same for every one."""
     found = read_confirmation(folder)
     rows = [dict(row) for row in found.rows] if found else []

@@ -22,7 +22,7 @@ MARGIN = 1.25  # for what operations need inside, and draws that gather images u
 Step = Callable[[int], Any]  # with that many images
 
 
-def seconds_of(ready: Ready, batch: Batch) -> tuple[float, float]:
+def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     """Seconds of a run with policy steps, and of one without, from a few steps of each kind.
 
     Raises:

@@ -11,12 +11,12 @@ from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.sources import hash_source
 from kdsearch.networks.factories import fresh_optimizer
 from kdsearch.study.fingerprint import network_digest, student_digest
-from kdsearch.study.preflight import Checked
+from kdsearch.study.preflight import Findings
 from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import metric_name
 
 
-def facts(checked: Checked) -> dict[str, Any]:
+def search_facts(checked: Findings) -> dict[str, Any]:
     """What the frame `studies` says of a search."""
     study, ready, look = checked.ready.study, checked.ready, checked.ready.probe.look
     versions = {name: importlib.metadata.version(name) for name in ("kdsearch", "torch", "kornia", "optuna")}
@@ -49,7 +49,7 @@ def facts(checked: Checked) -> dict[str, Any]:
     }
 
 
-def fixed_by(checked: Checked) -> dict[str, Any]:
+def search_identity(checked: Findings) -> dict[str, Any]:
     """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
     ready = checked.ready
     study = ready.study

@@ -59,7 +59,7 @@ def image_keys(images: Tensor) -> Tensor:
     return (words * weights.to(words.device)).sum(1).cpu()
 
 
-def digest_of(*parts: Tensor | str) -> str:
+def digest_parts(*parts: Tensor | str) -> str:
     """A fingerprint of tensors on the host and texts, in their order."""
     digest = hashlib.blake2b(digest_size=16)
     for part in parts:
@@ -71,7 +71,7 @@ def digest_of(*parts: Tensor | str) -> str:
     return digest.hexdigest()
 
 
-def text_of(thing: object) -> str:
+def stable_repr(thing: object) -> str:
     """The `repr` of an object without addresses, which no two processes share."""
     return ADDRESS.sub("", repr(thing))
 
@@ -89,13 +89,13 @@ def student_digest(make: Callable[[], nn.Module]) -> str:
     weights, again = (network_digest(start) for start in starts)
     held, once_more = (hash_source(_held(start)) for start in starts)
     parts = [weights] if weights == again else _structure(starts[0])
-    return digest_of(*parts, *([held] if held == once_more else []))
+    return digest_parts(*parts, *([held] if held == once_more else []))
 
 
 def network_digest(network: nn.Module) -> str:
     """A fingerprint of a network: its structure, parameters and all buffers, those of its wrappers too."""
     buffers = [value.detach().cpu() for _, value in network.named_buffers()]
-    return digest_of(*_structure(network), weights_hash(network), *buffers)
+    return digest_parts(*_structure(network), weights_hash(network), *buffers)
 
 
 def _structure(network: nn.Module) -> list[str]:
@@ -108,7 +108,7 @@ def _structure(network: nn.Module) -> list[str]:
     methods = [(name, getattr(value, "__func__", getattr(value, "fget", value)))
                for kind in own for name, value in vars(kind).items()]  # fmt: skip
     made = [method for name, method in methods if isinstance(method, FunctionType) and name != "__init__"]
-    return [text_of(network), hash_source(*made)]
+    return [stable_repr(network), hash_source(*made)]
 
 
 def _held(network: nn.Module) -> list[Any]:

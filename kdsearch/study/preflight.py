@@ -22,20 +22,20 @@ from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
-from kdsearch.study.costs import check_memory, seconds_of
+from kdsearch.study.costs import check_memory, estimate_seconds
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Ready, Saw, Study
 from kdsearch.study.survey import (
     MOST_SHARED,
     Survey,
-    overlap,
+    describe_overlap,
     shared_images,
     shared_items,
-    survey,
+    survey_split,
     wrong_images,
     wrong_targets,
 )
-from kdsearch.study.wiring import check_kinds, doubtful_wiring, task_of, wrong_numbers
+from kdsearch.study.wiring import check_kinds, doubtful_wiring, study_task, wrong_numbers
 from kdsearch.tasks import Classification
 
 P = ParamSpec("P")
@@ -50,7 +50,7 @@ BY_HEART = 0.995  # accuracy on images, from which on they may have been learned
 
 
 @dataclass(frozen=True)
-class Checked:
+class Findings:
     """What the preflight found."""
 
     ready: Ready
@@ -81,18 +81,18 @@ def _names_study(look: Callable[P, R]) -> Callable[P, R]:
 
 @_names_study
 @usual_modes()
-def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
+def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
     """Check a study and make it ready.
 
     Raises:
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
     """
-    looked = check(study, device)
+    looked = check_inputs(study, device)
     if (share := shared_items(study.train, study.search_validation)) > MOST_SHARED:
-        raise KdsearchError(overlap(share, "the same items"))
+        raise KdsearchError(describe_overlap(share, "the same items"))
     batch = looked["train"].to(device)
     study = study.placed(device)
-    task = task_of(study)
+    task = study_task(study)
     try:
         check_fresh(student := study.fresh_student(device), study.fresh_student(device))
     except KdsearchError as error:
@@ -100,13 +100,13 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
     _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
     if (share := shared_images(train, validation)) > MOST_SHARED:
-        raise KdsearchError(overlap(share, "the same pixels"))
+        raise KdsearchError(describe_overlap(share, "the same pixels"))
     if share:
-        doubt.append(overlap(share, "the same pixels"))
+        doubt.append(describe_overlap(share, "the same pixels"))
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
     check_memory(ready, batch)
-    seconds = seconds_of(ready, batch)
+    seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
     told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *doubt]
@@ -114,11 +114,11 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Checked:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
     content = {"train": train.digest, "search-validation": validation.digest}
-    return Checked(ready, dropped, train.known, validation.known, content, remembers, *seconds, warnings=tuple(told))
+    return Findings(ready, dropped, train.known, validation.known, content, remembers, *seconds, warnings=tuple(told))
 
 
 @_names_study
-def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
+def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     """Look at data, space, budget and device, without any network.
 
     Returns:
@@ -128,7 +128,7 @@ def check(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
         KdsearchError: whatever is wrong with them.
     """
     check_kinds(study)
-    task = task_of(study)
+    task = study_task(study)
     _check_device(device)
     space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
     found = wrong_numbers(study, space)
@@ -154,7 +154,7 @@ def make_ready(
     """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
 
     Args:
-        looked: The first items of each split, as `check` gives them.
+        looked: The first items of each split, as `check_inputs` gives them.
         folder: Where the weights of a `Recipe` are kept.
 
     Returns:
@@ -164,7 +164,7 @@ def make_ready(
         KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images; an image or
             target that is none.
     """
-    task = task_of(study)
+    task = study_task(study)
     space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
@@ -174,12 +174,13 @@ def make_ready(
     teacher = Teacher(arrange_network(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
-    dropped = without_effect(images, space.limits, space.fill)
+    dropped = ineffective_operations(images, space.limits, space.fill)
     space = space.without(dropped)
     splits = {"train": study.train, "search_validation": study.search_validation}
     _check_answers(teacher, images[:TRIED], space, task)
     train, validation = (
-        survey(name, data, looked[name], teacher, task, study.budget.batch, device) for name, data in splits.items()
+        survey_split(name, data, looked[name], teacher, task, study.budget.batch, device)
+        for name, data in splits.items()
     )
     doubt = [
         f"{name}: its items are others each time they are read, so that a search that goes on cannot see whether they "
@@ -258,7 +259,7 @@ def _never_learns(ready: Ready) -> list[str]:
     ]
 
 
-def without_effect(images: Tensor, limits: Mapping[str, float | None], fill: str = "zero") -> dict[str, str]:
+def ineffective_operations(images: Tensor, limits: Mapping[str, float | None], fill: str = "zero") -> dict[str, str]:
     """Operations that these images do not feel: their mean change at the limit is under 1/255."""
     found = {}
     for name, limit in limits.items():

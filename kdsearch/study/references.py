@@ -12,12 +12,12 @@ from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.study import REFERENCES, Ready
 
 
-def missing(folder: Path) -> list[str]:
+def missing_references(folder: Path) -> list[str]:
     """The references that a run folder does not have yet."""
     return [name for name in REFERENCES if not (_place(folder, name) / "result.json").exists()]
 
 
-def refer(
+def run_references(
     ready: Ready,
     folder: Path,
     provenance: Mapping[str, str],
@@ -32,7 +32,7 @@ def refer(
         look: Told while it is compared with the teacher: its name, images done, of how many.
     """
     seed = derive_seed(ready.study.seed, "trial", 0) % 2**31
-    for name in missing(folder):
+    for name in missing_references(folder):
         place = _place(folder, name)
         found: Outcome | Diverged
         try:

@@ -241,13 +241,13 @@ def trial_folder(folder: Path, number: int) -> Path:
     return folder / "trials" / f"{number:04d}"
 
 
-def kept_trials(folder: Path) -> list[int]:
+def trial_numbers(folder: Path) -> list[int]:
     """Numbers of the trials that have left a folder."""
     names = (path.name for path in _folders(folder, folder / "trials"))
     return sorted(int(name) for name in names if re.fullmatch(r"[0-9]{4,9}", name))
 
 
-def references(folder: Path) -> list[Path]:
+def reference_folders(folder: Path) -> list[Path]:
     """The folders of the references, in the order in which they were run."""
     return sorted(_folders(folder, folder / "references"), key=lambda path: (path.stat().st_mtime, path.name))
 

@@ -11,10 +11,10 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
 from kdsearch.augment.operations import FILLS, OPERATIONS
-from kdsearch.core.errors import KdsearchError, problems, short, unknown
+from kdsearch.core.errors import KdsearchError, problems, quote, unknown
 from kdsearch.core.files import read_text
 from kdsearch.losses.objectives import OBJECTIVES, TST
-from kdsearch.study.catalogue import find
+from kdsearch.study.catalogue import find_shipped
 
 MOST_BYTES, MOST_LETTERS = 64_000, 1_000  # of a file, in a line: reading a key takes the square of its dots
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -185,7 +185,7 @@ class SearchSpace:
         Raises:
             KdsearchError: no such space; not TOML; unknown names or numbers that are not allowed, all in one message.
         """
-        path = find("search_spaces", name)
+        path = find_shipped("search_spaces", name)
         data = _parsed(path)
         try:
             file = _File.model_validate(data)
@@ -293,4 +293,4 @@ def _line(error: dict[str, Any]) -> str:
         return f"[{where}] is missing"
     if error["type"] == "value_error":
         return f"[{where}] {error['ctx']['error']}"
-    return f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {short(error['input'])}"
+    return f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {quote(error['input'])}"

@@ -22,7 +22,7 @@ from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Recipe, Teacher
 from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import TeacherMeasurement
-from kdsearch.study.catalogue import find
+from kdsearch.study.catalogue import find_shipped
 from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import Metric
@@ -226,7 +226,7 @@ def load_study(name: str) -> tuple[Study, Path]:
     Raises:
         KdsearchError: no such study; the file does not run; it defines no `study`.
     """
-    path = find("studies", name).resolve()
+    path = find_shipped("studies", name).resolve()
     study = vars(run_file(path)).get("study")
     if not isinstance(study, Study):
         raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {type(study).__name__}")

@@ -15,7 +15,7 @@ from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle, Spawned
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.evaluation import LEAST_BATCH, TeacherMeasurement, measure_teacher_batches
-from kdsearch.study.fingerprint import digest_of, image_keys, text_of
+from kdsearch.study.fingerprint import digest_parts, image_keys, stable_repr
 from kdsearch.tasks import Task
 
 MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets have a few images twice
@@ -31,7 +31,7 @@ class Survey:
     repeats: bool  # are items the same whenever they are read under one seed?
 
 
-def survey(
+def survey_split(
     name: str, data: MapStyle, first: Batch, teacher: Teacher, task: Task, batch: int, device: torch.device | str
 ) -> Survey:
     """Read a split once, run the teacher over it, look at every image and target.
@@ -63,8 +63,8 @@ def survey(
     same_targets = torch.equal(target[:size], first.target.cpu())
     parts: list[Tensor | str] = [str(len(key)), *([target] if same_targets else [])]
     with calling(f"{name}: its repr()"):
-        parts.append(key if same_images else text_of(data))
-    return Survey(known, key, digest_of(*parts), same_images and same_targets)
+        parts.append(key if same_images else stable_repr(data))
+    return Survey(known, key, digest_parts(*parts), same_images and same_targets)
 
 
 def wrong_images(batch: Batch, shape: torch.Size) -> str | None:
@@ -112,7 +112,7 @@ def shared_images(train: Survey, validation: Survey) -> float:
     return torch.isin(validation.keys, train.keys).double().mean().item()
 
 
-def overlap(share: float, how: str) -> str:
+def describe_overlap(share: float, how: str) -> str:
     """What is to be said of a share of search-validation that is in train."""
     return (
         f"{share:.1%} of search_validation's images are in train ({how}): trials would be compared on what students "

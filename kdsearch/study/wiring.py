@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 from torch.utils.data import Subset
 
-from kdsearch.core.errors import KdsearchError, calling, not_whole, problems, unknown
+from kdsearch.core.errors import KdsearchError, calling, problems, unknown, wrong_integers
 from kdsearch.data.items import Spawned
 from kdsearch.distill.phase import Precision
 from kdsearch.distill.views import Views
@@ -90,7 +90,7 @@ def _wrong_name(name: str) -> str | None:
     return None
 
 
-def task_of(study: Study) -> Classification:
+def study_task(study: Study) -> Classification:
     """The task of a study: its classes, by the names that its data sets have where it only says how many.
 
     Raises:
@@ -172,7 +172,7 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     least = {"trials": 1, "epochs": 1, "steps": 1, "batch": 2, "confirmation": 0, "parts": 1}
     optional = {"policy_batch": 2, "look_images": 1, "look_bins": 1, "look_operations": 0}
     least |= {name: lowest for name, lowest in optional.items() if getattr(budget, name) is not None}
-    wrong = not_whole(asdict(budget), least, MOST)
+    wrong = wrong_integers(asdict(budget), least, MOST)
     found += [f"budget.{text}" for text in wrong]
     if not wrong and budget.parts > max(1, budget.batch // 2):
         found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")

@@ -26,7 +26,9 @@ import kdsearch as kd
 from kdsearch.core.maths import generator
 from kdsearch.study import catalogue
 
-SHIPPED = {name: catalogue.find("search_spaces", name).read_text() for name in catalogue.names("search_spaces")}
+SHIPPED = {
+    name: catalogue.find_shipped("search_spaces", name).read_text() for name in catalogue.shipped_names("search_spaces")
+}
 SMALL = """\
 summary = "x"
 fill = "mean"

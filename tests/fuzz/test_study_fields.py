@@ -16,7 +16,7 @@ from strategies import TEXTS, tabled
 from test_run_folders import command
 
 import kdsearch as kd
-from kdsearch.study.preflight import check, preflight
+from kdsearch.study.preflight import check_inputs, preflight
 
 
 class _Odd:
@@ -169,7 +169,7 @@ def warm(world, bars_study):
 @example({"budget.look_images": "10**400"})
 def test_any_field_of_a_study_is_looked_at(world, changed, odd):
     with holds(world, "study fields"):
-        check(changed(odd))
+        check_inputs(changed(odd))
 
 
 @inputs("preflights")

@@ -1,14 +1,14 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
-from kdsearch.study.hpo.kept import check_kept, kept_rows
+from kdsearch.study.hpo.kept import check_kept, read_kept_trials
 from kdsearch.study.hpo.storage import (
     Best,
     TrialRow,
-    best_of,
+    best_trial,
     check_storage,
-    database,
     database_file,
-    done_of,
+    database_url,
+    finished_trials,
     trial_rows,
 )
 from kdsearch.study.hpo.trials import (
@@ -20,7 +20,7 @@ from kdsearch.study.hpo.trials import (
     check_names,
     open_search,
     run_trials,
-    storage_in_words,
+    translate_storage_errors,
 )
 
 __all__ = [
@@ -31,16 +31,16 @@ __all__ = [
     "Trial",
     "TrialEvent",
     "TrialRow",
-    "best_of",
+    "best_trial",
     "check_kept",
     "check_names",
     "check_storage",
-    "database",
     "database_file",
-    "done_of",
-    "kept_rows",
+    "database_url",
+    "finished_trials",
     "open_search",
+    "read_kept_trials",
     "run_trials",
-    "storage_in_words",
+    "translate_storage_errors",
     "trial_rows",
 ]

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.study.hpo.storage import TrialRow, database, database_file, database_size, trial_rows
-from kdsearch.study.run_folder import StudyFile, check_inside, kept_trials, read_study
+from kdsearch.study.hpo.storage import TrialRow, database_file, database_size, database_url, trial_rows
+from kdsearch.study.run_folder import StudyFile, check_inside, read_study, trial_numbers
 
 
-def kept_rows(folder: Path, study: StudyFile, storage: str | None) -> tuple[list[TrialRow], dict[str, Any]]:
+def read_kept_trials(folder: Path, study: StudyFile, storage: str | None) -> tuple[list[TrialRow], dict[str, Any]]:
     """The trials of a run folder in their order, and the facts stored with them.
 
     Args:
@@ -18,8 +18,8 @@ def kept_rows(folder: Path, study: StudyFile, storage: str | None) -> tuple[list
     Raises:
         KdsearchError: the database is elsewhere, is missing, cannot be read, or is not that of these trials.
     """
-    kept = kept_trials(folder)  # before the rows: a row is written before the folder of its trial
-    url = storage or database(folder)
+    kept = trial_numbers(folder)  # before the rows: a row is written before the folder of its trial
+    url = storage or database_url(folder)
     if storage is None:
         try:
             own = database_file(study.storage or url)
@@ -46,7 +46,7 @@ def check_kept(folder: Path, url: str) -> None:
     Raises:
         KdsearchError: it has not, or cannot be read; what is there, and the way out.
     """
-    if kept := kept_trials(folder):
+    if kept := trial_numbers(folder):
         named = read_study(folder).storage if (folder / "study.json").is_file() else None
         _check(folder, url, kept, None if named == url else named)
         _compare(folder, url, kept, {row.number for row in trial_rows(url)[0]})

@@ -37,7 +37,7 @@ STATES = ("COMPLETE", "PRUNED", "FAIL", "RUNNING", "WAITING")
 Whole = Annotated[int, Ge(-(2**63)), Le(2**63 - 1)]
 
 
-def database(folder: Path) -> str:
+def database_url(folder: Path) -> str:
     """The URL of the run folder's own database."""
     return f"sqlite:///{absolute_path(folder) / 'study.db'}"
 
@@ -121,14 +121,14 @@ class Best:
     value: float
 
 
-def best_of(study: optuna.Study) -> Best | None:
+def best_trial(study: optuna.Study) -> Best | None:
     """The best trial of an open search, the first one of several; None where none is complete."""
     complete = [(t.number, t.value, t.params) for t in study.get_trials(deepcopy=False) if t.state.name == "COMPLETE"]
     number, value, params = max(complete, key=lambda trial: trial[1] or 0.0, default=(0, None, {}))
     return None if value is None else Best(number, params, value)
 
 
-def done_of(study: optuna.Study) -> list[int]:
+def finished_trials(study: optuna.Study) -> list[int]:
     """Numbers of the trials of an open search that are complete or pruned."""
     return [trial.number for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
 

@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.core.errors import Diverged, KdsearchError, out_of_memory, said, unknown
+from kdsearch.core.errors import Diverged, KdsearchError, exception_text, is_out_of_memory, unknown
 from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
@@ -245,21 +245,21 @@ def _failed(trial: optuna.Trial, error: Exception, failures: int) -> TrialEvent:
     """What a failure makes of a trial and of the search, by the rule of `run_trials`."""
     cause = error.__cause__ or (None if not isinstance(error, KdsearchError) else error.__context__)
     machine = isinstance(error, STORAGE_ERRORS) or any(isinstance(e, OSError) for e in (error, cause))
-    outside = machine or out_of_memory(error) or (isinstance(error, KdsearchError) and error.__cause__ is None)
+    outside = machine or is_out_of_memory(error) or (isinstance(error, KdsearchError) and error.__cause__ is None)
     before = int(trial.user_attrs.get("failures", 0))
     if not machine:
         trial.set_user_attr("failures", before + 1)
     started = bool(trial.study.get_trials(deepcopy=False, states=DONE))
     last = not started or (before and failures + 1 >= FAILURES)
-    words = said(error).partition("\n")[0]
+    words = exception_text(error).partition("\n")[0]
     reason = words if isinstance(error, KdsearchError) else f"{type(error).__name__}: {words}"
-    reason = "out of memory" if out_of_memory(error) else reason[:300]
+    reason = "out of memory" if is_out_of_memory(error) else reason[:300]
     again, ends = machine or last or not before, machine or last or (outside and not before)
     return TrialEvent(trial.number, FAIL, reason=reason, again=bool(again), ends=bool(ends))
 
 
 @contextmanager
-def storage_in_words(url: str) -> Iterator[None]:
+def translate_storage_errors(url: str) -> Iterator[None]:
     """Around what reads or writes the storage: that it cannot is one sentence.
 
     Raises:
