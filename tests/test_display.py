@@ -64,9 +64,9 @@ def test_figures_show_themselves_in_a_notebook(finished: kd.Result) -> None:
     tables = kd.frames(finished.folder)
     assert finished.best is not None
     figures = [
-        plots.policy_diff(policy_diff(finished.best, finished.best), ("a", "b")),
-        plots.sweeps(kd.regions(finished.folder)),
-        plots.trajectory(tables["policies"].query("run == 'trial 0'")),
+        plots.plot_diff(policy_diff(finished.best, finished.best), ("a", "b")),
+        plots.plot_sweeps(kd.regions(finished.folder)),
+        plots.plot_trajectory(tables["policies"].query("run == 'trial 0'")),
         plots.curves(tables),
     ]
     assert all(callable(getattr(figure, "_repr_png_", None)) for figure in figures)

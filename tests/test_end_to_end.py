@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import kdsearch as kd
-from kdsearch.analysis.frames import COLUMNS, frame
+from kdsearch.analysis.frames import COLUMNS, make_frame
 from kdsearch.core.errors import KdsearchError
 from kdsearch.study.preflight import preflight
 from kdsearch.study.run import run_trial
@@ -67,9 +67,9 @@ def test_frames_have_the_declared_columns_and_types_also_through_parquet(finishe
     for name, columns in COLUMNS.items():
         assert len(tables[name]), name
         read = pd.read_parquet(finished.folder / "frames" / f"{name}.parquet")
-        for table in (tables[name], read, frame(name, [])):
+        for table in (tables[name], read, make_frame(name, [])):
             assert {c: str(t) for c, t in table.dtypes.items()} == dict(columns), name
-        frame(name, []).to_parquet(tmp_path / "empty.parquet", index=False)
+        make_frame(name, []).to_parquet(tmp_path / "empty.parquet", index=False)
         assert dict(pd.read_parquet(tmp_path / "empty.parquet").dtypes.astype(str)) == dict(columns)
     regions = tables["regions"].query("kind == 'operation'")
     assert (regions["n"] == 100).all()

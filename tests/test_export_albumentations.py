@@ -16,7 +16,7 @@ from albumentations.augmentations.pixel import functional as pixel_functions
 from scipy.stats import binomtest, kstest
 from torch import Tensor
 
-from kdsearch.augment.export import differences, export_policy, left_out
+from kdsearch.augment.export import differing_operations, export_policy, omitted_operations
 from kdsearch.augment.export.albumentations import DIFFERENT, LEFT_OUT, VERSION
 from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import Policy
@@ -223,8 +223,8 @@ def test_translations_stop_at_the_whole_pixel_before(pictures) -> None:
 @pytest.mark.parametrize("name", WARPS)
 def test_the_mirror_stands_in_for_the_mean(name: str, pictures) -> None:
     spec = policy_of(ranges(), fill="mean")
-    assert "not its mean" in differences(spec, "albumentations")[name]
-    assert "not its mean" not in differences(policy_of(ranges()), "albumentations")[name]
+    assert "not its mean" in differing_operations(spec, "albumentations")[name]
+    assert "not its mean" not in differing_operations(policy_of(ranges()), "albumentations")[name]
     x, mirrored, zeros = pictures["photos"], 0.0, 0.0
     for magnitude in (OPERATIONS[name].limit, -OPERATIONS[name].limit):
         mirrored += float(off(name, magnitude, x, "mean").abs().mean()) / 255 / 2
@@ -491,11 +491,11 @@ def test_what_is_left_out_and_what_differs_is_said_of_what_can_happen_alone() ->
     settings = {**ranges(), "erase": Setting(probability=0.0, low=0.1, high=0.2)}
     settings["hue"] = Setting(probability=0.0, low=0.1, high=0.2)
     spec = policy_of(settings)
-    assert set(left_out(spec, "albumentations")) == {"perspective"} == set(LEFT_OUT) - {"erase"}
-    assert set(differences(spec, "albumentations")) == set(DIFFERENT) - {"hue"}
+    assert set(omitted_operations(spec, "albumentations")) == {"perspective"} == set(LEFT_OUT) - {"erase"}
+    assert set(differing_operations(spec, "albumentations")) == set(DIFFERENT) - {"hue"}
     for to in ("json", "kornia", "torchvision"):
-        assert left_out(spec, to) == differences(spec, to) == {}
-    for function in (left_out, differences):
+        assert omitted_operations(spec, to) == differing_operations(spec, to) == {}
+    for function in (omitted_operations, differing_operations):
         with pytest.raises(KdsearchError, match="did you mean 'albumentations'"):
             function(spec, "albumentation")
         with pytest.raises(KdsearchError, match="unknown part of a policy 'last'"):

@@ -20,9 +20,8 @@ from torchvision import tv_tensors
 
 import kdsearch as kd
 from kdsearch.analysis.diff import policy_diff
-from kdsearch.analysis.frames import frame
-from kdsearch.analysis.plots import policy_diff as draw_diff
-from kdsearch.analysis.plots import save, scores
+from kdsearch.analysis.frames import make_frame
+from kdsearch.analysis.plots import plot_diff, plot_scores, save_figure
 from kdsearch.augment.policy import Policy
 from kdsearch.commands import search as job
 from kdsearch.commands.cli import main
@@ -649,11 +648,11 @@ def test_a_path_has_a_letter():
 @pytest.mark.parametrize("name", ["$x^{b$", os.fsdecode(b"caf\xe9"), "\x1b[31m", "a\\b"])
 def test_names_are_drawn_as_they_are(name, policy_file, tmp_path):
     spec = kd.PolicySpec.load(policy_file)
-    save(draw_diff(policy_diff(spec, spec), (name, name)), tmp_path / "diff.png")
+    save_figure(plot_diff(policy_diff(spec, spec), (name, name)), tmp_path / "diff.png")
     numbers = {"floor": 0.3, "keeps_floor": True, "stddev_ratio": 1.0, "stddev_ratio_se": 0.1,
                "teacher_loss_rise": 0.2, "teacher_loss_rise_se": 0.1}  # fmt: skip
     row = {"study": "s", "policy": as_text(name), "kind": "given", "split": "train", **numbers}
-    save(scores(frame("scores", [row])), tmp_path / "scores.pdf")
+    save_figure(plot_scores(make_frame("scores", [row])), tmp_path / "scores.pdf")
     assert (tmp_path / "diff.png").stat().st_size and (tmp_path / "scores.pdf").stat().st_size
 
 

@@ -17,7 +17,7 @@ from kdsearch.augment.export import export_policy
 from kdsearch.augment.policy import Policy
 from kdsearch.commands.search import search
 from kdsearch.core.errors import KdsearchError
-from kdsearch.core.sources import fingerprint
+from kdsearch.core.sources import hash_source
 from kdsearch.study.space import SearchSpace
 
 THEN = Path(__file__).parent / "data" / "run_3db5187"
@@ -137,8 +137,8 @@ def made(module: str, rate: float) -> list:
 
 
 def test_what_fixes_a_search_does_not_tell_where_in_kdsearch_a_thing_lives():
-    one, other = ([fingerprint(thing) for thing in made(module, 0.1)] for module in ("kdsearch.a", "kdsearch.b.c"))
+    one, other = ([hash_source(thing) for thing in made(module, 0.1)] for module in ("kdsearch.a", "kdsearch.b.c"))
     assert one == other and len({*one}) == len(one)
-    assert fingerprint(*made("mine", 0.1)) != fingerprint(*made("mine", 0.2))  # a user's are followed
-    assert fingerprint(*made("mine", 0.1)[2:3]) != fingerprint(*made("yours", 0.1)[2:3])
-    assert fingerprint(kd.Budget(trials=3)) != fingerprint(kd.Budget(trials=4))
+    assert hash_source(*made("mine", 0.1)) != hash_source(*made("mine", 0.2))  # a user's are followed
+    assert hash_source(*made("mine", 0.1)[2:3]) != hash_source(*made("yours", 0.1)[2:3])
+    assert hash_source(kd.Budget(trials=3)) != hash_source(kd.Budget(trials=4))

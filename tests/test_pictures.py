@@ -216,7 +216,7 @@ def test_other_differences_are_said():
 def test_the_picture_of_a_difference_shows_both_in_the_order_of_the_table():
     a = policy(THREE)
     b = policy({"rotate": Setting(probability=0.5, low=5.0, high=25.0)})
-    figure = plots.policy_diff(kd.policy_diff(a, b), ("mine", "yours"))
+    figure = plots.plot_diff(kd.policy_diff(a, b), ("mine", "yours"))
     chance, reach = figure.axes
     assert chance.get_ylim() == (2.5, -0.5)  # downwards
     assert [label.get_text() for label in chance.get_yticklabels()] == ["solarize", "rotate", "invert"]
@@ -228,7 +228,7 @@ def test_the_picture_of_a_difference_shows_both_in_the_order_of_the_table():
     assert spans == [pytest.approx(s) for s in ([0.25 / 0.8, 0.75 / 0.8], [2 / 30, 1 / 3], [5 / 30, 25 / 30])]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["mine", "yours", "does not have the operation"]
-    long = plots.policy_diff(kd.policy_diff(a, b), ("/home/" * 40 + "mine", "/home/" * 40 + "yours")).legends[0]
+    long = plots.plot_diff(kd.policy_diff(a, b), ("/home/" * 40 + "mine", "/home/" * 40 + "yours")).legends[0]
     long.figure.draw_without_rendering()
     box = long.get_window_extent()
     assert box.x0 > 0
@@ -247,13 +247,13 @@ def test_a_trajectory_shows_every_moment_and_the_end_with_its_unit():
         [1.0, 0.25, 10.0],
     ]
     assert set(frame["rate"].tail(3).round(6)) == {0.083333, 0.25, 0.166667}
-    figure = plots.trajectory(frame)
+    figure = plots.plot_trajectory(frame)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["rotate", "solarize", "invert"]
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 0.5, 0.25]
     assert words(figure)[0] == "probability 0.25 at the end\n±2 to 10 degrees"
     assert "(fixed)" not in "".join(words(figure))
-    held = plots.trajectory(kd.policy_frame(kd.Policy.from_spec(spec).freeze()))
+    held = plots.plot_trajectory(kd.policy_frame(kd.Policy.from_spec(spec).freeze()))
     assert ["(fixed)" in text for text in words(held)] == [True, True, False]
 
 

@@ -17,7 +17,7 @@ import pytest
 
 import kdsearch as kd
 from kdsearch.analysis import report
-from kdsearch.analysis.frames import frame, write_frame
+from kdsearch.analysis.frames import make_frame, write_frame
 from kdsearch.commands.console import print_table
 from kdsearch.study.hpo import check_kept, database_file, database_url, open_search, trial_rows
 from kdsearch.study.hpo.storage import NAME, open_storage
@@ -370,7 +370,7 @@ LIKE_NOTHING = ["NA", "None", "null", "nan", "", "N/A", "NULL", "NaN", "n/a", "<
 def test_text_in_csv_is_neither_run_nor_taken_for_nothing_and_comes_back(tmp_path: Path) -> None:
     names = [*FORMULAS, *LIKE_NOTHING, "cat", 'tench, "Tinca"; tinca', None]
     path = tmp_path / "regions.csv"
-    table = frame("regions", [{"class_name": name, "kl": -0.5, "n": i} for i, name in enumerate(names)])
+    table = make_frame("regions", [{"class_name": name, "kl": -0.5, "n": i} for i, name in enumerate(names)])
     write_frame(table, path)
     back = pd.read_csv(path)
     assert back["class_name"].isna().sum() == 1

@@ -15,7 +15,7 @@ from torch import nn
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.frames import MEASURED, SCORES
-from kdsearch.commands.rank import gather, meaning
+from kdsearch.commands.rank import explain_ranking, gather
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.scores import _variance, stddev_ratio
@@ -387,19 +387,19 @@ def test_bad_input_of_rank_is_one_message(how, said, tiny_study, tmp_path, monke
 
 
 def test_the_sentence_says_what_the_order_means(ranked):
-    said = meaning(ranked)
+    said = explain_ranking(ranked)
     assert "at most the floor of 0.3 nats come first" in said
     assert "no student was trained" in said
     close = ranked[(ranked["teacher_loss_rise"] - 0.3).abs() < 2 * ranked["teacher_loss_rise_se"]]["policy"]
     assert said.endswith(f"Within two standard errors of the floor: {', '.join(close)}.")
     assert 0 < len(close) < len(ranked)
-    free = meaning(ranked.assign(floor=math.nan))
+    free = explain_ranking(ranked.assign(floor=math.nan))
     assert "floor" not in free
     assert free.startswith("Order: the smaller T. stddev ratio first")
 
 
 def test_the_picture_has_the_rows_of_the_table(ranked):
-    figure = plots.scores(ranked)
+    figure = plots.plot_scores(ranked)
     ratio, rise = figure.axes
     assert [label.get_text() for label in ratio.get_yticklabels()] == list(ranked["policy"])
     assert ratio.get_ylim() == (len(ranked) - 0.5, -0.5)  # downwards
@@ -413,7 +413,7 @@ def test_the_picture_has_the_rows_of_the_table(ranked):
     assert [line.get_xdata()[0] for line in rise.lines if line.get_linestyle() == ":"] == [0.3]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["reference", "operation", "over the floor of 0.3 nats"]
-    free = plots.scores(ranked.assign(floor=math.nan, keeps_floor=True))
+    free = plots.plot_scores(ranked.assign(floor=math.nan, keeps_floor=True))
     assert [text.get_text() for text in free.legends[0].get_texts()] == ["reference", "operation"]
 
 

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import WORDS, paired_differences, sentence, t_interval
-from kdsearch.analysis.frames import frame
+from kdsearch.analysis.compare import WORDS, describe_outcome, paired_differences, t_interval
+from kdsearch.analysis.frames import make_frame
 from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
@@ -83,9 +83,9 @@ def tables(
     ]
     wanted = wanted or max(map(len, values.values()), default=0)
     return {
-        "studies": frame("studies", [{**study, "budget_confirmation": wanted}]),
-        "trials": frame("trials", []),
-        "evaluations": frame("evaluations", rows),
+        "studies": make_frame("studies", [{**study, "budget_confirmation": wanted}]),
+        "trials": make_frame("trials", []),
+        "evaluations": make_frame("evaluations", rows),
     }
 
 
@@ -94,36 +94,36 @@ GOOD = {"identity": [0.5, 0.51, 0.49], "trivial": [0.6, 0.61, 0.59], "start": [0
 
 def test_it_helped_takes_values_of_the_policy_and_of_all_references() -> None:
     learned = {"learned": [0.9, 0.91, 0.9], "frozen": [0.9, 0.9, 0.91]}
-    said = sentence(tables({**learned, **GOOD}))
+    said = describe_outcome(tables({**learned, **GOOD}))
     assert "to 90.3 % on search-validation; it beats" in said and said.count("It helped.") == 1
     for reference in GOOD:
-        said = sentence(tables({**learned, **GOOD, reference: [None, None, None]}))
+        said = describe_outcome(tables({**learned, **GOOD, reference: [None, None, None]}))
         assert "It helped" not in said and f"No help is shown over {WORDS[reference]}." in said
         assert f"is not compared with {WORDS[reference]} ({reference} diverged on all 3 seeds)" in said
         without = {run: column for run, column in {**learned, **GOOD}.items() if run != reference}
-        said = sentence(tables(without))
+        said = describe_outcome(tables(without))
         assert "It helped" not in said and f"({reference} is missing on all 3 seeds)" in said
 
 
 def test_a_policy_that_diverged_everywhere_confirms_nothing() -> None:
-    said = sentence(tables({"learned": [None] * 3, "frozen": [None] * 3, **GOOD}))
+    said = describe_outcome(tables({"learned": [None] * 3, "frozen": [None] * 3, **GOOD}))
     assert "learned diverged on all 3 seeds: nothing is confirmed" in said
     assert "It helped" not in said and "frozen diverged on all 3 seeds" in said
 
 
 def test_a_seed_without_a_value_is_said_wherever_a_mean_leaves_it_out() -> None:
-    said = sentence(
+    said = describe_outcome(
         tables({"learned": [0.9, None, 0.92], "frozen": [0.9, 0.9, None], **GOOD, "trivial": [0.6, 0.6, None]})
     )
     assert "to 91.0 % on search-validation (learned diverged on 1 of 3 seeds); it" in said
     assert said.count("2 seeds") >= 2 and "one seed, no interval; trivial diverged on 1 of 3 seeds" in said
     assert "brings them to 90.0 % (frozen diverged on 1 of 3 seeds)" in said
-    said = sentence(tables({"learned": [0.9, None, 0.905], **GOOD}))
+    said = describe_outcome(tables({"learned": [0.9, None, 0.905], **GOOD}))
     assert said.endswith("It helped where it ended.")
 
 
 def test_a_confirmation_that_is_not_finished_is_said() -> None:
-    said = sentence(tables({"learned": [0.9]}, wanted=3))
+    said = describe_outcome(tables({"learned": [0.9]}, wanted=3))
     assert said.startswith("On 1 of 3 fresh seeds the searched policy (trial 0)")
     assert "identity is missing on the one seed" in said
 
@@ -132,7 +132,7 @@ def test_a_confirmation_that_is_not_finished_is_said() -> None:
 def test_equal_differences_have_no_interval(metric: str) -> None:
     same, above = [0.7, 0.617], [0.8, 0.717]
     values = {"learned": same, "frozen": same, "identity": same, "trivial": [0.683, 0.617], "start": above}
-    said = sentence(tables(values, metric=metric))
+    said = describe_outcome(tables(values, metric=metric))
     assert "equals an identity second view (the same on both seeds: no interval)" in said
     assert "misses its own unlearned start by " in said and "+0.0 to +0.0" not in said
     differences = paired_differences(tables(values)["evaluations"], "learned").set_index("against")
@@ -146,7 +146,7 @@ VALUES = st.lists(st.none() | st.sampled_from([0.5, 0.5000001, 0.51, 0.6, 1.0]),
 @given(st.dictionaries(st.sampled_from(["learned", "frozen", *WORDS]), VALUES))
 @settings(max_examples=25, deadline=None, derandomize=True)
 def test_no_sentence_has_a_number_that_is_none(values: dict[str, list[float | None]]) -> None:
-    said = sentence(tables(values))
+    said = describe_outcome(tables(values))
     assert not re.search(r"\bnan\b|None|\(\)|\+0\.0 to \+0\.0|; it \.|-0\.0 to \+0\.0", said)
     if "It helped" in said:
         n = min(sum(value is not None for value in values[run]) for run in ("learned", *WORDS))
@@ -322,7 +322,7 @@ def test_a_search_that_taught_nothing_says_so_and_confirms_nothing(
     assert "No operation was swept" in page
     table = kd.regions(run)
     assert {*table["kind"]} == {"clean", "policy"}
-    plots.sweeps(table)
+    plots.plot_sweeps(table)
 
 
 LABELS = [20, 30, 10]  # of 60 images
@@ -357,13 +357,13 @@ def test_labels_that_are_nearly_all_one_class_may_be_answered_by_it() -> None:
 def test_confirmation_rows_at_chance_confirm_nothing() -> None:
     read = tables({"learned": [0.9, 0.91, 0.9], **GOOD})
     read["evaluations"].loc[0, "at_chance"] = "answers one class for 100.0 % of search-validation"
-    said = sentence(read)
+    said = describe_outcome(read)
     assert (
         "learned is at chance on 1 of 3 seeds" in said and "It helped" not in said and "Nothing is confirmed." in said
     )
     read = tables({"learned": [0.9, 0.91, 0.9], **GOOD})
     read["evaluations"].loc[3:5, "at_chance"] = "answers one class for 100.0 % of search-validation"
-    said = sentence(read)
+    said = describe_outcome(read)
     assert "identity is at chance on all 3 seeds" in said and said.endswith("It helped.")
 
 

@@ -370,7 +370,7 @@ def test_the_command_line_ends_by_a_signal_with_a_report_and_its_exit_code(
 ) -> None:
     import kdsearch.commands.search as job
 
-    real = job.refer
+    real = job.run_references
 
     def struck(*given: Any) -> Any:
         strike(times, number)

@@ -29,7 +29,7 @@ def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
         `high` in the unit of the values, and a `note` where the interval is not that of all seeds. The bounds are
         missing with a single seed, and where the difference is the same on all of them.
     """
-    wide = by_seed(evaluations)
+    wide = seed_table(evaluations)
     rows = []
     for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
         d = (wide[run] - wide[other]).dropna().to_numpy()
@@ -56,7 +56,7 @@ def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return differences.mean(-1) - half, differences.mean(-1) + half
 
 
-def sentence(tables: Mapping[str, pd.DataFrame]) -> str:
+def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     """By how much the searched policy beats or misses each reference, with an interval; a verdict where there is one.
 
     "It helped" takes values of the policy and of all references on two seeds or more, with every lower bound above 0;
@@ -104,7 +104,7 @@ def notes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     return [f"{row.run}: {row.warnings}" for row in told.itertuples()]
 
 
-def remembered(tables: Mapping[str, pd.DataFrame]) -> str | None:
+def memory_note(tables: Mapping[str, pd.DataFrame]) -> str | None:
     """What to bear in mind where the teacher has learned search-validation; None where it has not, or nobody knows."""
     study = tables["studies"].iloc[0]
     if pd.isna(study["teacher_remembers"]) or not study["teacher_remembers"]:
@@ -130,7 +130,7 @@ def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
     return f"{start} brings them to {scale.text(values.mean())}{lacking}; it {part}."
 
 
-def by_seed(evaluations: pd.DataFrame) -> pd.DataFrame:
+def seed_table(evaluations: pd.DataFrame) -> pd.DataFrame:
     """A row a seed and a column a run, as they came; runs without any value too."""
     return evaluations.pivot_table(index="seed", columns="run", values="value", sort=False, dropna=False)
 

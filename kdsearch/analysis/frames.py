@@ -128,10 +128,10 @@ def frames(
     for folder in several:
         for name, more in _read(as_path(folder), storage, wanted).items():
             rows[name] += more
-    return {name: frame(name, rows[name]) for name in wanted}
+    return {name: make_frame(name, rows[name]) for name in wanted}
 
 
-def frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def make_frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as the declared frame `name`, one of a run folder or `scores`."""
     known = {**COLUMNS, "scores": SCORES}
     if name not in known:
@@ -289,7 +289,7 @@ def _params(trial: TrialRow) -> Rows:
 
 def policy_frame(spec: PolicySpec) -> pd.DataFrame:
     """One policy as the frame `policies`; `study`, `run` and `trial` are missing."""
-    return frame("policies", _policy(spec))
+    return make_frame("policies", _policy(spec))
 
 
 def _policy(spec: PolicySpec) -> Rows:
@@ -316,7 +316,7 @@ def _policy(spec: PolicySpec) -> Rows:
 def regions_frame(folder: Path, study: str, number: int) -> pd.DataFrame:
     """The frame `regions` of one trial of a run folder; empty where its file is not there."""
     key = {"study": study, "run": f"trial {number}", "trial": number}
-    return frame("regions", ({**key, **row} for row in _regions(folder, trial_folder(folder, number))))
+    return make_frame("regions", ({**key, **row} for row in _regions(folder, trial_folder(folder, number))))
 
 
 def _regions(folder: Path, run: Path) -> Rows:

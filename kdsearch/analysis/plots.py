@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-from kdsearch.analysis.compare import by_seed
+from kdsearch.analysis.compare import seed_table
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
@@ -41,7 +41,7 @@ def did_it_help(tables: Frames) -> ShownFigure:
 
     Below a run stands on how many seeds it has no value.
     """
-    wide = by_seed(tables["evaluations"])
+    wide = seed_table(tables["evaluations"])
     order = [run for run in ("identity", "trivial", "start", "frozen", "learned") if run in wide.columns]
     scale = _scale(tables)
     wide = wide[order]
@@ -109,7 +109,7 @@ def curves(tables: Frames) -> ShownFigure:
     return figure
 
 
-def trajectory(policies: pd.DataFrame) -> ShownFigure:
+def plot_trajectory(policies: pd.DataFrame) -> ShownFigure:
     """Probability and range of each operation over training, one panel an operation; the start as a dotted line.
 
     Args:
@@ -133,7 +133,7 @@ def trajectory(policies: pd.DataFrame) -> ShownFigure:
                 lw=0,
             )
             fixed = " (fixed)" if last["range"] == "fixed" else ""
-            ends += textwrap.wrap(span(name, last["low"], last["high"], last["unit"]) + fixed, 36)
+            ends += textwrap.wrap(format_range(name, last["low"], last["high"], last["unit"]) + fixed, 36)
         axes.set_title(name, fontsize=9, pad=34, loc="left")
         axes.annotate("\n".join(ends), (0, 1), (0, 29), "axes fraction", "offset points", fontsize=6.5, va="top")
         axes.set_ylim(0, 1)
@@ -143,7 +143,7 @@ def trajectory(policies: pd.DataFrame) -> ShownFigure:
     return figure
 
 
-def sweeps(regions: pd.DataFrame) -> ShownFigure:
+def plot_sweeps(regions: pd.DataFrame) -> ShownFigure:
     """Accuracy of teacher and student along each operation's magnitude, and where the teacher alone is right."""
     rows = regions[regions["kind"] == "operation"]
     names = list(dict.fromkeys(rows["operation"]))
@@ -180,7 +180,7 @@ def sweeps(regions: pd.DataFrame) -> ShownFigure:
     return figure
 
 
-def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> ShownFigure:
+def plot_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> ShownFigure:
     """Two policies: the probability of each operation, and its range as a share of the limit; largest change first."""
     height = 0.3 * len(diff) + 1.0
     figure = ShownFigure(figsize=(9, height))
@@ -216,7 +216,7 @@ def policy_diff(diff: pd.DataFrame, names: tuple[str, str] = ("a", "b")) -> Show
     return figure
 
 
-def scores(table: pd.DataFrame) -> ShownFigure:
+def plot_scores(table: pd.DataFrame) -> ShownFigure:
     """The frame `scores` in its order: ratio of T. stddev and rise of the teacher's loss, with standard errors."""
     height = 0.25 * len(table) + 1.1
     figure = ShownFigure(figsize=(9, height))
@@ -249,7 +249,7 @@ def scores(table: pd.DataFrame) -> ShownFigure:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
+def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as what the name of the file ends in, such as .png or .pdf.
 
     Raises:
@@ -285,12 +285,12 @@ def _scale(tables: Frames) -> Scale:
     return Scale(tables["studies"]["metric"].iloc[0])
 
 
-def span(operation: str, low: float, high: float, unit: str) -> str:
+def format_range(operation: str, low: float, high: float, unit: str) -> str:
     """A range in words, such as "±2.1 to 17 degrees"."""
-    return f"{'±' if OPERATIONS[operation].signed else ''}{number(low)} to {number(high)} {unit}"
+    return f"{'±' if OPERATIONS[operation].signed else ''}{format_number(low)} to {format_number(high)} {unit}"
 
 
-def number(value: float) -> str:
+def format_number(value: float) -> str:
     """At most three digits, two of a small one."""
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
 

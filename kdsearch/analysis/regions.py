@@ -25,10 +25,10 @@ def regions(folder: Path | str, trial: int | None = None, *, storage: str | None
         KdsearchError: no finished trial, or not that one.
     """
     folder = as_path(folder)
-    return of_trial(frames(folder, storage=storage, only=("studies", "trials")), folder, trial)
+    return trial_regions(frames(folder, storage=storage, only=("studies", "trials")), folder, trial)
 
 
-def of_trial(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None = None) -> pd.DataFrame:
+def trial_regions(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None = None) -> pd.DataFrame:
     """The same from the frames `studies` and `trials` of a folder."""
     study, trials = tables["studies"].iloc[0], tables["trials"]
     chosen = study["best_trial"] if trial is None else trial
@@ -43,10 +43,10 @@ def of_trial(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int | None
         else:
             what = f"the best trial, {chosen}, has left no {trial_folder(folder, chosen) / 'regions.json'}"
         raise KdsearchError(f"{folder}: {what}; trials with regions: {', '.join(map(str, with_regions)) or 'none'}")
-    return strongest_first(rows)
+    return sort_regions(rows)
 
 
-def strongest_first(rows: pd.DataFrame) -> pd.DataFrame:
+def sort_regions(rows: pd.DataFrame) -> pd.DataFrame:
     """Regions of one trial, by how far they exceed clean images at the lower end."""
     excess = rows["teacher_only_low"] - rows["clean_rate"]
     return rows.loc[excess.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)

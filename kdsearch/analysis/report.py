@@ -10,9 +10,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import notes, paired_differences, remembered, sentence
+from kdsearch.analysis.compare import describe_outcome, memory_note, notes, paired_differences
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
-from kdsearch.analysis.regions import strongest_first
+from kdsearch.analysis.regions import sort_regions
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.core.files import as_path, write_text
 from kdsearch.core.terminal import escape_unprintable
@@ -58,9 +58,9 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         if spec:
             policies = policy_frame(spec)
             final = policies[policies["is_final"]].sort_values("probability", ascending=False)
-            pictures["trajectory"] = _png(plots.trajectory(policies))
+            pictures["trajectory"] = _png(plots.plot_trajectory(policies))
         if not regions.empty and (regions["kind"] == "operation").any():
-            pictures["sweeps"] = _png(plots.sweeps(regions))
+            pictures["sweeps"] = _png(plots.plot_sweeps(regions))
         kept = {"policy.json": spec is not None, "regions.json": (trial / "regions.json").is_file()}
         if images:
             kept["samples.npz"] = (trial / "samples.npz").is_file()
@@ -69,8 +69,8 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         lost = [str(trial / name) for name, there in kept.items() if not there]
     page = _PAGE.get_template("report.html").render(
         study={**study.to_dict(), "dropped": ", ".join(json.loads(study["dropped"]))},
-        sentence=sentence(tables),
-        remembered=remembered(tables),
+        sentence=describe_outcome(tables),
+        memory_note=memory_note(tables),
         notes=notes(tables),
         pictures=pictures,
         best=best,
@@ -118,7 +118,7 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
         counts = ["n", "both", "teacher_only", "student_only", "neither", "kl"]
         whole = regions[regions["kind"] != "operation"]
         shown["quadrants"] = whole[["kind", "class_name", "teacher_accuracy", "student_accuracy", *counts]]
-        worst = strongest_first(regions[regions["kind"] == "operation"]).head(12)
+        worst = sort_regions(regions[regions["kind"] == "operation"]).head(12)
         columns = ["operation", "low", "high", "unit", "n", "teacher_accuracy", "student_accuracy", "teacher_only_rate"]
         if not worst.empty:
             shown["worst"] = worst[[*columns, "teacher_only_low", "teacher_only_high", "clean_rate", "kl"]]

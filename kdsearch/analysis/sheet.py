@@ -12,7 +12,7 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from kdsearch.analysis.plots import ALONE, ShownFigure, number, span
+from kdsearch.analysis.plots import ALONE, ShownFigure, format_number, format_range
 from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, Setting
@@ -108,7 +108,7 @@ def contents(spec: PolicySpec, images: Tensor, *, which: str = "final", most: in
     sentences = {
         "never applied": [name for name in settings if name not in used],
         "no effect on gray images": idle,
-        "not drawn here": [f"{name} (rate {number(spec.rate(name, which))})" for name in shown[len(kept) :]],
+        "not drawn here": [f"{name} (rate {format_number(spec.rate(name, which))})" for name in shown[len(kept) :]],
     }
     rows = [
         Row(
@@ -138,10 +138,10 @@ def operation_tiles(name: str, setting: Setting, images: Tensor, fill: str) -> t
 
 def _text(spec: PolicySpec, name: str, which: str) -> str:
     setting = spec.which(which)[name]
-    text = f"probability {setting.probability:.2f}, rate {number(spec.rate(name, which))}"
+    text = f"probability {setting.probability:.2f}, rate {format_number(spec.rate(name, which))}"
     if setting.low is None or setting.high is None:
         return text
-    return f"{text}\n{span(name, setting.low, setting.high, spec.operations[name].unit)}"
+    return f"{text}\n{format_range(name, setting.low, setting.high, spec.operations[name].unit)}"
 
 
 @dataclass

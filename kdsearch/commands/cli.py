@@ -103,7 +103,7 @@ def search(
 @app.command()
 def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
-    from kdsearch.analysis.compare import notes, sentence
+    from kdsearch.analysis.compare import describe_outcome, notes
     from kdsearch.analysis.frames import frames
 
     tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
@@ -113,7 +113,7 @@ def status(folder: Folder, storage: Storage = None) -> None:
     print_frame(
         tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
     )
-    say(sentence(tables))
+    say(describe_outcome(tables))
     for note in notes(tables):
         say(f"warning: {note}")
     print_mark(tables)
@@ -129,17 +129,17 @@ def regions(
 ) -> None:
     """Where teacher and student disagree, strongest first."""
     from kdsearch.analysis.frames import frames
-    from kdsearch.analysis.plots import save, sweeps
-    from kdsearch.analysis.regions import of_trial
+    from kdsearch.analysis.plots import plot_sweeps, save_figure
+    from kdsearch.analysis.regions import trial_regions
 
     tables = frames(folder, storage=storage, only=("studies", "trials"))
-    table = of_trial(tables, folder, trial)
+    table = trial_regions(tables, folder, trial)
     columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
     ends = ["teacher_only_low", "teacher_only_high"]
     print_frame(table.head(most), [*columns, "teacher_only_rate", *ends, "clean_rate", "kl"])
     print_mark(tables)
     if picture:
-        save(sweeps(table), picture)
+        save_figure(plot_sweeps(table), picture)
         say(picture)
 
 
@@ -155,13 +155,13 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
-    from kdsearch.augment.export import differences, export_policy, left_out
+    from kdsearch.augment.export import differing_operations, export_policy, omitted_operations
     from kdsearch.augment.spec import PolicySpec
     from kdsearch.core.files import write_text
 
     spec = PolicySpec.load(policy_path(policy, storage))
     text = export_policy(spec, to.value, which.value)
-    for what, found in (("left out", left_out), ("differs", differences)):
+    for what, found in (("left out", omitted_operations), ("differs", differing_operations)):
         for name, reason in found(spec, to.value, which.value).items():
             say(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
     if output is None:

@@ -49,9 +49,9 @@ def print_table(columns: list[str], rows: list[list[str]]) -> None:
 
 def print_mark(tables: Mapping[str, Any]) -> None:
     """What to bear in mind of the frames of a search whose teacher has seen search-validation."""
-    from kdsearch.analysis.compare import remembered
+    from kdsearch.analysis.compare import memory_note
 
-    if note := remembered(tables):
+    if note := memory_note(tables):
         say(note)
 
 

@@ -71,7 +71,7 @@ class Display:
             parts.append(f"teacher on the policy's images {record.teacher_accuracy:.0%}")
         if self._best:
             parts.append(f"best {self._best}")
-        parts.append(f"about {duration(self._left())} left")
+        parts.append(f"about {format_duration(self._left())} left")
         self.say("  ".join(parts))
 
     def looking(self, run: str, done: int, total: int) -> None:
@@ -115,7 +115,7 @@ class Display:
             "best": self._best or "-",
             "references": "  ".join(f"{k} {v}" for k, v in self._references.items()) or "-",
             "worst region": self._worst or "-",
-            "time left": f"about {duration(self._left())}",
+            "time left": f"about {format_duration(self._left())}",
         }
         for name, text in rows.items():
             table.add_row(name, _shown(text, self.console))
@@ -127,9 +127,9 @@ def _shown(text: str, console: Console) -> Text:
     return Text(escape_unprintable(text, console.encoding))
 
 
-def duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """
-    >>> duration(42.4), duration(400), duration(7000)
+    >>> format_duration(42.4), format_duration(400), format_duration(7000)
     ('42 s', '7 min', '1.9 h')
     """
     if seconds < 90:

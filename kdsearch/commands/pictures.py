@@ -42,7 +42,7 @@ def sheet(
     storage: Storage = None,
 ) -> None:
     """Draw what a policy does to images: each operation over its range, and draws of the whole policy."""
-    from kdsearch.analysis.plots import save
+    from kdsearch.analysis.plots import save_figure
     from kdsearch.analysis.sheet import policy_sheet
     from kdsearch.augment.spec import PolicySpec
     from kdsearch.data.images import load_images
@@ -52,7 +52,7 @@ def sheet(
     if images is None and own.is_file():
         images = own
     shown = None if images is None else load_images(images)
-    save(policy_sheet(spec, shown, which=which.value, most=most), output)
+    save_figure(policy_sheet(spec, shown, which=which.value, most=most), output)
     say(output)
 
 
@@ -65,8 +65,7 @@ def diff(
 ) -> None:
     """Compare two policies operation by operation, the largest change first."""
     from kdsearch.analysis.diff import other_differences, policy_diff
-    from kdsearch.analysis.plots import check_picture, save
-    from kdsearch.analysis.plots import policy_diff as draw
+    from kdsearch.analysis.plots import check_picture, plot_diff, save_figure
     from kdsearch.augment.spec import PolicySpec
 
     a, b = (PolicySpec.load(policy_path(path, storage)) for path in (policy, other))
@@ -85,7 +84,7 @@ def diff(
     else:
         say("no operation that is applied differs")
     if output:
-        save(draw(frame, (str(policy), str(other))), output)
+        save_figure(plot_diff(frame, (str(policy), str(other))), output)
         say(output)
 
 
@@ -96,15 +95,14 @@ def trajectory(
 ) -> None:
     """Draw how probabilities and ranges moved while the student trained."""
     from kdsearch.analysis.frames import policy_frame
-    from kdsearch.analysis.plots import save
-    from kdsearch.analysis.plots import trajectory as draw
+    from kdsearch.analysis.plots import plot_trajectory, save_figure
     from kdsearch.augment.spec import PolicySpec
 
     path = policy_path(policy, storage)
     spec = PolicySpec.load(path)
     if len(spec.schedule) == 1:
         raise KdsearchError(f"{path}: the policy has one moment only, so nothing moves; see `kdsearch sheet`")
-    save(draw(policy_frame(spec)), output)
+    save_figure(plot_trajectory(policy_frame(spec)), output)
     say(output)
 
 
@@ -141,8 +139,8 @@ def rank(
 ) -> None:
     """Score policies by what they do to the teacher; no student is trained."""
     from kdsearch.analysis.frames import check_table, write_frame
-    from kdsearch.analysis.plots import check_picture, save, scores
-    from kdsearch.commands.rank import meaning
+    from kdsearch.analysis.plots import check_picture, plot_scores, save_figure
+    from kdsearch.commands.rank import explain_ranking
     from kdsearch.commands.rank import rank as run
 
     if table:
@@ -161,12 +159,12 @@ def rank(
         storage=storage,
     )
     print_table(*_ranking(ranked.to_dict("records")))
-    say(meaning(ranked))
+    say(explain_ranking(ranked))
     if table:
         write_frame(ranked, table)
         say(table)
     if picture:
-        save(scores(ranked), picture)
+        save_figure(plot_scores(ranked), picture)
         say(picture)
 
 
@@ -191,11 +189,11 @@ def _ranking(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _change(one: float, two: float) -> str:
     """Two numbers and their difference; NaN is one that a policy does not have."""
-    from kdsearch.analysis.plots import number
+    from kdsearch.analysis.plots import format_number
 
     if one != one and two != two:
         return ""
     if one == two:
-        return number(one)
-    both = " → ".join("none" if value != value else number(value) for value in (one, two))
+        return format_number(one)
+    both = " → ".join("none" if value != value else format_number(value) for value in (one, two))
     return both if "none" in both else f"{both} ({two - one:+.2g})"

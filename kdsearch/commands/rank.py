@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import Subset
 
-from kdsearch.analysis.frames import MEASURED, Frame, frame, frames
+from kdsearch.analysis.frames import MEASURED, Frame, frames, make_frame
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.policy import Policy, trivial
@@ -110,12 +110,12 @@ def rank(
     for name, (kind, policy) in {**scored, **{name: ("given", policy) for name, policy in given.items()}}.items():
         result = score(policy, baseline, views=views, floor=ready.space.settings().floor, seed=study.seed)
         rows.append({"study": study.name, "policy": as_text(name), "kind": kind, "split": split, **_row(result)})
-    return frame("scores", rows).sort_values(
+    return make_frame("scores", rows).sort_values(
         ["keeps_floor", "stddev_ratio"], ascending=[False, True], ignore_index=True
     )
 
 
-def meaning(table: Frame) -> str:
+def explain_ranking(table: Frame) -> str:
     """What the order of a ranking means, in a sentence; and for which policies the floor is not clear."""
     floor = table["floor"].iloc[0]
     kept = "" if floor != floor else (

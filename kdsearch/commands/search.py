@@ -10,11 +10,11 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from kdsearch.analysis.compare import sentence
+from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.commands.display import Display, duration, settings_line
+from kdsearch.commands.display import Display, format_duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
 from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, hold_signals
@@ -254,7 +254,7 @@ class _Search:
         trials, epochs = number_of(self.budget.trials, "trial"), number_of(self.budget.epochs, "epoch")
         seeds = self.budget.confirmation
         last = f"confirmation on {number_of(seeds, 'seed')}" if seeds else "no confirmation"
-        say(f"{trials} of {epochs}, {len(REFERENCES)} references, {last}: about {duration(left)}")
+        say(f"{trials} of {epochs}, {len(REFERENCES)} references, {last}: about {format_duration(left)}")
 
     def references(self) -> None:
         """Runs without a learned policy."""
@@ -313,7 +313,7 @@ class _Search:
         tables = frames(self.folder, storage=self.url)
         write_frames(tables, self.folder / "frames", "parquet")
         report = write_page(self.folder, tables)
-        best, said = self._best(), sentence(tables)
+        best, said = self._best(), describe_outcome(tables)
         say = self.display.say
         say("")
         say(said)

@@ -24,7 +24,7 @@ from strategies import (
 )
 
 import kdsearch as kd
-from kdsearch.augment.export import EXPORTERS, differences, left_out
+from kdsearch.augment.export import EXPORTERS, differing_operations, omitted_operations
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.spec import Limits, Setting, Snapshot
 from kdsearch.core.maths import generator
@@ -63,7 +63,7 @@ def use(spec: kd.PolicySpec) -> None:
                 assert to == "albumentations"  # which cannot express them all
                 continue
             json.loads(text) if to == "json" else compile(text, to, "exec")
-            left_out(spec, to, which), differences(spec, to, which)
+            omitted_operations(spec, to, which), differing_operations(spec, to, which)
 
 
 @pytest.fixture(scope="module", autouse=True)

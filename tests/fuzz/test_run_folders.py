@@ -30,7 +30,7 @@ from strategies import (
 )
 
 import kdsearch as kd
-from kdsearch.analysis.compare import sentence
+from kdsearch.analysis.compare import describe_outcome
 from kdsearch.commands.cli import main
 
 FILES = (
@@ -80,7 +80,7 @@ def read(world, reader: str) -> str | None:
     folder = world.given / "run"
     if reader == "frames":
         tables = kd.frames(folder)
-        sentence(tables)
+        describe_outcome(tables)
         if not tables["regions"].empty:
             kd.regions(folder)
         return None

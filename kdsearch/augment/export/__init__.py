@@ -3,11 +3,11 @@
 from collections.abc import Callable, Mapping
 
 from kdsearch.augment.export import albumentations, json, kornia, torchvision
-from kdsearch.augment.export.source import applied
+from kdsearch.augment.export.source import applied_operations
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 
-__all__ = ["EXPORTERS", "differences", "export_policy", "left_out"]
+__all__ = ["EXPORTERS", "differing_operations", "export_policy", "omitted_operations"]
 
 EXPORTERS: Mapping[str, Callable[[PolicySpec, str], str]] = {
     "albumentations": albumentations.source,
@@ -28,17 +28,17 @@ def export_policy(spec: PolicySpec, to: str, which: str = "final") -> str:
     return EXPORTERS[_target(to)](spec, which)
 
 
-def left_out(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
+def omitted_operations(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
     """The operations that can happen but that the target cannot express, and why.
 
     Raises:
         KdsearchError: unknown export target, or unknown part of a policy.
     """
     reasons = _LEFT_OUT.get(_target(to), {})
-    return {name: reasons[name] for name in applied(spec, which) if name in reasons}
+    return {name: reasons[name] for name in applied_operations(spec, which) if name in reasons}
 
 
-def differences(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
+def differing_operations(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
     """The operations that can happen and are exported, but give other pixels or numbers than here, and how.
 
     Raises:

@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kdsearch.augment.export.source import applied
+from kdsearch.augment.export.source import applied_operations
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
@@ -225,7 +225,7 @@ def source(spec: PolicySpec, which: str) -> str:
     Raises:
         KdsearchError: everything that can happen would be left out.
     """
-    names = applied(spec, which)
+    names = applied_operations(spec, which)
     if names and not set(names) - set(LEFT_OUT):
         raise KdsearchError(f"albumentations {VERSION} can do nothing of what this policy does: {', '.join(names)}")
     places = [
@@ -242,7 +242,7 @@ def source(spec: PolicySpec, which: str) -> str:
 def differences(spec: PolicySpec, which: str) -> dict[str, str]:
     """What is exported but not the same, by operation."""
     found = {}
-    for name in applied(spec, which):
+    for name in applied_operations(spec, which):
         reasons = [DIFFERENT[name]] if name in DIFFERENT else []
         if spec.fill == "mean" and _leaves_gaps(name):
             reasons.append(_MEAN)

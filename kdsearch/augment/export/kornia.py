@@ -8,7 +8,13 @@ bins by floor(255.999 x).
 
 from string import Template
 
-from kdsearch.augment.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.augment.export.source import (
+    applied_operations,
+    file_header,
+    geometry_functions,
+    pixel_functions,
+    uniform_counts,
+)
 from kdsearch.augment.operations import LINEAR, OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 
@@ -170,8 +176,8 @@ _LINEAR_LINES = """        rows = change(images, decisions, LINEAR)
 
 def source(spec: PolicySpec, which: str) -> str:
     """The text of a file that defines `policy`, an `nn.Module`."""
-    names = applied(spec, which)
-    table, count = uniforms(names, 2)
+    names = applied_operations(spec, which)
+    table, count = uniform_counts(names, 2)
     steps = ""
     if any(OPERATIONS[name].matrix for name in names):
         steps += "        warp(images, decisions)\n"
@@ -179,11 +185,11 @@ def source(spec: PolicySpec, which: str) -> str:
         steps += _LINEAR_LINES
     if any(OPERATIONS[name].pixels for name in names):
         steps += "        change(images, decisions, PIXELS)\n"
-    body = table + geometry(names, _warp(names, spec.fill)) + functions(names, _FUNCTIONS)
+    body = table + geometry_functions(names, _warp(names, spec.fill)) + pixel_functions(names, _FUNCTIONS)
     if "change(" in steps:
         body += _CHANGE
     body += _CLASS.substitute(count=count) + steps + "        return images.to(dtype)\n\n\npolicy = Policy()\n"
-    return header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
+    return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
 
 
 def _warp(names: list[str], fill: str) -> str:

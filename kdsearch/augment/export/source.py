@@ -153,19 +153,19 @@ _LINEAR_COMMENT = """
 """
 
 
-def applied(spec: PolicySpec, which: str) -> list[str]:
+def applied_operations(spec: PolicySpec, which: str) -> list[str]:
     """The operations that can happen, in table order."""
     settings = spec.which(which)
     return [name for name in OPERATIONS if name in settings and settings[name].probability > 0]
 
 
-def header(spec: PolicySpec, which: str, *, title: str, usage: str, imports: Mapping[str, str], body: str) -> str:
+def file_header(spec: PolicySpec, which: str, *, title: str, usage: str, imports: Mapping[str, str], body: str) -> str:
     """Everything above the functions.
 
     Args:
         imports: By the name that the body of the file uses; the others are left out.
     """
-    moves = any(OPERATIONS[name].matrix for name in applied(spec, which))
+    moves = any(OPERATIONS[name].matrix for name in applied_operations(spec, which))
     geometry = f", those of geometry as one warp (bilinear, {_FILL[spec.fill]})" if moves else ""
     drawn = _DRAWN.substitute(n=spec.operations_per_image, total=len(spec.operations), geometry=geometry)
     return _HEADER.substitute(
@@ -182,7 +182,7 @@ def header(spec: PolicySpec, which: str, *, title: str, usage: str, imports: Map
     )
 
 
-def uniforms(names: list[str], others: int) -> tuple[str, str]:
+def uniform_counts(names: list[str], others: int) -> tuple[str, str]:
     """How many random numbers an operation draws: a table for those that need more than the `others`, and the count.
 
     Returns:
@@ -194,7 +194,7 @@ def uniforms(names: list[str], others: int) -> tuple[str, str]:
     return f"UNIFORMS = {{{more}}}  # random numbers of its own, by operation\n", f"{others} + UNIFORMS.get(name, 0)"
 
 
-def geometry(names: list[str], warp: str) -> str:
+def geometry_functions(names: list[str], warp: str) -> str:
     """The matrices of the geometric operations among `names`, the table GEOMETRY that leads to them, and `warp`."""
     moves = [name for name in names if OPERATIONS[name].matrix]
     if not moves:
@@ -203,7 +203,7 @@ def geometry(names: list[str], warp: str) -> str:
     return text + "\n\n" + _mapping("GEOMETRY", moves) + warp
 
 
-def functions(names: list[str], own: Mapping[str, str]) -> str:
+def pixel_functions(names: list[str], own: Mapping[str, str]) -> str:
     """The functions on pixels of the operations `names`, and the tables LINEAR and PIXELS that lead to them."""
     pixels = [name for name in names if not OPERATIONS[name].matrix]
     needed = ["luma"] * bool(_USES_LUMA & set(pixels)) + pixels

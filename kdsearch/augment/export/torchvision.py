@@ -7,7 +7,13 @@ a perspective.
 
 from string import Template
 
-from kdsearch.augment.export.source import applied, functions, geometry, header, uniforms
+from kdsearch.augment.export.source import (
+    applied_operations,
+    file_header,
+    geometry_functions,
+    pixel_functions,
+    uniform_counts,
+)
 from kdsearch.augment.operations import LINEAR, OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 
@@ -172,8 +178,8 @@ _PIXELS_LINES = """        for name, function in PIXELS.items():
 
 def source(spec: PolicySpec, which: str) -> str:
     """The text of a file that defines `policy`, an `nn.Module`."""
-    names = applied(spec, which)
-    table, count = uniforms(names, 3)
+    names = applied_operations(spec, which)
+    table, count = uniform_counts(names, 3)
     steps = ""
     if names:
         steps += "        decided = {name: (magnitude, u) for name, magnitude, u in decisions}\n"
@@ -184,6 +190,6 @@ def source(spec: PolicySpec, which: str) -> str:
     if any(OPERATIONS[name].pixels for name in names):
         steps += _PIXELS_LINES
     warp = _WARP.substitute(_PERSPECTIVE if "perspective" in names else _AFFINE, sampling=_SAMPLING[spec.fill])
-    body = table + geometry(names, warp) + functions(names, _FUNCTIONS)
+    body = table + geometry_functions(names, warp) + pixel_functions(names, _FUNCTIONS)
     body += _CLASS.substitute(count=count) + steps + "        return image\n\n\npolicy = Policy()\n"
-    return header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
+    return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
