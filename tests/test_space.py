@@ -40,7 +40,7 @@ def test_a_file_that_names_the_least_has_the_rest_as_the_study_says(load):
         **told, phases=(), passes=None, warm_up=0.1, probability=0.5, extent=0.5, floor=0.3, objective=dict(TST)
     )
     assert space.settings() == rest
-    filled = space.filled({"divergence": 0.5}, None)
+    filled = space.with_defaults({"divergence": 0.5}, None)
     assert filled.settings() == replace(rest, floor=None, objective={"divergence": 0.5})
     assert filled.numbers == told
 
@@ -54,7 +54,7 @@ def test_what_the_file_names_comes_before_what_the_study_says(load):
         probability="0.25",
         extent="0.75",
     )
-    settings = load(text).filled({"student_wrong": 2.0, "divergence": 3.0}, None).settings()
+    settings = load(text).with_defaults({"student_wrong": 2.0, "divergence": 3.0}, None).settings()
     assert settings.prior_strength is None and settings.floor == 0.5
     assert (settings.warm_up, settings.probability, settings.extent) == (0.0, 0.25, 0.75)
     assert settings.objective == {"student_wrong": 0.0, "divergence": 3.0, "teacher_entropy": 0.25}
@@ -63,7 +63,7 @@ def test_what_the_file_names_comes_before_what_the_study_says(load):
 
 
 def test_false_switches_the_floor_off(load):
-    assert load(toml(floor="false")).filled(TST, 0.3).settings().floor is None
+    assert load(toml(floor="false")).with_defaults(TST, 0.3).settings().floor is None
 
 
 def test_phases_take_the_place_of_the_interval(load):
@@ -302,11 +302,11 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
         toml(interval=None, phases="[0.5]", passes="1"),
         toml(interval=None, phases="[0.25]", passes="1"),
     ):
-        after = fixed(load(text).filled(tiny_study.objective, tiny_study.floor))
+        after = fixed(load(text).with_defaults(tiny_study.objective, tiny_study.floor))
         assert after not in seen, text
         seen.append(after)
-    assert fixed(load(toml()).filled({"student_wrong": 1.0}, 0.3)) != before
-    assert fixed(load(toml(floor="0.3")).filled(TST, 9.0)) == before
+    assert fixed(load(toml()).with_defaults({"student_wrong": 1.0}, 0.3)) != before
+    assert fixed(load(toml(floor="0.3")).with_defaults(TST, 9.0)) == before
     assert before["policy.floor"] == 0.3 and before["objective.student_wrong"] == 1.0
     assert not {"objective", "floor", "space"} & set(before)
 
@@ -315,7 +315,7 @@ def test_warm_up_phases_and_passes_of_a_space_reach_the_policy_steps(tiny_study,
     ready = ready_with(tiny_study, load, toml(warm_up="0.2"), tmp_path).ready
     steps = ready.policy_steps(ready.space.settings())
     assert (steps.interval, steps.warm_up, steps.phases) == (3, 0.2, ())
-    phases = load(toml(interval=None, phases="[0.1, 0.5]", passes="3", prior_strength="false")).filled(TST, None)
+    phases = load(toml(interval=None, phases="[0.1, 0.5]", passes="3", prior_strength="false")).with_defaults(TST, None)
     steps = ready.policy_steps(phases.settings())
     assert (steps.phases, steps.passes, steps.prior_strength, steps.floor) == ((0.1, 0.5), 3, None, None)
 

@@ -402,9 +402,9 @@ def test_off_a_terminal_the_look_is_told_once_and_then_every_ten_seconds(
     monkeypatch.setattr("kdsearch.commands.display.time.monotonic", lambda: now)
     with Display() as display:
         for done in range(0, 5001, 100):
-            display.looking("trial 0", done, 5000)
+            display.look("trial 0", done, 5000)
             now += 0.5
-        display.looking("trial 0", 0, 0)
+        display.look("trial 0", 0, 0)
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["trial 0  looking for disagreement", "trial 0  looking for disagreement  42% of 5000 images"]
     assert len(lines) == 3

@@ -72,9 +72,9 @@ def test_an_interruption_that_is_swallowed_or_made_another_error_is_one_all_the_
     with Interrupts() as interrupts:
         with suppress(KeyboardInterrupt):  # as a `__del__` would
             strike()
-        with pytest.raises(KeyboardInterrupt), interrupts.first():
+        with pytest.raises(KeyboardInterrupt), interrupts.prefer_interruption():
             raise UnboundLocalError("updated_state")
-    with Interrupts() as interrupts, pytest.raises(ZeroDivisionError), interrupts.first():
+    with Interrupts() as interrupts, pytest.raises(ZeroDivisionError), interrupts.prefer_interruption():
         raise ZeroDivisionError
 
 

@@ -97,7 +97,7 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     )
 
 
-def notes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
+def collect_notes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
     """What was warned of: in the references, and in the best trial."""
     trials = tables["trials"]
     told = trials[(trials["origin"] == "reference") | trials["is_best"].fillna(False)].dropna(subset="warnings")

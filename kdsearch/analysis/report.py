@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import describe_outcome, memory_note, notes, paired_differences
+from kdsearch.analysis.compare import collect_notes, describe_outcome, memory_note, paired_differences
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import sort_regions
 from kdsearch.analysis.sheet import policy_sheet
@@ -71,7 +71,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         study={**study.to_dict(), "dropped": ", ".join(json.loads(study["dropped"]))},
         sentence=describe_outcome(tables),
         memory_note=memory_note(tables),
-        notes=notes(tables),
+        notes=collect_notes(tables),
         pictures=pictures,
         best=best,
         lost=lost,

@@ -103,7 +103,7 @@ def search(
 @app.command()
 def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
-    from kdsearch.analysis.compare import describe_outcome, notes
+    from kdsearch.analysis.compare import collect_notes, describe_outcome
     from kdsearch.analysis.frames import frames
 
     tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
@@ -114,7 +114,7 @@ def status(folder: Folder, storage: Storage = None) -> None:
         tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
     )
     say(describe_outcome(tables))
-    for note in notes(tables):
+    for note in collect_notes(tables):
         say(f"warning: {note}")
     print_mark(tables)
 

@@ -74,7 +74,7 @@ class Display:
         parts.append(f"about {format_duration(self._left())} left")
         self.say("  ".join(parts))
 
-    def looking(self, run: str, done: int, total: int) -> None:
+    def look(self, run: str, done: int, total: int) -> None:
         """A run has finished its last epoch, and looks where teacher and student disagree: so many images are done.
 
         Off a terminal the first line of a run is said at once, others 10 seconds apart.
@@ -88,7 +88,7 @@ class Display:
             self.say(self._now)
             self._said = time.monotonic()
 
-    def ended(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
+    def end_run(self, run: str, outcome: Outcome, *, best: str | None = None) -> None:
         """A run has finished; `best` names the best trial so far, and is missing for a reference."""
         value = self.scale.text(outcome.value, outcome.value_se)
         line = f"{run}: {value}"

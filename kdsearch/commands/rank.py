@@ -90,7 +90,7 @@ def rank(
             display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
         whole = study.train if split == "train" else study.search_validation
         train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
-        fewer = replace(study, train=train).placed(device)
+        fewer = replace(study, train=train).place_data(device)
         looked = {**looked, "train": first_batch(train, LOOKED_AT)}
         ready, dropped, *_ = make_ready(fewer, looked, folder, device=device)
         data = (

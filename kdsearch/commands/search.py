@@ -123,7 +123,7 @@ def search(
         Interrupts() as interrupts,
         own_generators(),
         _in_words(folder, url),
-        interrupts.first(),
+        interrupts.prefer_interruption(),
         _only_one(folder),
     ):
         search_: _Search | None = None
@@ -265,7 +265,7 @@ class _Search:
                 self.display.say(f"{name}: failed (nan: {found})")
             else:
                 self.measured[False].append(found.seconds)
-                self.display.ended(name, found)
+                self.display.end_run(name, found)
                 if found.at_chance and found.student and not told:
                     steps = self.budget.epochs * self.budget.steps
                     self.display.say(f"  {chance_reasons(found.student, steps, self.budget.batch)}")
@@ -337,7 +337,7 @@ class _Search:
 
         self.display.expect(self._seconds_left())
         self._take_over(trial, folder)
-        with self.interrupts.first():
+        with self.interrupts.prefer_interruption():
             outcome = run_trial(
                 self.ready,
                 folder,
@@ -375,7 +375,7 @@ class _Search:
         assert best is not None
         result = read_result(self.folder, self._trial_folder(best.number)) or ResultFile()
         named = f"{self.display.scale.text(best.value, result.value_se)} (trial {best.number})"
-        self.display.ended(f"trial {event.number}", outcome, best=named)
+        self.display.end_run(f"trial {event.number}", outcome, best=named)
 
     def _show(self, run: str, record: EpochRecord) -> None:
         self.interrupts.check()
@@ -394,7 +394,7 @@ class _Search:
 
     def _look(self, run: str, done: int, total: int) -> None:
         self.interrupts.check()
-        self.display.looking(run, done, total)
+        self.display.look(run, done, total)
 
     def _trial_folder(self, number: int) -> Path:
         return trial_folder(self.folder, number)

@@ -44,7 +44,7 @@ class Interrupts:
             self._before[self._heard[0]](self._heard[0], None)
 
     @contextmanager
-    def first(self) -> Iterator[None]:
+    def prefer_interruption(self) -> Iterator[None]:
         """Work whose failure after a signal is the interruption, and not a failure of its own."""
         try:
             yield

@@ -63,7 +63,7 @@ class Outputs:
         """Of some images of the batch."""
         return self.map(lambda tensor: tensor[index])
 
-    def wide(self) -> "Outputs":
+    def to_float32(self) -> "Outputs":
         """Half-precision tensors as float32."""
         return self.map(lambda t: t.float() if t.dtype in (torch.float16, torch.bfloat16) else t)
 

@@ -20,7 +20,7 @@ from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data.batches import first_batch, load_batches, shuffle_places
 from kdsearch.data.items import MapStyle
 from kdsearch.distill.estimators import policy_gradient
-from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate
+from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate_factor
 from kdsearch.distill.records import EpochRecord, PolicyStep, summarise_policy_steps
 from kdsearch.distill.steps import accuracy_by_view, make_views, mean_distillation_loss, split_batch
 from kdsearch.losses import Projections
@@ -138,7 +138,7 @@ class Distiller:
         total = phase.epochs * phase.steps
         if any(loss.pairs for loss in phase.losses):
             self.fit(phase, first_batch(train, 2, self.device).images)
-        schedule = LambdaLR(self.optimizer, lambda step: learning_rate(step, total))
+        schedule = LambdaLR(self.optimizer, lambda step: learning_rate_factor(step, total))
         self._parts = {"student": self.student, "optimizer": self.optimizer, "schedule": schedule}
         if self.projections is not None:
             self._parts["projections"] = self.projections

@@ -127,7 +127,7 @@ def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
     return AdamW(parameters, lr=2e-3, weight_decay=1e-2)
 
 
-def learning_rate(step: int, total: int) -> float:
+def learning_rate_factor(step: int, total: int) -> float:
     """Linear warm-up over the first tenth, then a cosine to zero; a factor of the optimiser's own rate."""
     warm = max(1, round(WARMUP * total))
     if step < warm:

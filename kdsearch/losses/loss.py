@@ -60,7 +60,7 @@ class Loss:
             KdsearchError: it fails, or gave something else than one number per image or point.
         """
         with calling(f"loss {self.name}"):
-            values = self.function(student.wide(), teacher.wide().detach(), views)
+            values = self.function(student.to_float32(), teacher.to_float32().detach(), views)
         size = len(student.logits)
         if not isinstance(values, Tensor):
             raise KdsearchError(f"loss {self.name}: it gave {type(values).__name__}; allowed: a tensor ({size},)")

@@ -176,7 +176,8 @@ class Ensemble(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         members = [
-            run_network(one, images, f"ensemble's network {i}").wide().logits for i, one in enumerate(self.networks)
+            run_network(one, images, f"ensemble's network {i}").to_float32().logits
+            for i, one in enumerate(self.networks)
         ]
         shapes = list(dict.fromkeys(tuple(logits.shape) for logits in members))
         if len(shapes) > 1:
@@ -260,7 +261,7 @@ def run_network(network: nn.Module, images: Tensor, who: str, layers: Sequence[s
         shape = f"({len(images)}, classes) or ({len(images)}, classes, *space)"
         raise KdsearchError(f"{who}: returned {tuple(logits.shape)} for {len(images)} images; logits are {shape}")
     extras = {k: v for k, v in named.items() if isinstance(v, Tensor) and v.ndim and len(v) == len(images)}
-    return Outputs(logits, features, extras).wide()
+    return Outputs(logits, features, extras).to_float32()
 
 
 def _in_dtype_of(network: nn.Module, images: Tensor) -> Tensor:

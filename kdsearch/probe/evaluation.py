@@ -54,7 +54,7 @@ def measure(
             if answers.logits.ndim == 2:
                 given.append(one_hot(answers.logits.argmax(1), answers.logits.shape[1]).sum(0))
             if metric:
-                kept.append((answers.wide().logits, part.target))
+                kept.append((answers.to_float32().logits, part.target))
     rate, error = _mean(sums, count)
     largest = torch.stack(given).sum(0).max().item() / count if given else math.nan
     if metric is None:

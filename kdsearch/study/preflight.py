@@ -91,7 +91,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
     if (share := shared_items(study.train, study.search_validation)) > MOST_SHARED:
         raise KdsearchError(describe_overlap(share, "the same items"))
     batch = looked["train"].to(device)
-    study = study.placed(device)
+    study = study.place_data(device)
     task = study_task(study)
     try:
         check_fresh(student := study.fresh_student(device), study.fresh_student(device))
@@ -130,7 +130,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     check_kinds(study)
     task = study_task(study)
     _check_device(device)
-    space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
+    space = SearchSpace.load(str(study.space)).with_defaults(study.objective, study.floor)
     found = wrong_numbers(study, space)
     looked = {}
     for name, data in (("train", study.train), ("search_validation", study.search_validation)):
@@ -165,7 +165,7 @@ def make_ready(
             target that is none.
     """
     task = study_task(study)
-    space = SearchSpace.load(str(study.space)).filled(study.objective, study.floor)
+    space = SearchSpace.load(str(study.space)).with_defaults(study.objective, study.floor)
     recipe = study.teacher
     network = recipe.load(folder / "teacher.safetensors") if isinstance(recipe, Recipe) else recipe
     images = looked["train"].images.to(device)
@@ -175,7 +175,7 @@ def make_ready(
     with torch.no_grad():
         _check_logits(teacher(images[:2]), task, "teacher")
     dropped = ineffective_operations(images, space.limits, space.fill)
-    space = space.without(dropped)
+    space = space.drop(dropped)
     splits = {"train": study.train, "search_validation": study.search_validation}
     _check_answers(teacher, images[:TRIED], space, task)
     train, validation = (

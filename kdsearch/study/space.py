@@ -134,7 +134,7 @@ class SearchSpace:
         """The numbers that the search chooses."""
         return {name: value for name, value in self.numbers.items() if isinstance(value, Range)}
 
-    def filled(self, objective: Mapping[str, float], floor: float | None) -> "SearchSpace":
+    def with_defaults(self, objective: Mapping[str, float], floor: float | None) -> "SearchSpace":
         """The space with a study's weights and floor where the file names none."""
         own = {name: value for name, value in UNNAMED.items() if name in POLICY}
         return replace(self, unnamed={**own, "floor": floor, **objective})
@@ -149,7 +149,7 @@ class SearchSpace:
         weights = {name: values.pop(name) for name in [*values] if name in OBJECTIVES}
         return Settings(**values, phases=self.phases, objective=weights)
 
-    def without(self, names: Iterable[str]) -> "SearchSpace":
+    def drop(self, names: Iterable[str]) -> "SearchSpace":
         """The space with some operations left out; fewer per image where not so many are left."""
         dropped = set(names)
         limits = {name: limit for name, limit in self.limits.items() if name not in dropped}

@@ -141,7 +141,7 @@ class Study:
             build_lazy(network, first_batch(self.train, 2, device).images)
         return network
 
-    def placed(self, device: str) -> "Study":
+    def place_data(self, device: str) -> "Study":
         """The same study, its images in the device's memory, or read by its worker processes."""
         train, validation = (
             placed(data, workers=self.workers, device=device) for data in (self.train, self.search_validation)

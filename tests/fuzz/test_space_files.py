@@ -42,11 +42,11 @@ BASES = {"small": SMALL, **SHIPPED}
 
 def use(space: kd.SearchSpace) -> None:
     """All that is done with a space before a trial."""
-    whole = space.filled(dict(kd.TST), 0.3)
+    whole = space.with_defaults(dict(kd.TST), 0.3)
     space.fingerprint(), whole.fingerprint()
     settings = whole.settings({name: value.high for name, value in space.ranges.items()})
     settings.numbers()
-    for s in (space, space.without(list(space.limits)[1:])):
+    for s in (space, space.drop(list(space.limits)[1:])):
         start = s.settings()
         policy = kd.Policy(s.limits, start.operations_per_image, probability=start.probability, extent=start.extent,
                            fill=s.fill)  # fmt: skip
