@@ -10,12 +10,13 @@ from sklearn.metrics import balanced_accuracy_score
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.analysis.scale import Scale
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.preflight import check_inputs
 from kdsearch.study.study import Study
-from kdsearch.tasks.metrics import Scale, metric_name, metric_value
+from kdsearch.tasks.metrics import metric_name, metric_value
 
 
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -20,6 +20,7 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import WORDS, describe_outcome, paired_differences, t_interval
 from kdsearch.analysis.frames import make_frame
+from kdsearch.analysis.scale import Scale
 from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import clopper_pearson
@@ -32,7 +33,7 @@ from kdsearch.probe.evaluation import measure, measure_teacher
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import check_inputs, preflight
 from kdsearch.study.study import Study
-from kdsearch.tasks.metrics import Scale, metric_value
+from kdsearch.tasks.metrics import metric_value
 
 FINE = EpochRecord(
     **{field.name: 0.0 for field in fields(EpochRecord)}

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdsearch.tasks.metrics import ACCURACY, Scale
+from kdsearch.analysis.scale import Scale
+from kdsearch.tasks.metrics import ACCURACY
 
 WORDS = {
     "identity": "an identity second view",

@@ -17,11 +17,11 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from kdsearch.analysis.compare import seed_table
+from kdsearch.analysis.scale import Scale
 from kdsearch.augment.operations import OPERATIONS
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
 from kdsearch.core.terminal import escape_unprintable
-from kdsearch.tasks.metrics import Scale
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies

@@ -13,11 +13,12 @@ from kdsearch.analysis import plots
 from kdsearch.analysis.compare import collect_notes, describe_outcome, memory_note, paired_differences
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import sort_regions
+from kdsearch.analysis.scale import Scale
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.core.files import as_path, write_text
 from kdsearch.core.terminal import escape_unprintable
 from kdsearch.study.run_folder import read_policy, read_samples, trial_folder
-from kdsearch.tasks.metrics import ACCURACY, Scale
+from kdsearch.tasks.metrics import ACCURACY
 
 ROUNDING = 1e-12  # what is left of differences of equal numbers
 TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all

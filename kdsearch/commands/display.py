@@ -11,11 +11,12 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from kdsearch.analysis.scale import Scale
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.terminal import escape_unprintable
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.run import Outcome
-from kdsearch.tasks.metrics import ACCURACY, Scale
+from kdsearch.tasks.metrics import ACCURACY
 
 QUIET = 10  # seconds between two lines of progress, off a terminal
 

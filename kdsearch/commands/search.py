@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
+from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, format_duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
@@ -46,7 +47,7 @@ from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.study.study import REFERENCES, Study, load_study
 from kdsearch.study.wiring import check_kinds
-from kdsearch.tasks.metrics import ACCURACY, Scale, metric_name
+from kdsearch.tasks.metrics import ACCURACY, metric_name
 
 OnRecord = Callable[[str, EpochRecord], object]  # the name of a run, what its last epoch measured
 
