@@ -23,8 +23,9 @@ from rich.table import Table
 from torchvision.transforms import v2
 
 import kdsearch as kd
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
-from kdsearch.study.study import Ready, load_study
+from kdsearch.study.study import load_study
 
 STUDY = "cifar10_resnet56_resnet20"
 NAMES = ("one view", "identity", "flip and crop", "trivial", "policy")

@@ -13,7 +13,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 
 import kdsearch as kd
 from kdsearch.study.preflight import preflight
-from kdsearch.study.study import Ready, Study, load_study
+from kdsearch.study.ready import Ready
+from kdsearch.study.study import Study, load_study
 
 
 def options(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:

@@ -17,7 +17,7 @@ from rich.table import Table
 import kdsearch as kd
 from kdsearch.core.maths import generator
 from kdsearch.data.batches import batches_in_order
-from kdsearch.study.study import Ready
+from kdsearch.study.ready import Ready
 
 DELTA = 0.3
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.table import Table
 
 from kdsearch.distill.records import EpochRecord
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
-from kdsearch.study.study import Ready
 
 LAST = 3  # epochs
 

@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
-from kdsearch.study.study import Ready, load_study
+from kdsearch.study.study import load_study
 
 
 def main() -> None:

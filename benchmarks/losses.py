@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
-from kdsearch.study.study import Ready
 
 PAIRS = [("2", "2"), ("5", "5"), ("8", "8")]  # after the ReLU of each block
 LAST = "10"  # the pooled vector before the linear layer

@@ -22,8 +22,8 @@ from kdsearch.core.maths import generator
 from kdsearch.data.batches import batches_in_order
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.estimators import GATES
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
-from kdsearch.study.study import Ready
 
 OPERATION, OTHERS, STEPS, WITHIN = "rotate", 7, 400, 0.05
 

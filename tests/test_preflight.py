@@ -17,7 +17,8 @@ from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study import costs
 from kdsearch.study.costs import check_memory, estimate_seconds
 from kdsearch.study.preflight import _remembers, check_inputs, preflight
-from kdsearch.study.study import Ready, Study
+from kdsearch.study.ready import Ready
+from kdsearch.study.study import Study
 
 
 def refused(study: Study, tmp_path: Any) -> str:

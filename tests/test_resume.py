@@ -27,8 +27,9 @@ from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.records import EpochRecord
 from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.hpo import Trial, open_search, run_trials
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import _named, run_trial
-from kdsearch.study.study import Ready, Study
+from kdsearch.study.study import Study
 
 TASK = kd.Classification.of(10)
 SMALL = kd.Budget(trials=2, epochs=6, steps=4, batch=16, confirmation=1)

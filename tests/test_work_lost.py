@@ -26,8 +26,8 @@ from kdsearch.core.sources import hash_source
 from kdsearch.distill.estimators import Sample, endpoint
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.hpo import Trial, open_search, run_trials
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import Outcome
-from kdsearch.study.study import Ready
 
 SPACE = """
 [policy]

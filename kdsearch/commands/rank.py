@@ -22,8 +22,9 @@ from kdsearch.data.items import MapStyle
 from kdsearch.networks.teachers import Recipe
 from kdsearch.probe.scores import Baseline, Score, score
 from kdsearch.study.preflight import LOOKED_AT, check_inputs, make_ready
+from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run_folder import as_text, trial_folder
-from kdsearch.study.study import REFERENCES, Ready, Study, load_study
+from kdsearch.study.study import Study, load_study
 from kdsearch.study.wiring import check_kinds
 
 Scored = Policy | FixedTransform | None  # None: a second view identical to the first

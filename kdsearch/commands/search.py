@@ -42,10 +42,11 @@ from kdsearch.study.hpo import (
     translate_storage_errors,
 )
 from kdsearch.study.preflight import Findings, preflight
+from kdsearch.study.ready import REFERENCES
 from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
-from kdsearch.study.study import REFERENCES, Study, load_study
+from kdsearch.study.study import Study, load_study
 from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import ACCURACY, metric_name
 

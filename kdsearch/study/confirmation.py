@@ -11,10 +11,10 @@ from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
+from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import read_confirmation
 from kdsearch.study.space import Settings
-from kdsearch.study.study import REFERENCES, Ready
 
 RUNS = ("learned", "frozen", *REFERENCES)  # of each seed
 SHARED = ("identity", "trivial")  # nothing of the winner's is in them; the study, its budget and seeds are the folder's

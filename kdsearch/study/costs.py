@@ -15,7 +15,7 @@ from kdsearch.core.values import Batch
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.steps import count_parts
 from kdsearch.probe.evaluation import measure
-from kdsearch.study.study import Ready
+from kdsearch.study.ready import Ready
 
 GIB = 2**30
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly

@@ -23,8 +23,9 @@ from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.costs import check_memory, estimate_seconds
+from kdsearch.study.ready import Ready
 from kdsearch.study.space import SearchSpace
-from kdsearch.study.study import Ready, Saw, Study
+from kdsearch.study.study import Saw, Study
 from kdsearch.study.survey import (
     MOST_SHARED,
     Survey,

@@ -8,8 +8,8 @@ from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
+from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
-from kdsearch.study.study import REFERENCES, Ready
 
 
 def missing_references(folder: Path) -> list[str]:

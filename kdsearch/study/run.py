@@ -27,7 +27,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.outputs import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
-from kdsearch.study.study import Ready
+from kdsearch.study.ready import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
 SHOWN = 4  # images kept for the pictures of a policy

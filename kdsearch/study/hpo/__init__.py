@@ -1,6 +1,6 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
-from kdsearch.study.hpo.kept import check_kept, read_kept_trials
+from kdsearch.study.hpo.folder import check_kept, read_kept_trials
 from kdsearch.study.hpo.storage import (
     Best,
     TrialRow,
