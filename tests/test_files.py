@@ -23,7 +23,6 @@ from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.frames import make_frame
 from kdsearch.analysis.plots import plot_diff, plot_scores, save_figure
 from kdsearch.augment.policy import Policy
-from kdsearch.commands import search as job
 from kdsearch.commands.cli import main
 from kdsearch.commands.console import MANY, print_table
 from kdsearch.commands.display import Display
@@ -31,6 +30,7 @@ from kdsearch.commands.rank import gather
 from kdsearch.core import archives, files
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, read_text, write_bytes, write_text
+from kdsearch.core.locks import lock_folder
 from kdsearch.data.images import load_images
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.study.run_folder import as_text
@@ -605,8 +605,11 @@ def test_a_search_removes_what_a_killed_one_was_writing(tmp_path):
     mine = [tmp_path / "notes.partial", tmp_path / ".film.mkv.partial", tmp_path / ".film.2.partial"]
     for path in mine:
         path.write_text("mine")
-    with job._only_one(tmp_path):
-        assert not left.exists() and all(path.exists() for path in mine)
+    theirs = tmp_path / "train/.student.safetensors.0123456789abcdef.partial"
+    with lock_folder(theirs.parent, "training"):
+        theirs.write_text("half")
+        with lock_folder(tmp_path, "search"):
+            assert not left.exists() and all(path.exists() for path in [*mine, theirs])
 
 
 @pytest.fixture

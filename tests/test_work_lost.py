@@ -17,11 +17,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from torch import nn
 
 import kdsearch as kd
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.interrupts import Interrupts, hold_signals
+from kdsearch.core.locks import lock_folder
 from kdsearch.core.sources import hash_source
 from kdsearch.distill.estimators import Sample, endpoint
 from kdsearch.distill.records import EpochRecord
@@ -321,17 +323,15 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few,
     def refused(self: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(job.FileLock, "acquire", refused)
+    monkeypatch.setattr(FileLock, "acquire", refused)
     monkeypatch.setattr(job, "preflight", None)
     with pytest.raises(KdsearchError, match=r"cannot write .*search\.lock: OSError: .*Read-only file system"):
         kd.search(few, out=tmp_path / "run", quiet=True)
 
 
 def test_another_search_in_the_folder_is_refused_before_the_teacher_is_trained(few, tmp_path) -> None:
-    from kdsearch.commands.search import _only_one
-
     untrained = kd.Recipe(lambda: kd.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
-    with _only_one(tmp_path / "run"), pytest.raises(KdsearchError, match="another search is running"):
+    with lock_folder(tmp_path / "run", "search"), pytest.raises(KdsearchError, match="another search is running"):
         kd.search(replace(few, teacher=untrained), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()  # and nothing is left of a search that left nothing
 

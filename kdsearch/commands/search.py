@@ -2,13 +2,11 @@
 
 import importlib.metadata
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.frames import frames, write_frames
@@ -17,8 +15,9 @@ from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, format_duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
-from kdsearch.core.files import PARTIAL, as_path, make_folder, write_bytes, write_json
+from kdsearch.core.files import as_path, make_folder, write_bytes, write_json
 from kdsearch.core.interrupts import Interrupts, hold_signals
+from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
 from kdsearch.distill.guards import chance_reasons
@@ -126,7 +125,7 @@ def search(
         own_generators(),
         _in_words(folder, url),
         interrupts.prefer_interruption(),
-        _only_one(folder),
+        lock_folder(folder, "search"),
     ):
         search_: _Search | None = None
         try:
@@ -146,31 +145,6 @@ def search(
                 search_.finish_after_error()
             raise
         return search_.finish()
-
-
-@contextmanager
-def _only_one(folder: Path) -> Iterator[None]:
-    """One search in a folder; one that leaves nothing in it leaves no folder, nor those around it that it made."""
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
-    lock = FileLock(make_folder(folder) / "search.lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise KdsearchError(f"another search is running in {folder}") from None
-    except (OSError, NotImplementedError) as error:
-        cure = "allowed: a run folder that can be written and locked"
-        raise KdsearchError(f"cannot write {lock.lock_file}: {describe_exception(error)}; {cure}") from None
-    try:
-        for left in folder.rglob(PARTIAL):  # of a search that was killed in the middle of a write
-            left.unlink(missing_ok=True)
-        yield
-    finally:
-        with suppress(OSError):
-            if [*folder.iterdir()] == [Path(lock.lock_file)]:
-                Path(lock.lock_file).unlink()
-                for path in made:
-                    path.rmdir()
-        lock.release()
 
 
 @contextmanager

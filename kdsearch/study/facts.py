@@ -52,10 +52,21 @@ def search_facts(checked: Findings) -> dict[str, Any]:
 def search_identity(checked: Findings) -> dict[str, Any]:
     """What fixes a trial: a search whose own differs from a stored one must not go on with it."""
     ready = checked.ready
-    study = ready.study
+    look = ready.probe.look
     return {
+        **student_identity(checked),
         "operations": {name: OPERATIONS[name].unit for name in ready.space.limits},
         **ready.space.fingerprint(),
+        "policy batch": ready.policy_batch,
+        "look for disagreement": {**asdict(look), "operations": list(look.operations)},
+    }
+
+
+def student_identity(checked: Findings) -> dict[str, Any]:
+    """What fixes a student, the policy left aside."""
+    ready = checked.ready
+    study = ready.study
+    return {
         "train images": len(study.train),
         "train images and labels": checked.content["train"],
         "search-validation images": len(study.search_validation),
@@ -73,11 +84,9 @@ def search_identity(checked: Findings) -> dict[str, Any]:
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
-        "policy batch": ready.policy_batch,
         "parts": study.budget.parts,
         "precision": study.precision,
         "compiled": study.compiled,
-        "look for disagreement": {**asdict(ready.probe.look), "operations": list(ready.probe.look.operations)},
         "seed": study.seed,
     }
 

@@ -18,6 +18,7 @@ from kdsearch.augment.spec import Snapshot
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, to_json_values, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
+from kdsearch.core.sources import hash_source
 from kdsearch.data.batches import varied_batch
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.distiller import Distiller
@@ -27,6 +28,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.outputs import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
+from kdsearch.study.fingerprint import stable_repr
 from kdsearch.study.ready import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
@@ -142,7 +144,7 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     """What tells a run from every other: what it starts from, its settings and its seed."""
     student, policy = distiller.student, distiller.policy
     losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
-    how = (policy.operations_per_image, policy.fill) if isinstance(policy, Policy) else _described(policy)
+    how = (policy.operations_per_image, policy.fill) if isinstance(policy, Policy) else describe_transform(policy)
     start = [weights_hash(network) for network in (student, policy) if isinstance(network, nn.Module)]
     steps = phase.policy_steps and replace(phase.policy_steps, batch=phase.policy_steps.images(phase.batch))
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
@@ -151,8 +153,14 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     return repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))
 
 
-def _described(policy: FixedTransform | None) -> str:
-    return "" if policy is None else f"{policy.transform} {policy.takes}"
+def describe_transform(transform: FixedTransform | None) -> str:
+    """What tells a fixed transform from others, the same in every process."""
+    if transform is None:
+        return ""
+    called = transform.transform
+    code = getattr(called, "__code__", None)  # two lambdas of one line have one source
+    steps = (code.co_code, code.co_consts, code.co_names) if code else ()
+    return f"{stable_repr(called)} {hash_source(called, *steps)} {transform.takes}"
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
