@@ -63,15 +63,15 @@ if TYPE_CHECKING:
     from kdsearch.losses.objectives import OBJECTIVES as OBJECTIVES
     from kdsearch.losses.objectives import TST as TST
     from kdsearch.losses.objectives import objective as objective
-    from kdsearch.networks.outputs import Ensemble as Ensemble
-    from kdsearch.networks.outputs import Normalised as Normalised
-    from kdsearch.networks.outputs import small_convnet as small_convnet
+    from kdsearch.networks.convnets import cifar_resnet as cifar_resnet
+    from kdsearch.networks.convnets import small_convnet as small_convnet
+    from kdsearch.networks.ensemble import Ensemble as Ensemble
     from kdsearch.networks.outputs import tapped as tapped
-    from kdsearch.networks.resnet import cifar_resnet as cifar_resnet
     from kdsearch.networks.teachers import Recipe as Recipe
     from kdsearch.networks.teachers import Teacher as Teacher
     from kdsearch.networks.weights import load_weights as load_weights
     from kdsearch.networks.weights import torchvision_model as torchvision_model
+    from kdsearch.networks.wrappers import Normalised as Normalised
     from kdsearch.probe.disagreement import Probe as Probe
     from kdsearch.probe.evaluation import evaluate as evaluate
     from kdsearch.probe.scores import Baseline as Baseline
@@ -119,13 +119,15 @@ _WHERE = {
         "soft_targets",
         "standardised",
     ],
-    "networks.outputs": ["Ensemble", "Normalised", "small_convnet", "tapped"],
+    "networks.ensemble": ["Ensemble"],
+    "networks.outputs": ["tapped"],
+    "networks.wrappers": ["Normalised"],
     "losses.objectives": ["OBJECTIVES", "TST", "objective"],
     "augment.operations": ["OPERATIONS", "apply"],
     "augment.policy": ["Policy", "random_resized_crop", "trivial"],
     "commands.rank": ["rank"],
     "analysis.report": ["write_report"],
-    "networks.resnet": ["cifar_resnet"],
+    "networks.convnets": ["cifar_resnet", "small_convnet"],
     "probe.scores": ["Baseline", "Score", "score"],
     "study.space": ["SearchSpace"],
     "augment.spec": ["PolicySpec"],

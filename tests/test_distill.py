@@ -18,8 +18,8 @@ from kdsearch.data.batches import ArrayData
 from kdsearch.distill.distiller import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.distill.phase import PolicySteps
 from kdsearch.losses import LOSSES
-from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher
+from kdsearch.networks.wrappers import Normalised
 from kdsearch.probe.evaluation import evaluate, measure_teacher
 from kdsearch.tasks import Classification
 

@@ -28,8 +28,9 @@ from kdsearch.data.images import image_file
 from kdsearch.data.loading import run_file
 from kdsearch.distill.steps import make_views
 from kdsearch.networks.factories import batch_norm_warning, check_fresh
-from kdsearch.networks.outputs import load_state_tensors, state_tensors, unwrap
+from kdsearch.networks.state import load_state_tensors, state_tensors
 from kdsearch.networks.teachers import weights_hash
+from kdsearch.networks.wrappers import unwrap
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import preflight

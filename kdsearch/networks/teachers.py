@@ -25,7 +25,9 @@ from kdsearch.core.maths import derive_seed, own_generators, seed_everything
 from kdsearch.core.sources import hash_source
 from kdsearch.core.values import Outputs
 from kdsearch.networks.factories import check_network, is_unbuilt
-from kdsearch.networks.outputs import EXTRA, Normalised, load_state_tensors, plain_names, run_network, state_tensors
+from kdsearch.networks.outputs import run_network
+from kdsearch.networks.state import EXTRA, load_state_tensors, plain_names, state_tensors
+from kdsearch.networks.wrappers import Normalised
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 from kdsearch.core.archives import check_zip, load_npz
 from kdsearch.core.errors import KdsearchError, calling, describe_exception, problems, unknown
 from kdsearch.core.files import as_path, check_file
-from kdsearch.networks.outputs import EXTRA, Normalised, extra_from_bytes, plain_names, unwrap
+from kdsearch.networks.state import EXTRA, extra_from_bytes, plain_names
+from kdsearch.networks.wrappers import Normalised, unwrap
 
 SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".th", ".ckpt", ".bin", ".tar")
 WEIGHTS = "weights"  # what a file should be, in messages

@@ -12,8 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from kdsearch.data.batches import shuffled
 from kdsearch.data.items import MapStyle
-from kdsearch.networks.outputs import Normalised
 from kdsearch.networks.teachers import Teacher
+from kdsearch.networks.wrappers import Normalised
 from kdsearch.tasks import Classification
 
 LOOKED_AT = 512  # images at most

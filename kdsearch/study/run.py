@@ -25,7 +25,7 @@ from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.guards import chance_evidence, policy_warnings
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import EpochRecord
-from kdsearch.networks.outputs import state_tensors
+from kdsearch.networks.state import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
 from kdsearch.study.fingerprint import stable_repr

@@ -1,4 +1,4 @@
-"""Residual networks for 32x32 images, as published with CIFAR-10."""
+"""Networks that are made here: the small ones of the digits pair, and ResNets for 32x32 images as for CIFAR-10."""
 
 from torch import Tensor, nn
 from torch.nn.functional import pad, relu
@@ -69,3 +69,19 @@ class _ResNet(nn.Module):
 
 def _stage(blocks: int, into: int, out: int, stride: int) -> nn.Sequential:
     return nn.Sequential(_Block(into, out, stride), *(_Block(out, out, 1) for _ in range(blocks - 1)))
+
+
+def small_convnet(width: int, *, classes: int = 10, channels: int = 1) -> nn.Sequential:
+    """Three 3x3 convolutions with BatchNorm, the first two of stride 2, global average, linear: the digits pair."""
+
+    def block(into: int, out: int, stride: int) -> list[nn.Module]:
+        return [nn.Conv2d(into, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()]
+
+    return nn.Sequential(
+        *block(channels, width, 2),
+        *block(width, 2 * width, 2),
+        *block(2 * width, 4 * width, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(4 * width, classes),
+    )
