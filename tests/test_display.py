@@ -4,11 +4,15 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
+from torch.utils.data import Subset
 
 import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.sheet import policy_sheet
+from kdsearch.data.batches import ArrayData, known_labels, varied_batch
+from kdsearch.data.folders import image_folder
 from kdsearch.data.images import photographs
 from kdsearch.distill.records import EpochRecord
 
@@ -77,3 +81,92 @@ def test_a_sheet_without_images_is_that_of_the_command() -> None:
     spec = kd.Policy(["rotate", "saturation"], 1).freeze()
     shown = policy_sheet(spec)._repr_png_()
     assert shown[:4] == PNG and shown == policy_sheet(spec, photographs())._repr_png_()
+
+
+ODD = "<b>&\x1b[31m"  # a name that would change a page or a terminal
+
+
+def test_reprs_are_short_and_print_no_tensors(tiny_study: kd.Study, finished: kd.Result) -> None:
+    policy = kd.Policy(["rotate", "invert", "solarize", "noise"], 2)
+    assert repr(policy) == "Policy(2 of 4 operations an image, fill zero)"
+    assert repr(policy.freeze()) == str(policy.freeze())
+    assert repr(policy.freeze()) == (
+        "PolicySpec(2 of 4 operations an image: rotate on 25 %, solarize on 25 %, invert on 25 %, ...)"
+    )
+    assert repr(kd.Policy(["invert"], 1, probability=0.001).freeze()) == (
+        "PolicySpec(1 of 1 operation an image: none ever applied)"
+    )
+    assert repr(tiny_study.train) == "ArrayData(100 images, 1x16x16 float32)"
+    first, second = repr(finished).splitlines()
+    assert first.startswith(f"Result('{finished.folder}', value 0.") and "PolicySpec(" in first
+    assert second == finished.sentence
+    told = repr(tiny_study)  # and the test split is not touched
+    assert "tensor(" not in told and "\n" not in told and len(told) < 500
+    for part in ("'tiny'", "test=Untouchable", "teacher=Sequential", "student=quick_student", "2 trials of 3 epochs"):
+        assert part in told
+    assert "budget=int" in repr(replace(tiny_study, budget=3, loss=None, name=ODD))  # type: ignore[arg-type]
+
+
+def test_what_a_notebook_shows_is_escaped(tiny_study: kd.Study, finished: kd.Result, tmp_path: Any) -> None:
+    for name in ("cat", "<i>dog"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(policy_sheet(kd.Policy(["rotate"], 1).freeze(), most=0)._repr_png_())
+    folder = image_folder(tmp_path, size=16)
+    assert repr(folder) == "ImageFolder(2 images in 2 classes, made 3x16x16)"
+    odd = [
+        replace(tiny_study, name=ODD, classes=[ODD, "b"], space=ODD),
+        replace(finished, sentence=ODD, folder=tmp_path / "<i>"),
+        replace(finished, best=None, value=None, student_path=None),
+        kd.Policy(["rotate", "invert"], 1),
+        tiny_study.train,
+        folder,
+    ]
+    for thing in odd:
+        page = thing._repr_html_()
+        assert "<b>&" not in page.replace("<b>&lt;", "") and "<i>" not in page and "\x1b" not in page
+        assert page.count("<table") == page.count("</table") and page.count("<p>") == page.count("</p>") > 0
+    assert folder._repr_html_().count("<img") == 2 and tiny_study.train._repr_html_().count("<img") == 8
+    assert "±" in odd[3]._repr_html_() and "no trial finished" in repr(odd[2])
+    empty = ArrayData(torch.zeros(0, 1, 4, 4), torch.zeros(0))
+    many = ArrayData(torch.zeros(3, 5, 4, 4), torch.zeros(3, dtype=torch.int64))
+    assert all("<img" not in data._repr_html_() for data in (empty, many))
+
+
+class Told(torch.utils.data.Dataset):
+    """A sorted data set with one image of its last class, which says its labels, and counts what is read."""
+
+    def __init__(self, attribute: str) -> None:
+        self.labels_ = [0] * 300 + [1] * 200 + [2]
+        self.read: list[int] = []
+        if attribute:
+            setattr(self, attribute, self.labels_)
+
+    def __len__(self) -> int:
+        return len(self.labels_)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        self.read.append(index)
+        return torch.full((1, 4, 4), index / 501), self.labels_[index]
+
+
+@pytest.mark.parametrize("attribute", ["labels", "targets", ""])
+def test_kept_images_are_one_of_each_class_first(attribute: str) -> None:
+    data = Told(attribute)
+    for given in (data, Subset(data, range(1, 501))):
+        data.read.clear()
+        before = torch.get_rng_state()
+        batch = varied_batch(given, 4)
+        assert torch.equal(batch.ids, varied_batch(given, 4).ids) and torch.equal(before, torch.get_rng_state())
+        assert len({*batch.ids.tolist()}) == 4 and batch.target.tolist() == sorted(batch.target.tolist())
+        if attribute:  # also the rare one, and no more are read
+            assert {*batch.target.tolist()} == {0, 1, 2} and len(data.read) == 8
+        else:
+            assert {*batch.target.tolist()} == {0, 1}
+
+
+def test_labels_that_are_no_plain_list_are_not_known() -> None:
+    masks = ArrayData(torch.zeros(3, 1, 4, 4), torch.zeros(3, 4, 4))
+    words = Told("")
+    words.labels = ["a"] * 501
+    assert known_labels(masks) is None and known_labels(words) is None and known_labels(Subset(words, [0])) is None
+    assert len(varied_batch(masks, 2)) == 2

@@ -18,7 +18,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
 from kdsearch.analysis.compare import seed_table
 from kdsearch.analysis.scale import Scale
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.spec import format_range
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
 from kdsearch.core.terminal import escape_unprintable
@@ -283,16 +283,6 @@ def check_picture(path: Path) -> None:
 
 def _scale(tables: Frames) -> Scale:
     return Scale(tables["studies"]["metric"].iloc[0])
-
-
-def format_range(operation: str, low: float, high: float, unit: str) -> str:
-    """A range in words, such as "±2.1 to 17 degrees"."""
-    return f"{'±' if OPERATIONS[operation].signed else ''}{format_number(low)} to {format_number(high)} {unit}"
-
-
-def format_number(value: float) -> str:
-    """At most three digits, two of a small one."""
-    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def _short(name: str, most: int = LONGEST_NAME) -> str:

@@ -12,12 +12,13 @@ from matplotlib.patches import Rectangle
 from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
-from kdsearch.analysis.plots import ALONE, ShownFigure, format_number, format_range
+from kdsearch.analysis.plots import ALONE, ShownFigure
 from kdsearch.augment.operations import OPERATIONS, apply
 from kdsearch.augment.policy import Policy
-from kdsearch.augment.spec import PolicySpec, Setting
+from kdsearch.augment.spec import PolicySpec, Setting, format_range
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
+from kdsearch.core.terminal import format_number
 from kdsearch.data.images import photographs
 from kdsearch.probe.disagreement import draw_operation
 

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from kdsearch.augment.operations import FILLS, OPERATIONS, apply
 from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError, problems, unknown
+from kdsearch.core.html import html_paragraph
 from kdsearch.core.maths import bernoulli_kl
+from kdsearch.core.terminal import number_of
 from kdsearch.core.values import Draw, View
 
 LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
@@ -76,6 +78,14 @@ class Policy(nn.Module):
         self.logit = nn.Parameter(start[0].repeat(len(ops)))  # (S,)
         self.a = nn.Parameter(start[1].repeat(len(learned)))  # (R,)
         self.b = nn.Parameter(torch.full((len(learned),), LOW_START, dtype=torch.float64))  # (R,)
+
+    def extra_repr(self) -> str:
+        return (
+            f"{self.operations_per_image} of {number_of(len(self.operations), 'operation')} an image, fill {self.fill}"
+        )
+
+    def _repr_html_(self) -> str:
+        return html_paragraph("A Policy, as it is now:") + self.freeze().in_html()
 
     @property
     def probability(self) -> Tensor:

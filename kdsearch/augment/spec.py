@@ -12,10 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from kdsearch.augment.operations import OPERATIONS, Operation
 from kdsearch.core.errors import KdsearchError, problems, quote, unknown
 from kdsearch.core.files import as_path, read_text
+from kdsearch.core.html import html_paragraph, html_table
+from kdsearch.core.terminal import format_number, number_of
 from kdsearch.core.values import Fill
 
 FORMAT, VERSION = "kdsearch-policy", 1
 MOST_BYTES = 1_000_000
+IN_SHORT = 3  # operations that a repr names
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
 
@@ -100,6 +103,35 @@ class PolicySpec(_Frozen):
         """Marginal probability that the operation is applied to an image: n/S times its probability."""
         return self.operations_per_image / len(self.operations) * self.which(which)[name].probability
 
+    def __repr__(self) -> str:
+        rates = {name: self.rate(name) for name in self.operations}
+        most = sorted((name for name in rates if rates[name]), key=lambda name: -rates[name])[:IN_SHORT]
+        often = ", ".join(f"{name} on {100 * rates[name]:.0f} %" for name in most)
+        drawn = f"{self.operations_per_image} of {number_of(len(rates), 'operation')} an image"
+        rest = ", ..." if most and len(most) < len(rates) else ""
+        return f"{type(self).__name__}({drawn}: {often or 'none ever applied'}{rest})"
+
+    __str__ = __repr__
+
+    def _repr_html_(self) -> str:
+        return html_paragraph("A PolicySpec, frozen:") + self.in_html()
+
+    def in_html(self) -> str:
+        """The final policy as a table, the operation applied to the most images first."""
+        order = sorted(self.operations, key=lambda name: -self.rate(name))
+        names = ["operation", "probability once drawn, %", "of all images, %", "range of the magnitude", "limit"]
+        count, n = len(order), self.operations_per_image
+        drawn = f"{n} of these {number_of(count, 'operation')}" if count > 1 else "this operation"
+        rule = f"Each image draws {drawn} and gets each with its probability; fill {self.fill}."
+        return html_table(names, [self._row(name) for name in order]) + html_paragraph(rule)
+
+    def _row(self, name: str) -> list[str]:
+        limits, setting = self.operations[name], self.final[name]
+        cells = [name, f"{100 * setting.probability:.0f}", f"{100 * self.rate(name):.1f}"]
+        if limits.limit is None or setting.low is None or setting.high is None:
+            return [*cells, "", ""]
+        return [*cells, format_range(name, setting.low, setting.high, limits.unit), format_number(limits.limit)]
+
     def to_json(self) -> str:
         return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
 
@@ -138,6 +170,11 @@ class PolicySpec(_Frozen):
         except KdsearchError as error:
             raise KdsearchError(f"cannot read the policy {error}") from None
         return cls.from_json(text, place=str(path))
+
+
+def format_range(operation: str, low: float, high: float, unit: str) -> str:
+    """A range in words, such as "±2.1 to 17 degrees"."""
+    return f"{'±' if OPERATIONS[operation].signed else ''}{format_number(low)} to {format_number(high)} {unit}"
 
 
 def _inconsistencies(spec: PolicySpec) -> list[str]:

@@ -9,7 +9,7 @@ import typer
 from kdsearch.commands.console import PATH, policy_path, print_table
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path
-from kdsearch.core.terminal import say
+from kdsearch.core.terminal import format_number, say
 
 
 class Which(StrEnum):
@@ -189,8 +189,6 @@ def _ranking(rows: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 
 def _change(one: float, two: float) -> str:
     """Two numbers and their difference; NaN is one that a policy does not have."""
-    from kdsearch.analysis.plots import format_number
-
     if one != one and two != two:
         return ""
     if one == two:

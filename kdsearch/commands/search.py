@@ -16,10 +16,11 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, format_duration, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
 from kdsearch.core.files import as_path, make_folder, write_bytes, write_json
+from kdsearch.core.html import escape_html, html_paragraph
 from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
-from kdsearch.core.terminal import number_of
+from kdsearch.core.terminal import escape_unprintable, number_of
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
@@ -61,6 +62,19 @@ class Result:
     value: float | None  # of the metric on search-validation, of the best of several noisy trials
     student_path: Path | None
     sentence: str  # did it help?
+
+    def __repr__(self) -> str:
+        value = "no trial finished" if self.value is None else f"value {self.value:.3f}"
+        return f"Result({str(self.folder)!r}, {value}, best {self.best})\n{escape_unprintable(self.sentence)}"
+
+    def _repr_html_(self) -> str:
+        parts = [
+            f"<p><b>{escape_html(self.sentence)}</b></p>",
+            html_paragraph(f"Report: {self.folder / 'report.html'}"),
+        ]
+        if self.best is not None:
+            parts += [html_paragraph(f"Student: {self.student_path}"), self.best.in_html()]
+        return "".join(parts)
 
 
 @usual_modes()

@@ -30,12 +30,21 @@ def say(text: object, file: TextIO | None = None) -> None:
     print(escape_unprintable(str(text)), file=file or sys.stdout)
 
 
-def number_of(count: int, thing: str) -> str:
+def number_of(count: int, thing: str, things: str | None = None) -> str:
     """
-    >>> number_of(1, "trial"), number_of(12, "epoch")
-    ('1 trial', '12 epochs')
+    >>> number_of(1, "trial"), number_of(12, "epoch"), number_of(2, "class", "classes")
+    ('1 trial', '12 epochs', '2 classes')
     """
-    return f"{count} {thing}{'' if count == 1 else 's'}"
+    return f"{count} {thing if count == 1 else things or thing + 's'}"
+
+
+def format_number(value: float) -> str:
+    """At most three digits, two of a small one.
+
+    >>> format_number(17.25), format_number(0.3571)
+    ('17.2', '0.36')
+    """
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
 
 
 def guard_output() -> None:

@@ -1,17 +1,24 @@
 """Batches of a data set: arrays in memory and map-style ones with (image, target) items; the embedded digits."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Subset
 
 from kdsearch.core.errors import KdsearchError
+from kdsearch.core.html import html_paragraph, html_pictures
 from kdsearch.core.maths import generator
 from kdsearch.core.memory import available_bytes
+from kdsearch.core.terminal import number_of
 from kdsearch.core.values import Batch, to_device
 from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read_items
+
+IN_ROW = 8  # pictures of a data set in a notebook
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,13 @@ class ArrayData:
             images = images[:, None]
         object.__setattr__(self, "images", images.detach() if images.requires_grad else images)
         object.__setattr__(self, "labels", labels.detach() if labels.requires_grad else labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(map(str, self.images.shape[1:]))
+        return f"ArrayData({number_of(len(self), 'image')}, {shape} {str(self.images.dtype).removeprefix('torch.')})"
+
+    def _repr_html_(self) -> str:
+        return html_paragraph(self) + picture_row(self)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -113,17 +127,68 @@ def first_batch(data: MapStyle, size: int, device: torch.device | str = "cpu") -
 
 
 def varied_batch(data: MapStyle, size: int, among: int = 32) -> Batch:
-    """A few items of different labels, as far as a random part of the data set, always the same, has them.
+    """A few items, always the same ones: of as many classes as there are, by class, then others.
+
+    Classes are told apart over the whole data set where it knows its labels (as `labels` or `targets`), otherwise over
+    a random part of it.
 
     Args:
-        among: How many are read.
+        among: How many are read where labels are not known.
     """
-    chosen = torch.randperm(len(data), generator=generator("varied"))[:among].sort().values.tolist()
-    batch = next(load_batches(data, _seeded([chosen])))
-    labels = batch.target.tolist() if batch.target.ndim == 1 else chosen
-    firsts = {label: i for i, label in reversed(list(enumerate(labels)))}.values()
-    index = torch.tensor([*sorted(firsts), *(i for i in range(len(labels)) if i not in firsts)][:size])
-    return Batch(batch.images[index], batch.target[index], batch.ids[index])
+    order = torch.randperm(len(data), generator=generator("varied")).tolist()
+    known = known_labels(data)
+    if known is None:
+        order = order[:among]
+        target = next(load_batches(data, _seeded([order]))).target
+        labels = dict(zip(order, target.tolist() if target.ndim == 1 else order, strict=True))
+    else:
+        labels = {position: known[position] for position in order}
+    firsts: dict[object, int] = {}
+    for position in order:
+        if len(firsts) == size:
+            break
+        firsts.setdefault(labels[position], position)
+    others = (position for position in order if position not in firsts.values())
+    chosen = [*firsts.values(), *islice(others, size - len(firsts))]
+    return next(load_batches(data, _seeded([sorted(chosen, key=lambda position: (labels[position], position))])))
+
+
+def known_labels(data: Any) -> Sequence[int] | None:
+    """The labels that a data set knows without reading its items; None where it knows none, or no plain ones."""
+    if isinstance(data, Spawned):
+        return known_labels(data.items)
+    if isinstance(data, Subset):
+        whole = known_labels(data.dataset)
+        return None if whole is None else [whole[i] for i in data.indices]
+    for attribute in ("labels", "targets"):  # as of ArrayData and ImageFolder, and as of torchvision's
+        try:
+            found = getattr(data, attribute, None)
+        except Exception:  # a user's property
+            continue
+        if isinstance(found, Tensor | np.ndarray):
+            found = found.tolist()
+        if isinstance(found, list | tuple) and len(found) == len(data) and all(type(label) is int for label in found):
+            return found
+    return None
+
+
+def picture_row(data: MapStyle, names: Sequence[str] = ()) -> str:
+    """A few items as pictures in HTML, with their labels; nothing where they are no pictures or cannot be read.
+
+    Args:
+        names: Of the classes.
+    """
+    if not len(data):
+        return ""
+    try:
+        batch = varied_batch(data, IN_ROW)
+    except KdsearchError:
+        return ""
+    images, labels = batch.images, batch.target.tolist()
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.numel():
+        return ""
+    plain = batch.target.ndim == 1
+    return html_pictures(images, [(names[label] if names else label) if plain else "" for label in labels])
 
 
 def batches_in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,13 +16,15 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from kdsearch.core.archives import Claim, load_npz
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.files import as_path
-from kdsearch.core.terminal import escape_unprintable
-from kdsearch.data.batches import ArrayData
+from kdsearch.core.html import html_paragraph, html_table
+from kdsearch.core.terminal import escape_unprintable, number_of
+from kdsearch.data.batches import ArrayData, picture_row
 from kdsearch.data.images import SUFFIXES, folders_in, image_file, is_image
 
 IMAGES = ("images", "x", "data")  # names of arrays in an .npz file, the first one that is there
 LABELS = ("labels", "y", "targets")
 LONG = 16  # times its shorter side that an image is made larger as a whole, in case that is one pixel
+IN_TABLE = 20  # classes that a notebook shows
 SHOWN = 3  # files that a warning names
 TOGETHER = 64  # files that a thread looks at in one go
 
@@ -34,6 +37,18 @@ class ImageFolder:
     labels: tuple[int, ...] = field(repr=False)
     class_names: tuple[str, ...]
     size: int
+
+    def __repr__(self) -> str:
+        images, classes = number_of(len(self), "image"), number_of(len(self.class_names), "class", "classes")
+        return f"ImageFolder({images} in {classes}, made 3x{self.size}x{self.size})"
+
+    def _repr_html_(self) -> str:
+        counts = Counter(self.labels)
+        rows = [[name, counts[label]] for label, name in enumerate(self.class_names[:IN_TABLE])]
+        rest = [["...", ""]] * (len(self.class_names) > IN_TABLE)
+        return (
+            html_paragraph(self) + picture_row(self, self.class_names) + html_table(["class", "images"], [*rows, *rest])
+        )
 
     def __len__(self) -> int:
         return len(self.files)

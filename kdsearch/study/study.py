@@ -1,7 +1,9 @@
 """One question, its budget, and the file that asks it."""
 
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -9,7 +11,10 @@ import torch
 from torch import nn
 
 from kdsearch.core.errors import KdsearchError
-from kdsearch.data.batches import first_batch, placed
+from kdsearch.core.html import html_facts, html_paragraph
+from kdsearch.core.terminal import number_of
+from kdsearch.data.batches import ArrayData, first_batch, placed
+from kdsearch.data.folders import ImageFolder
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
 from kdsearch.distill.phase import OptimizerFactory, Precision, adamw
@@ -113,6 +118,28 @@ class Study:
     floor: float | None = 0.3
     seed: int = 0
 
+    def __repr__(self) -> str:
+        return f"Study({', '.join(f'{name}={text}' for name, text in self._facts().items())})"
+
+    def _repr_html_(self) -> str:
+        return html_paragraph("A Study:") + html_facts(self._facts())
+
+    def _facts(self) -> dict[str, str]:
+        """What it is made of, in short; of a user's objects what they are called, and nothing is read."""
+        return {
+            "name": repr(self.name),
+            "train": describe_object(self.train),
+            "search_validation": describe_object(self.search_validation),
+            "test": describe_object(self.test),
+            "teacher": describe_object(self.teacher),
+            "student": describe_object(self.student),
+            "classes": reprlib.repr(self.classes),
+            "loss": ", ".join(describe_object(loss) for loss in self.losses),
+            "space": repr(self.space),
+            "budget": describe_object(self.budget),
+            "device": str(self.device),
+        }
+
     @property
     def student_images(self) -> int:
         """Images that the student is trained on in a run, each of its views counted."""
@@ -140,6 +167,18 @@ class Study:
             placed(data, workers=self.workers, device=device) for data in (self.train, self.search_validation)
         )
         return replace(self, train=train, search_validation=validation)
+
+
+def describe_object(thing: object) -> str:
+    """What an object is called, where it may be a user's and its `repr` anything: data of ours, names, classes."""
+    if isinstance(thing, ArrayData | ImageFolder):
+        return repr(thing)
+    if isinstance(thing, Budget):
+        return f"{number_of(thing.trials, 'trial')} of {number_of(thing.epochs, 'epoch')}, {thing.steps} steps each"
+    if isinstance(thing, Loss):
+        return thing.name
+    inner = thing.func if isinstance(thing, partial) else thing
+    return str(getattr(inner, "__name__", None if thing is None else type(inner).__name__))
 
 
 def load_study(name: str) -> tuple[Study, Path]:
