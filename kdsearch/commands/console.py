@@ -1,9 +1,10 @@
-"""What commands share: tables on the terminal, and the policy that a path means."""
+"""What commands share: their arguments, tables on the terminal, and the policy that a path means."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
@@ -14,6 +15,10 @@ from kdsearch.core.files import as_path
 from kdsearch.core.terminal import escape_unprintable, say
 
 PATH: Mapping[str, Any] = {"parser": as_path, "metavar": "PATH"}  # of options that are paths
+Folder = Annotated[Path, typer.Argument(parser=as_path, metavar="DIR", help="A run folder, such as runs/digits.")]
+Storage = Annotated[
+    str | None, typer.Option(help="Database URL of a search that kept its trials outside its run folder.")
+]
 
 MANY = 200  # rows; folding the cells of a thousand takes rich a second
 

@@ -1,15 +1,27 @@
-"""The commands that show policies: on images, two side by side, over training, and by what they do to a teacher."""
+"""The commands that take a policy: exported, drawn, compared, over training, and by what it does to a teacher."""
 
+import os
+import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from kdsearch.commands.console import PATH, policy_path, print_table
+from kdsearch.commands.console import PATH, Storage, policy_path, print_table
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path
 from kdsearch.core.terminal import format_number, say
+
+
+class Target(StrEnum):
+    """What a policy can be exported to."""
+
+    json = "json"
+    torchvision = "torchvision"
+    kornia = "kornia"
+    albumentations = "albumentations"
 
 
 class Which(StrEnum):
@@ -22,10 +34,32 @@ class Which(StrEnum):
 Policy = Annotated[
     Path, typer.Argument(parser=as_path, metavar="POLICY", help="A policy.json, or a run folder for its best policy.")
 ]
-Storage = Annotated[
-    str | None, typer.Option(help="Database URL of a search that kept its trials outside its run folder.")
-]
 Part = Annotated[Which, typer.Option(help="Last moment of training, or mean of its second half.")]
+
+
+def export(
+    policy: Policy,
+    to: Annotated[Target, typer.Option(help="What trains with it.")],
+    which: Part = Which.final,
+    output: Annotated[Path | None, typer.Option("--output", "-o", **PATH, help="A file; printed otherwise.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Write a policy for the library you train with: one readable file."""
+    from kdsearch.augment.export import differing_operations, export_policy, omitted_operations
+    from kdsearch.augment.spec import PolicySpec
+    from kdsearch.core.files import write_text
+
+    spec = PolicySpec.load(policy_path(policy, storage))
+    text = export_policy(spec, to.value, which.value)
+    for what, found in (("left out", omitted_operations), ("differs", differing_operations)):
+        for name, reason in found(spec, to.value, which.value).items():
+            say(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
+    if output is None:
+        print(text, end="")  # as it is: it may be a file
+    else:
+        write_text(output, text)
+        if not _is_output(output):
+            say(output)
 
 
 def sheet(
@@ -195,3 +229,10 @@ def _change(one: float, two: float) -> str:
         return format_number(one)
     both = " → ".join("none" if value != value else format_number(value) for value in (one, two))
     return both if "none" in both else f"{both} ({two - one:+.2g})"
+
+
+def _is_output(path: Path) -> bool:
+    """Does a path such as /dev/stdout lead to what this program prints to?"""
+    with suppress(OSError, ValueError):
+        return os.path.samestat(path.stat(), os.fstat(sys.stdout.fileno()))
+    return False

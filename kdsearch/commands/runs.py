@@ -1,0 +1,128 @@
+"""The commands that make a run folder and read it: search, status, regions, frames, report."""
+
+import shutil
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdsearch.commands.console import PATH, Folder, Storage, print_frame, print_mark
+from kdsearch.core.files import as_path
+from kdsearch.core.terminal import number_of, say
+
+NO_BUDGET = 3  # exit code of a search that has used its budget before a trial was complete
+
+
+class Format(StrEnum):
+    """File formats of frames."""
+
+    parquet = "parquet"
+    csv = "csv"
+
+
+def search(
+    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
+    trials: Annotated[int | None, typer.Option(help="COMPLETE + PRUNED trials in all.", min=1)] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs per run.", min=1)] = None,
+    confirmation: Annotated[int | None, typer.Option(help="Fresh seeds at the end; 0 for none.", min=0)] = None,
+    storage: Annotated[str | None, typer.Option(help="Database URL; SQLite in the run folder by default.")] = None,
+    sampler: Annotated[str, typer.Option(metavar="<tpe|random>", help="What chooses the numbers of trials.")] = "tpe",
+    pruner: Annotated[str, typer.Option(metavar="<median|none>", help="What ends trials early.")] = "median",
+    seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="Run folder; ./runs/<study> by default.")] = None,
+) -> None:
+    """Search a policy: references, trials, confirmation, report. A second call resumes."""
+    from kdsearch.commands.search import search as run
+
+    result = run(
+        study,
+        trials=trials,
+        epochs=epochs,
+        confirmation=confirmation,
+        storage=storage,
+        sampler=sampler,
+        pruner=pruner,
+        seed=seed,
+        device=device,
+        out=out,
+    )
+    if result.student_path is None:
+        raise typer.Exit(NO_BUDGET)
+    say(f"export it    {_typed()} export {result.folder} --to torchvision -o policy.py")
+
+
+def status(folder: Folder, storage: Storage = None) -> None:
+    """What a run folder holds: trials, references, the best so far."""
+    from kdsearch.analysis.compare import collect_notes, describe_outcome
+    from kdsearch.analysis.frames import frames
+
+    tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
+    row = tables["studies"].iloc[0]
+    say(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
+          f"of {number_of(row['budget_trials'], 'trial')}")  # fmt: skip
+    print_frame(
+        tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
+    )
+    say(describe_outcome(tables))
+    for note in collect_notes(tables):
+        say(f"warning: {note}")
+    print_mark(tables)
+
+
+def regions(
+    folder: Folder,
+    trial: Annotated[int | None, typer.Option(help="The best one by default.")] = None,
+    most: Annotated[int, typer.Option(help="Rows to print.", min=1)] = 15,
+    picture: Annotated[Path | None, typer.Option(**PATH, help="Also draw them, as a PNG file.")] = None,
+    storage: Storage = None,
+) -> None:
+    """Where teacher and student disagree, strongest first."""
+    from kdsearch.analysis.frames import frames
+    from kdsearch.analysis.plots import plot_sweeps, save_figure
+    from kdsearch.analysis.regions import trial_regions
+
+    tables = frames(folder, storage=storage, only=("studies", "trials"))
+    table = trial_regions(tables, folder, trial)
+    columns = ["kind", "operation", "low", "high", "unit", "class_name", "n", "teacher_accuracy", "student_accuracy"]
+    ends = ["teacher_only_low", "teacher_only_high"]
+    print_frame(table.head(most), [*columns, "teacher_only_rate", *ends, "clean_rate", "kl"])
+    print_mark(tables)
+    if picture:
+        save_figure(plot_sweeps(table), picture)
+        say(picture)
+
+
+def frames(
+    folders: Annotated[list[Path], typer.Argument(parser=as_path, metavar="DIR...", help="Run folders.")],
+    to: Annotated[Format, typer.Option(help="File format.")] = Format.parquet,
+    output: Annotated[Path, typer.Option("--output", "-o", **PATH, help="A folder.")] = Path("frames"),
+    storage: Storage = None,
+) -> None:
+    """Write run folders as tidy tables for pandas."""
+    from kdsearch.analysis.frames import frames as read
+    from kdsearch.analysis.frames import write_frames
+
+    for path in write_frames(read(folders, storage=storage), output, to.value):
+        say(path)
+
+
+def report(
+    folder: Folder,
+    images: Annotated[bool, typer.Option(help="Pictures that show images of the data.")] = True,
+    storage: Storage = None,
+) -> None:
+    """Write report.html anew, from the run folder alone."""
+    from kdsearch.analysis.report import write_report
+
+    say(write_report(folder, images=images, storage=storage))
+
+
+def _typed() -> str:
+    """This program as it can be typed from here."""
+    me = Path(sys.argv[0])
+    if me.name != "kdsearch" or shutil.which("kdsearch") == str(me):
+        return "kdsearch"
+    return str(me.relative_to(Path.cwd())) if me.is_relative_to(Path.cwd()) else str(me)
