@@ -60,11 +60,11 @@ def ours(operations: tuple[str, ...]) -> dict[str, tuple[Callable[[Tensor], Tens
 
     def fast(images: Tensor) -> Tensor:
         with torch.no_grad():
-            return kd.apply(policy.draw(len(images)), images).images
+            return kd.operations.apply(policy.draw(len(images)), images).images
 
     def forward(images: Tensor) -> Tensor:
         draw = policy.draw(len(images))
-        return kd.apply(draw, images, policy.magnitudes(draw)).images
+        return kd.operations.apply(draw, images, policy.magnitudes(draw)).images
 
     def backward(images: Tensor) -> Tensor:
         out = forward(images)
@@ -135,7 +135,7 @@ def main() -> None:
     for count, side in SIZES:
         images = photographs(count, side)
         inputs = {"batch": images.to(device), "albumentations": list(images.movedim(1, -1).contiguous().numpy())}
-        for operations in (AUTOAUGMENT, tuple(kd.OPERATIONS)):
+        for operations in (AUTOAUGMENT, tuple(kd.operations.TABLE)):
             functions = {**ours(operations), **peers.rows(operations, PER_IMAGE, device)}
             found = measure(functions, inputs, device, arguments.repeats)
             reference = statistics.median(found["kdsearch"][0])

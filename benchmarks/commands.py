@@ -88,13 +88,13 @@ def search(teacher: torch.nn.Module, place: Path, run: Path, trials: int) -> Non
     """The tiny study; a second call goes on."""
     space = place / "few.toml"
     space.write_text(SPACE, encoding="utf-8")
-    train, validation, _ = kd.digits()
+    train, validation, _ = kd.data.digits()
     study = kd.Study(
         name="commands",
         train=train.subset(torch.arange(100)),
         search_validation=validation.subset(torch.arange(120)),
         teacher=teacher,
-        student=lambda: kd.small_convnet(2),
+        student=lambda: kd.networks.small_convnet(2),
         classes=[f"digit {i}" for i in range(10)],
         teacher_saw="train",
         space=str(space),

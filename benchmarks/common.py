@@ -42,10 +42,10 @@ def digits_teacher(
 ) -> torch.nn.Module:
     """The study's teacher and its 600 steps of 64 of the 797 training images, but augmented as given, or not at all."""
     torch.manual_seed(seed)
-    network = kd.small_convnet(24)
+    network = kd.networks.small_convnet(24)
     optimizer = AdamW(network.parameters(), weight_decay=1e-2)
     schedule = OneCycleLR(optimizer, 6e-3, total_steps=600)
-    for batch in kd.shuffled(kd.digits()[0], 64, 600, name, seed):
+    for batch in kd.data.shuffled(kd.data.digits()[0], 64, 600, name, seed):
         images = augment(batch.images) if augment else batch.images
         loss = torch.nn.functional.cross_entropy(network(images), batch.target)
         optimizer.zero_grad()

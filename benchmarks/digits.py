@@ -43,9 +43,9 @@ def main() -> None:
                 "seed": seed,
                 "one view": one_view(seed),
                 "identity": run(seed, None),
-                "trivial": run(seed, kd.trivial(ready.space.limits)),
+                "trivial": run(seed, kd.presets.trivial(ready.space.limits)),
                 "RandAugment": run(seed, kd.FixedTransform(v2.RandAugment(interpolation=InterpolationMode.BILINEAR))),
-                "TrivialAugmentWide": run(seed, kd.trivial_augment_wide()),
+                "TrivialAugmentWide": run(seed, kd.presets.trivial_augment_wide()),
                 "start": run(seed, ready.policy(settings)),
                 "learned, online": run(seed, policy, default),
                 "learned, twice the images": run(
@@ -87,7 +87,7 @@ def show_policies(learned: list[kd.Policy]) -> None:
     table = Table("operation", "probability", "deviation", "low", "high", "limit", "unit", "range", box=None)
     policy = learned[0]
     for i in probability.mean(0).argsort(descending=True).tolist():
-        op = kd.OPERATIONS[policy.operations[i]]
+        op = kd.operations.TABLE[policy.operations[i]]
         numbers = (
             [f"{low[:, i].mean():.2g}", f"{high[:, i].mean():.2g}", f"{policy.limit[i]:g}"] if op.limit else [""] * 3
         )

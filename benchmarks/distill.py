@@ -28,6 +28,7 @@ from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 import kdsearch as kd
 from kdsearch.distill.phase import Phase, PolicySteps
+from kdsearch.distill.views import VIEWS
 from kdsearch.networks.outputs import arrange_network
 
 BATCH, STEPS = 128, 10
@@ -38,7 +39,7 @@ OPERATIONS = 4  # per image: the default space's own
 def plain_loop(
     teacher: nn.Module,
     student: nn.Module,
-    data: kd.ArrayData,
+    data: kd.data.ArrayData,
     policy: kd.Policy,
     *,
     views: int,
@@ -79,18 +80,18 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
     half = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bfloat16)
     torch.manual_seed(0)
     images = torch.randint(256, (BATCH * STEPS, 3, 32, 32), dtype=torch.uint8)
-    data = kd.ArrayData(images, torch.randint(10, (len(images),))).to(device)
+    data = kd.data.ArrayData(images, torch.randint(10, (len(images),))).to(device)
     space, task = kd.SearchSpace.load("default"), kd.Classification.of(10)
-    few = kd.ArrayData(data.images[:256], data.labels[:256])
+    few = kd.data.ArrayData(data.images[:256], data.labels[:256])
 
     def policy() -> kd.Policy:
         return kd.Policy(space.limits, OPERATIONS, fill=space.fill)
 
     def network(depth: int) -> nn.Module:
-        return arrange_network(kd.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
+        return arrange_network(kd.networks.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
 
     teacher, student = network(56), network(20)
-    contiguous = [kd.cifar_resnet(depth).to(device) for depth in (56, 20)]
+    contiguous = [kd.networks.cifar_resnet(depth).to(device) for depth in (56, 20)]
 
     def plain(views: int, networks: list[nn.Module]) -> Callable[[], None]:
         def turn() -> None:
@@ -101,7 +102,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
     def distiller() -> kd.Distiller:
         return kd.Distiller(
-            kd.Teacher(teacher),
+            kd.networks.Teacher(teacher),
             student,
             policy(),
             task,
@@ -112,7 +113,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
         )
 
     def ours(views: str, steps: PolicySteps | None) -> Callable[[], None]:
-        phase = Phase((kd.LOSSES["kd"](TEMPERATURE),), 1, STEPS, BATCH, steps, views=kd.VIEWS[views])
+        phase = Phase((kd.losses.kd(TEMPERATURE),), 1, STEPS, BATCH, steps, views=VIEWS[views])
 
         def turn() -> None:
             list(distiller().run(phase, data, few))
@@ -148,7 +149,7 @@ def base(key: tuple[str, int]) -> tuple[str, int]:
 
 
 def parts(
-    data: kd.ArrayData, distiller: kd.Distiller, device: str, half: Callable[[], AbstractContextManager]
+    data: kd.data.ArrayData, distiller: kd.Distiller, device: str, half: Callable[[], AbstractContextManager]
 ) -> Iterator[dict]:
     """Steps of kdsearch and the parts of one, each by itself, in turn."""
     policy, random = distiller.policy, torch.Generator().manual_seed(0)
@@ -158,7 +159,7 @@ def parts(
     few = batch.rows(slice(0, BATCH // 2))
 
     for views, rule in ((2, "default"), (1, "one")):
-        phase, x = Phase((kd.LOSSES["kd"](TEMPERATURE),), views=kd.VIEWS[rule]), torch.cat([batch.images] * views)
+        phase, x = Phase((kd.losses.kd(TEMPERATURE),), views=VIEWS[rule]), torch.cat([batch.images] * views)
 
         def told(x: Tensor = x) -> None:
             distiller.teacher.network.eval()

@@ -40,8 +40,9 @@ from kdsearch.augment.policy import LOW_START
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import batches_in_order
+from kdsearch.data.images import photographs
 from kdsearch.distill.estimators import GATES, Sample, endpoint, flipped
-from kdsearch.losses.objectives import TST, objective
+from kdsearch.losses.objectives import TST, weighted_sum
 from kdsearch.study.run import run_trial
 
 GATE_IMAGES, RANGE_IMAGES, STEPS = 64, 256, 90
@@ -81,15 +82,15 @@ class Pair:
     per_image: int
 
     def loss(self, images: Tensor, rows: Tensor) -> Tensor:
-        return objective(TST, self.student(images), self.teacher(images), self.target[rows])
+        return weighted_sum(TST, self.student(images), self.teacher(images), self.target[rows])
 
     @torch.no_grad()
     def losses(self, draw: Draw, rows: Tensor) -> Tensor:
-        return self.loss(kd.apply(draw, self.images[rows]).images, rows)
+        return self.loss(kd.operations.apply(draw, self.images[rows]).images, rows)
 
     def sample(self, draw: Draw, rows: Tensor, pixels: bool, magnitudes: Tensor | None = None) -> "Seen":
         """What a policy step knows; with `pixels` also the gradient of the images, as a step with ranges has it."""
-        view = kd.apply(draw, self.images[rows], magnitudes).images
+        view = kd.operations.apply(draw, self.images[rows], magnitudes).images
         seen = view.detach().requires_grad_(pixels)
         loss = self.loss(seen, rows)
         by_pixel = torch.autograd.grad(loss.sum(), seen)[0] if pixels else torch.zeros(())
@@ -130,7 +131,7 @@ def digits() -> Pair:
     ready = made_ready()
     student = run_trial(ready, None, policy=ready.policy(ready.space.settings()), seed=1).student
     assert student is not None
-    batch = next(batches_in_order(kd.digits()[0], RANGE_IMAGES))
+    batch = next(batches_in_order(kd.data.digits()[0], RANGE_IMAGES))
     return _pair("digits", ready.teacher.network, student, batch, dict(ready.space.limits), 4)
 
 
@@ -138,7 +139,7 @@ def patches() -> Pair:
     """A teacher and a student on patches of scikit-learn's two photographs."""
     random = generator("patches")
     images, labels = [], []
-    for photo, picture in enumerate(kd.photographs()):
+    for photo, picture in enumerate(photographs()):
         small = torch.nn.functional.avg_pool2d(picture, 2)
         height, width = small.shape[-2] - 16, small.shape[-1] - 16
         for y, x in zip(torch.randint(height, (2000,), generator=random).tolist(),
@@ -146,15 +147,15 @@ def patches() -> Pair:
             images.append(small[:, y : y + 16, x : x + 16])
             labels.append(4 * photo + 2 * (2 * y >= height) + (2 * x >= width))
     order = torch.randperm(len(images), generator=random)
-    data = kd.ArrayData(torch.stack(images)[order], torch.tensor(labels)[order])
-    limits = {name: op.limit for name, op in kd.OPERATIONS.items()}
+    data = kd.data.ArrayData(torch.stack(images)[order], torch.tensor(labels)[order])
+    limits = {name: op.limit for name, op in kd.operations.TABLE.items()}
     networks = []
     for width, augmented in ((24, False), (6, True)):
         torch.manual_seed(width)
-        network = kd.small_convnet(width, classes=8, channels=3)
+        network = kd.networks.small_convnet(width, classes=8, channels=3)
         optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
         policy = kd.Policy(limits, 2)
-        for batch in kd.shuffled(data.subset(torch.arange(3000)), 64, 400, "patches", width):
+        for batch in kd.data.shuffled(data.subset(torch.arange(3000)), 64, 400, "patches", width):
             logits = network(policy(batch.images, random) if augmented else batch.images)
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(logits, batch.target).backward()
@@ -192,7 +193,7 @@ def straight_through(sample: Seen, probability: Tensor) -> Tensor:
     size, n = sample.draw.chosen.shape
     rows = torch.arange(size).repeat_interleave(n)
     slots = torch.arange(n).repeat(size)
-    other = kd.apply(flipped(sample.draw, rows, slots), sample.images[rows]).images
+    other = kd.operations.apply(flipped(sample.draw, rows, slots), sample.images[rows]).images
     here = sample.draw.gates.flatten().to(other.device)
     change = (sample.seen[rows] - other).mul(sample.by_pixel[rows]).flatten(1).sum(1)
     effect = torch.where(here, change, -change).view(size, n)
@@ -372,7 +373,7 @@ def _ranges(pair: Pair, policy: kd.Policy, name: str, setting: str, draws: int) 
     i, limit = policy.operations.index(name), pair.limits[name] or 0.0
     share = policy.operations_per_image / len(policy.operations) * (0.5 if setting != "alone" else 1.0)
     exact, error = differences(pair, policy, i, limit, share)
-    estimators = ["pathwise", "endpoint"] if kd.OPERATIONS[name].gradient == "exact" else ["endpoint"]
+    estimators = ["pathwise", "endpoint"] if kd.operations.TABLE[name].gradient == "exact" else ["endpoint"]
     found = []
     for estimator in estimators:
         random = generator("ranges", setting, name, estimator)
@@ -426,7 +427,7 @@ def differences(pair: Pair, policy: kd.Policy, i: int, limit: float, share: floa
                     for step in (h[which], -h[which]):
                         a, b = (step, LOW_START) if which == 0 else (0.0, LOW_START + step)
                         moved = _at(draw, slot, *_range(limit, a, b))
-                        ends.append(pair.loss(kd.apply(moved, pair.images).images, rows).double().mean())
+                        ends.append(pair.loss(kd.operations.apply(moved, pair.images).images, rows).double().mean())
                     total[which] += (ends[0] - ends[1]) / (2 * h[which]) / strata
             values.append(share * total)
         stacked = torch.stack(values)

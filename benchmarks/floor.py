@@ -40,7 +40,7 @@ def main() -> None:
 
 def run(ready: Ready, floor: float | None, seed: int) -> dict[str, float | int | None]:
     study, budget = ready.study, ready.study.budget
-    policy = kd.Policy({"noise": kd.OPERATIONS["noise"].hard}, 1)
+    policy = kd.Policy({"noise": kd.operations.TABLE["noise"].hard}, 1)
     torch.manual_seed(seed)
     distiller = kd.Distiller(
         ready.teacher, study.student(), policy, ready.task, optimizer=study.optimizer, seed=seed,

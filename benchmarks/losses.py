@@ -26,9 +26,9 @@ LAST = "10"  # the pooled vector before the linear layer
 
 def losses_of(ready: Ready) -> dict[str, tuple[kd.Loss, ...]]:
     """The losses of each row."""
-    plain = kd.LOSSES["kd"]()
+    plain = kd.losses.kd()
     made: dict[str, tuple[kd.Loss, ...]] = {"labels alone": (plain.times(0.0),)}
-    for name, kind in kd.LOSSES.items():
+    for name, kind in kd.losses.TABLE.items():
         if kind.compares == "logits":
             made[name] = (kind(),)
             continue
@@ -43,7 +43,7 @@ def sizes(ready: Ready, losses: tuple[kd.Loss, ...]) -> list[float]:
     """Of each loss on the first batch, with a student at its start."""
     torch.manual_seed(0)
     study, phase = ready.study, kd.Phase(losses, batch=ready.study.budget.batch)
-    batch = next(kd.shuffled(study.train, phase.batch, 1, 0))
+    batch = next(kd.data.shuffled(study.train, phase.batch, 1, 0))
     policy = ready.policy(ready.space.settings())
     distiller = kd.Distiller(ready.teacher, study.student(), policy, ready.task)
     distiller.fit(phase, batch.images[:2])

@@ -72,9 +72,9 @@ def losses(ready: Ready, student: torch.nn.Module, repeats: int = 64) -> tuple[f
         for i in range(repeats if gate else 1):
             draw = policy.draw(len(batch), generator("losses", i))
             draw = replace(draw, gates=torch.full_like(draw.gates, gate))
-            images = kd.apply(draw, batch.images).images
+            images = kd.operations.apply(draw, batch.images).images
             logits = student.eval()(images), ready.teacher(images).logits
-            total += kd.objective(ready.study.objective, *logits, batch.target).double().mean().item()
+            total += kd.objectives.weighted_sum(ready.study.objective, *logits, batch.target).double().mean().item()
         found.append(total / (repeats if gate else 1))
     return found[0], found[1]
 
@@ -111,7 +111,7 @@ def learned(
     optimizer = torch.optim.Adam([policy.logit], lr=0.1)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     random, values = generator("optimum", seed), []
-    for batch in kd.shuffled(ready.study.train, 64, STEPS, "optimum", seed):
+    for batch in kd.data.shuffled(ready.study.train, 64, STEPS, "optimum", seed):
         distiller.policy_step(batch, steps, optimizer, random)
         schedule.step()
         set_others()

@@ -65,7 +65,7 @@ def _warp(images: Tensor) -> Tensor:
 
 
 def _limit(name: str) -> float:
-    return kd.OPERATIONS[name].limit or 0.0
+    return kd.operations.TABLE[name].limit or 0.0
 
 
 def _degrees(name: str) -> float:
@@ -139,7 +139,7 @@ TORCHVISION: dict[str, Callable[[Tensor, float], Tensor]] = {
 def _torchvision(operations: tuple[str, ...], per_image: int, *, one: bool) -> Callable[[Tensor], Tensor]:
     def change(image: Tensor) -> Tensor:
         for name in random.sample(operations, per_image):
-            op = kd.OPERATIONS[name]
+            op = kd.operations.TABLE[name]
             m = random.uniform(-_limit(name) if op.signed else 0.0, _limit(name))
             image = TORCHVISION[name](image, m)
         return image

@@ -54,23 +54,25 @@ def turning(degrees: float) -> kd.Policy:
 @torch.no_grad()
 def accuracy(network: torch.nn.Module, degrees: float) -> float:
     """On the test images, turned by up to so many degrees."""
-    test = kd.digits()[2]
+    test = kd.data.digits()[2]
     images = test.images
     if degrees:
         policy = turning(degrees)
         images = policy.augment(policy.draw(len(test), torch.Generator().manual_seed(0)), images).images
-    return 100 * kd.evaluate(network, kd.ArrayData(images, test.labels), TASK, 256, "cpu")[0]
+    return 100 * kd.evaluate(network, kd.data.ArrayData(images, test.labels), TASK, 256, "cpu")[0]
 
 
 def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple[dict[str, float], float, float]:
     """Probabilities, the student's test accuracy, and how far rotation goes."""
-    train, search_validation, test = kd.digits()
+    train, search_validation, test = kd.data.digits()
     torch.manual_seed(seed)
     policy = kd.Policy({name: LIMIT if name == "rotate" else None for name in NAMES}, 4)
     optimizer = partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2)
-    distiller = kd.Distiller(kd.Teacher(teacher), kd.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed)
+    distiller = kd.Distiller(
+        kd.networks.Teacher(teacher), kd.networks.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed
+    )
     steps = kd.PolicySteps(prior_strength=prior_strength)
-    phase = kd.Phase((kd.LOSSES["kd"](),), epochs=10, steps=60, batch=64, policy_steps=steps)
+    phase = kd.Phase((kd.losses.kd(),), epochs=10, steps=60, batch=64, policy_steps=steps)
     for _ in distiller.run(phase, train, search_validation):
         pass
     found = dict(zip(policy.operations, policy.probability.tolist(), strict=True))

@@ -29,17 +29,17 @@ CHECKPOINT = (  # Idelbayev, Proper ResNet implementation for CIFAR10/CIFAR100 i
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
-def cifar10(split: str) -> kd.ArrayData:
+def cifar10(split: str) -> kd.data.ArrayData:
     """The split "train" or "test", (N, 3, 32, 32) uint8."""
     if (FOLDER / "cifar10.npz").exists():
-        return kd.load_arrays(FOLDER / "cifar10.npz", split=split)
+        return kd.data.load_arrays(FOLDER / "cifar10.npz", split=split)
     from torchvision.datasets import CIFAR10
 
-    return kd.in_memory(CIFAR10(FOLDER, train=split == "train", download=True))
+    return kd.data.in_memory(CIFAR10(FOLDER, train=split == "train", download=True))
 
 
 def resnet(depth: int) -> nn.Module:
-    return kd.Normalised(kd.cifar_resnet(depth), MEAN, STD)
+    return kd.networks.Normalised(kd.networks.cifar_resnet(depth), MEAN, STD)
 
 
 def teacher() -> nn.Module:
@@ -49,7 +49,7 @@ def teacher() -> nn.Module:
     if not path.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(CHECKPOINT, str(path), hash_prefix="4bfd9763")
-    return kd.load_weights(resnet(56), path)
+    return kd.networks.load_weights(resnet(56), path)
 
 
 seen = cifar10("train")

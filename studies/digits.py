@@ -15,11 +15,11 @@ from torch.nn.functional import cross_entropy
 import kdsearch as kd
 
 torch.set_num_threads(1)  # networks this small gain nothing from more, and lose much on a busy machine
-train, search_validation, test = kd.digits()
+train, search_validation, test = kd.data.digits()
 
 
 def teacher() -> nn.Module:
-    return kd.small_convnet(24)
+    return kd.networks.small_convnet(24)
 
 
 def train_teacher(network: nn.Module) -> None:
@@ -29,7 +29,7 @@ def train_teacher(network: nn.Module) -> None:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=600)
     torch.manual_seed(0)
     network.train()
-    for batch in kd.shuffled(train, 64, 600, "teacher"):
+    for batch in kd.data.shuffled(train, 64, 600, "teacher"):
         loss = cross_entropy(network(mild(batch.images)), batch.target)
         optimizer.zero_grad()
         loss.backward()
@@ -43,7 +43,7 @@ study = kd.Study(
     search_validation=search_validation,
     test=test,
     teacher=kd.Recipe(teacher, train_teacher),
-    student=lambda: kd.small_convnet(4),
+    student=lambda: kd.networks.small_convnet(4),
     teacher_saw="train",
     classes=10,
     optimizer=partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2, fused=True),

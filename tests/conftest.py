@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import kdsearch as kd
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import digits
@@ -125,9 +125,9 @@ def teacher():
 
     def make():
         torch.manual_seed(0)
-        network = kd.small_convnet(8)
+        network = kd.networks.small_convnet(8)
         optimizer = torch.optim.Adam(network.parameters(), lr=1e-2)
-        for batch in kd.shuffled(kd.digits()[0], 64, 60, 0):
+        for batch in kd.data.shuffled(kd.data.digits()[0], 64, 60, 0):
             optimizer.zero_grad()
             torch.nn.functional.cross_entropy(network(batch.images), batch.target).backward()
             optimizer.step()
@@ -138,7 +138,7 @@ def teacher():
 
 def quick_student():
     """Learns something within a few steps: its statistics of BatchNorm follow fast, and its head sees where."""
-    network = kd.small_convnet(2)
+    network = kd.networks.small_convnet(2)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = 0.5
@@ -149,7 +149,7 @@ def quick_student():
 @pytest.fixture(scope="session")
 def tiny_study(teacher):
     """Digits with a budget of seconds."""
-    train, validation, _ = kd.digits()
+    train, validation, _ = kd.data.digits()
     return kd.Study(
         name="tiny",
         train=train.subset(torch.arange(100)),

@@ -23,14 +23,14 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
     ("depth", "parameters"), [(20, 269_722), (32, 464_154), (44, 658_586), (56, 853_018), (110, 1_727_962)]
 )
 def test_residual_networks_have_as_many_weights_as_published(depth: int, parameters: int) -> None:
-    network = kd.cifar_resnet(depth)
+    network = kd.networks.cifar_resnet(depth)
     assert sum(p.numel() for p in network.parameters()) == parameters
     assert network(torch.rand(2, 3, 32, 32)).shape == (2, 10)
-    assert kd.cifar_resnet(20, classes=100).linear.out_features == 100
+    assert kd.networks.cifar_resnet(20, classes=100).linear.out_features == 100
 
 
 def test_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros() -> None:
-    block = kd.cifar_resnet(8).layer2[0].eval()
+    block = kd.networks.cifar_resnet(8).layer2[0].eval()
     torch.nn.init.zeros_(block.bn2.weight)
     x = torch.rand(1, 16, 4, 4)
     expected = torch.zeros(1, 32, 2, 2)
@@ -41,7 +41,7 @@ def test_a_shortcut_takes_every_second_pixel_and_adds_channels_of_zeros() -> Non
 @pytest.mark.parametrize(("depth", "near"), [(18, 20), (2, 8), (57, 56)])
 def test_a_depth_that_does_not_exist_is_refused_with_one_that_does(depth: int, near: int) -> None:
     with pytest.raises(KdsearchError, match=rf"depth {depth}; allowed: 6 n \+ 2, such as {near}"):
-        kd.cifar_resnet(depth)
+        kd.networks.cifar_resnet(depth)
 
 
 @pytest.fixture
@@ -93,7 +93,9 @@ def test_without_files_data_and_checkpoint_are_downloaded_into_the_folder(
 
     def fetch(url: str, path: str, hash_prefix: str) -> None:
         asked.append((url.rsplit("/", 1)[1], hash_prefix))
-        torch.save({"state_dict": {f"module.{k}": v for k, v in kd.cifar_resnet(56).state_dict().items()}}, path)
+        torch.save(
+            {"state_dict": {f"module.{k}": v for k, v in kd.networks.cifar_resnet(56).state_dict().items()}}, path
+        )
 
     monkeypatch.setattr("torchvision.datasets.CIFAR10", Downloaded)
     monkeypatch.setattr("torch.hub.download_url_to_file", fetch)
@@ -112,9 +114,9 @@ def test_without_files_data_and_checkpoint_are_downloaded_into_the_folder(
 def test_arrays_of_a_split_are_read_by_its_name(tmp_path: Path) -> None:
     x: Tensor = torch.randint(256, (6, 8, 8, 3), dtype=torch.uint8)
     np.savez(tmp_path / "a.npz", x_train=x, y_train=np.arange(6), x_test=x[:2], y_test=np.arange(2))
-    assert len(kd.load_arrays(tmp_path / "a.npz", split="train")) == 6
-    assert torch.equal(kd.load_arrays(tmp_path / "a.npz", split="test").images, x[:2].movedim(3, 1))
+    assert len(kd.data.load_arrays(tmp_path / "a.npz", split="train")) == 6
+    assert torch.equal(kd.data.load_arrays(tmp_path / "a.npz", split="test").images, x[:2].movedim(3, 1))
     with pytest.raises(KdsearchError, match=r"no images in it, but x_train, .*; allowed names: images_val, x_val"):
-        kd.load_arrays(tmp_path / "a.npz", split="val")
+        kd.data.load_arrays(tmp_path / "a.npz", split="val")
     with pytest.raises(KdsearchError, match=r"no images in it, but x_train, .*; allowed names: images, x, data"):
-        kd.load_arrays(tmp_path / "a.npz")
+        kd.data.load_arrays(tmp_path / "a.npz")

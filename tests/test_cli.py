@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.commands.cli import app
-from kdsearch.losses import LOSSES
-from kdsearch.losses.objectives import OBJECTIVES
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.table import TABLE as LOSSES
 from kdsearch.study import catalogue
 
 COMMANDS = [command.callback.__name__ for command in app.registered_commands]
@@ -20,12 +20,12 @@ STUDY = """
 import torch
 import kdsearch as kd
 images, labels = {images}, torch.arange(64) % {classes}
-data, other = kd.ArrayData(images, labels), kd.ArrayData(1 - images, labels)
+data, other = kd.data.ArrayData(images, labels), kd.data.ArrayData(1 - images, labels)
 teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, {outputs}))
 with torch.no_grad():
     teacher[1].weight.copy_(torch.randn({outputs}, 256, generator=torch.Generator().manual_seed(0)))
 study = kd.Study(name="mine", train=data, search_validation=other, teacher={teacher}, classes=10,
-                 student=lambda: kd.small_convnet(2), {more})
+                 student=lambda: kd.networks.small_convnet(2), {more})
 """
 GOOD = {
     "images": "torch.rand(64, 1, 16, 16)",

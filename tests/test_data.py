@@ -151,7 +151,7 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
     class Local(Items):
         pass
 
-    with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*workers=0"):
+    with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*readers=0"):
         next(batches_in_order(placed(Local("PIL"), workers=1), 2))
     with pytest.raises(KdsearchError, match="workers is -1; allowed: 0 or more"):
         placed(Items("PIL"), workers=-1)
@@ -159,7 +159,7 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
 
 def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit(3)")  # in the child alone: here it is loaded
-    with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*workers=0"):
+    with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*readers=0"):
         next(batches_in_order(placed(study_module.Noisy(), workers=1), 2))
 
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, l1_loss
 
 import kdsearch as kd
-from kdsearch.augment.operations import OPERATIONS, move_boxes
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import move_boxes
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, View, ViewBatch
 from kdsearch.distill.phase import Phase, PolicySteps
-from kdsearch.losses import Loss
-from kdsearch.losses.objectives import objective
+from kdsearch.losses.loss import Loss
+from kdsearch.losses.objectives import weighted_sum
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 LEAST = 0.25  # share of a box that has to be inside the image
@@ -62,7 +63,7 @@ class Detection:
 
     def objective(self, weights: Mapping[str, float], student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         labels, _ = self.told(target, *student.logits.shape[2:])
-        return self.per_image(objective(weights, student.logits, teacher.logits, labels), target)
+        return self.per_image(weighted_sum(weights, student.logits, teacher.logits, labels), target)
 
     def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
         boxes, seen = move_boxes(target[..., 1:], matrix, self.height, self.width)
@@ -103,9 +104,9 @@ def test_a_few_steps_of_both_kinds_on_blood_cells(data_file: Callable[[str], Pat
             mine = held["box_image"] == i
             boxes = np.concatenate([1 + held["box_labels"][mine, None], held["boxes"][mine]], 1)
             target[i, : mine.sum()] = torch.from_numpy(boxes)
-    data, task = kd.ArrayData(images, target), Detection(3, 240, 320)
-    teacher, policy = kd.Teacher(Detector(12, 3)), kd.Policy(["rotate", "scale", "contrast", "solarize"], 2)
-    losses = (kd.LOSSES["kd"](), Loss("boxes", boxes_alike, per="point"))
+    data, task = kd.data.ArrayData(images, target), Detection(3, 240, 320)
+    teacher, policy = kd.networks.Teacher(Detector(12, 3)), kd.Policy(["rotate", "scale", "contrast", "solarize"], 2)
+    losses = (kd.losses.kd(), Loss("boxes", boxes_alike, per="point"))
     before = [value.clone() for value in (*policy.parameters(), *Detector(12, 3).state_dict().values())]
     distiller = kd.Distiller(teacher, Detector(6, 3), policy, task)
     phase = Phase(losses, epochs=2, steps=3, batch=8, policy_steps=PolicySteps(interval=1, warm_up=0.0), parts=2)
@@ -123,7 +124,7 @@ def test_boxes_are_those_of_their_moved_corners_and_know_what_share_is_seen(name
     corner = torch.rand(12, 2, 2, generator=random) * torch.tensor([50.0, 40.0]) - 4
     boxes = torch.cat([corner, corner + 4 + 20 * torch.rand(12, 2, 2, generator=random)], -1)
     policy = kd.Policy([name], 1, extent=0.999, probability=0.999)
-    matrix = kd.apply(policy.draw(12, generator("corners", name)), torch.zeros(12, 1, height, width)).matrix
+    matrix = kd.operations.apply(policy.draw(12, generator("corners", name)), torch.zeros(12, 1, height, width)).matrix
     found, shares = move_boxes(boxes, matrix, height, width)
     for i in range(12):
         for box, moved, share in zip(boxes[i].tolist(), found[i].tolist(), shares[i].tolist(), strict=True):
@@ -158,7 +159,7 @@ def test_ranges_learn_through_boxes_that_move_with_the_pixels() -> None:
     for sign in (1, -1):
         with torch.no_grad():
             policy.a += sign * step
-            ends.append(loss(kd.apply(draw, where, policy.magnitudes(draw)), torch.arange(64)).mean())
+            ends.append(loss(kd.operations.apply(draw, where, policy.magnitudes(draw)), torch.arange(64)).mean())
             policy.a -= sign * step
     assert policy.a.grad.item() == pytest.approx(((ends[0] - ends[1]) / (2 * step)).item(), rel=1e-2)
     assert policy.a.grad.item() > 0.1
@@ -173,7 +174,7 @@ def test_boxes_of_rendered_shapes_follow_their_images(name: str) -> None:
     for image, (x0, y0, x1, y1) in zip(images, boxes[:, 0].int().tolist(), strict=True):
         image[:, y0:y1, x0:x1] = 1
     policy = kd.Policy([name], 1, extent=0.999, probability=0.999)
-    view = kd.apply(policy.draw(24, generator("boxes", name)), images)
+    view = kd.operations.apply(policy.draw(24, generator("boxes", name)), images)
     target = torch.cat([torch.ones(24, 1, 1), boxes], -1)
     followed = Detection(1, 48, 64).follow(target, view.matrix)
     moved = 0

@@ -13,7 +13,7 @@ from kdsearch.networks.teachers import Teacher, weights_hash
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.tasks import Classification
 
-TRAIN, SEEN, _ = kd.digits()
+TRAIN, SEEN, _ = kd.data.digits()
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 CIFAR = (0.4914, 0.4822, 0.4465), (0.247, 0.2435, 0.2616)
@@ -23,7 +23,7 @@ def fitted(network, data=TRAIN):
     """Trained at a rate that falls to nothing: as good however a machine rounds."""
     optimizer = torch.optim.Adam(network.parameters(), lr=2e-2)
     schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, 60)
-    for batch in kd.shuffled(data, 64, 60, 0):
+    for batch in kd.data.shuffled(data, 64, 60, 0):
         optimizer.zero_grad()
         cross_entropy(network(batch.images), batch.target).backward()
         optimizer.step()
@@ -41,7 +41,7 @@ def rate_in(reason):
 
 def small(channels=1):
     torch.manual_seed(0)
-    return kd.small_convnet(8, channels=channels)
+    return kd.networks.small_convnet(8, channels=channels)
 
 
 def reasons(network, data=SEEN, classes=NAMES):
@@ -62,7 +62,7 @@ def good():
 @pytest.fixture(scope="module")
 def centred():
     """Trained on images with mean and deviation 0.5."""
-    return fitted(kd.Normalised(small(), [0.5], [0.5])).network.eval()
+    return fitted(kd.networks.Normalised(small(), [0.5], [0.5])).network.eval()
 
 
 class Knows(nn.Module):
@@ -88,11 +88,11 @@ class Reordered(nn.Module):
 
 
 def test_of_a_good_teacher_nothing_is_said(good, centred):
-    assert reasons(good) == () and reasons(kd.Normalised(centred, [0.5], [0.5])) == ()
+    assert reasons(good) == () and reasons(kd.networks.Normalised(centred, [0.5], [0.5])) == ()
 
 
 def test_a_diagnosis_changes_nothing_and_is_the_same_again(centred):
-    network = kd.Normalised(copy.deepcopy(centred), [0.0], [1.0])
+    network = kd.networks.Normalised(copy.deepcopy(centred), [0.0], [1.0])
     before = weights_hash(network)
     assert reasons(network) == reasons(network) != ()
     assert weights_hash(network) == before and not any(module.training for module in network.modules())
@@ -108,7 +108,7 @@ def test_a_diagnosis_changes_nothing_and_is_the_same_again(centred):
     ],
 )
 def test_a_missing_normalisation_is_the_one_that_training_had(mean, std, said):
-    network = fitted(kd.Normalised(small(), [mean], [std])).network
+    network = fitted(kd.networks.Normalised(small(), [mean], [std])).network
     (reason,) = reasons(network)
     assert reason.startswith(f"{said} the teacher is right on ")
     cure = eval(reason.split(": ")[1], {"kdsearch": kd, "teacher": network})
@@ -127,21 +127,21 @@ def test_of_images_sorted_by_class_all_classes_are_looked_at(good):
 
 
 def test_a_normalisation_too_many_is_taken_off(good):
-    (reason,) = reasons(kd.Normalised(good, [0.5], [0.5]))
+    (reason,) = reasons(kd.networks.Normalised(good, [0.5], [0.5]))
     assert reason.startswith("without its kdsearch.Normalised the teacher") and reason.endswith(": take it off")
-    network = fitted(kd.Normalised(small(), [0.4], [0.2]))
-    assert reasons(kd.Normalised(network, [0.4], [0.2]))[0].startswith("without its kdsearch.Normalised the")
-    twice = kd.Normalised(kd.Normalised(good, [0.5], [0.5]), [0.5], [0.5])
+    network = fitted(kd.networks.Normalised(small(), [0.4], [0.2]))
+    assert reasons(kd.networks.Normalised(network, [0.4], [0.2]))[0].startswith("without its kdsearch.Normalised the")
+    twice = kd.networks.Normalised(kd.networks.Normalised(good, [0.5], [0.5]), [0.5], [0.5])
     assert reasons(twice)[0].startswith("without its 2 outer kdsearch.Normalised the")
 
 
 def test_a_normalisation_with_other_numbers_is_replaced(centred):
-    (reason,) = reasons(kd.Normalised(centred, [0.0], [0.1]))
+    (reason,) = reasons(kd.networks.Normalised(centred, [0.0], [0.1]))
     assert reason.endswith(": kdsearch.Normalised(network, [0.5], [0.5]) in place of the present one")
 
 
 def test_a_teacher_above_chance_is_told_how_it_would_be_better(good):
-    network = kd.Normalised(good, [0.0], [0.45])
+    network = kd.networks.Normalised(good, [0.0], [0.45])
     assert 0.2 < right(network) < 0.8
     reason = reasons(network)[0]
     assert f"not on {right(network):.1%}" in reason and reason.startswith("without its kdsearch.Normalised")
@@ -221,14 +221,14 @@ def test_a_small_loss_without_right_answers_is_no_normalisation(centred):
             return centred(images) * (100 if images.min() == -1 else 0)
 
     (reason,) = reasons(Loud())
-    rate = right(kd.Normalised(centred, [0.5], [0.5]))
+    rate = right(kd.networks.Normalised(centred, [0.5], [0.5]))
     assert reason.startswith(f"with mean and deviation 0.5 the teacher is right on {rate:.1%} of 500")
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_network_that_never_learned_has_no_weights(seed):
     torch.manual_seed(seed)
-    (reason,) = reasons(kd.small_convnet(8))
+    (reason,) = reasons(kd.networks.small_convnet(8))
     assert reason.startswith("the teacher calls") and reason.endswith(": its weights are probably not loaded")
 
 

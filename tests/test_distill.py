@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.presets import trivial
 from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill.distiller import Distiller, EpochRecord, Phase, PolicyStep
 from kdsearch.distill.phase import PolicySteps
-from kdsearch.losses import LOSSES
+from kdsearch.losses.table import TABLE as LOSSES
 from kdsearch.networks.teachers import Teacher
 from kdsearch.networks.wrappers import Normalised
 from kdsearch.probe.evaluation import evaluate, measure_teacher
@@ -354,9 +355,9 @@ def test_warm_up_is_a_share_of_the_student_steps_and_the_count_is_known_before()
     assert [step for step in range(1, 41) if steps.due(step, 40)] == [21, 24, 27, 30, 33, 36, 39]
     assert steps.count(4, 10, 96, 8) == 7
     assert replace(steps, warm_up=0.0).count(4, 10, 96, 8) == 13
-    phases = PolicySteps(phases=(0.125, 0.375), passes=2, batch=16)
-    assert phases.pauses(240) == [30, 90]  # the epochs of TST
-    assert phases.count(240, 10, 100, 16) == 2 * 13
+    pauses = PolicySteps(pauses=(0.125, 0.375), passes=2, batch=16)
+    assert pauses.pause_epochs(240) == [30, 90]  # the epochs of TST
+    assert pauses.count(240, 10, 100, 16) == 2 * 13
 
 
 def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
@@ -381,7 +382,7 @@ def test_phases_come_between_epochs_on_whole_passes_with_a_new_optimiser(
 
     monkeypatch.setattr(Distiller, "policy_step", policy_step)
     monkeypatch.setattr(Distiller, "student_step", student_step)
-    steps = PolicySteps(phases=(0.25, 0.5), passes=2, learning_rate=0.2, batch=32)
+    steps = PolicySteps(pauses=(0.25, 0.5), passes=2, learning_rate=0.2, batch=32)
     records = list(distiller(policy()).run(Phase((KD,), epochs=4, steps=2, batch=32, policy_steps=steps), data, data))
     assert events == [*["student"] * 2, *["policy"] * 6, *["student"] * 2, *["policy"] * 6, *["student"] * 4]
     assert [state > 0 for state in optimizers] == [False, *[True] * 5] * 2  # Adam begins anew

@@ -214,7 +214,7 @@ def _never(draw: Draw, rows: Tensor) -> Tensor:
 def test_policy_steps_that_make_no_sense_are_refused_together() -> None:
     with pytest.raises(KdsearchError) as caught:
         PolicySteps(
-            gates="flop", interval=0, passes=2.5, phases=(0.5, 1.0), objective={"studnet_wrong": 0.0}, floor=-1.0,
+            gates="flop", interval=0, passes=2.5, pauses=(0.5, 1.0), objective={"studnet_wrong": 0.0}, floor=-1.0,
             warm_up=1.0,
         )  # fmt: skip
     assert str(caught.value) == (
@@ -225,15 +225,15 @@ def test_policy_steps_that_make_no_sense_are_refused_together() -> None:
         "  passes is 2.5; allowed: whole numbers, 1 or more\n"
         "  floor -1; allowed: 0 or more\n"
         "  warm_up 1; allowed: 0 to less than 1\n"
-        "  phases: 1; allowed: between 0 and 1"
+        "  pauses: 1; allowed: between 0 and 1"
     )
 
 
 def test_phases_that_fall_off_a_short_run_or_together_are_refused() -> None:
-    assert PolicySteps(phases=(0.125, 0.375)).pauses(8) == [1, 3]
+    assert PolicySteps(pauses=(0.125, 0.375)).pause_epochs(8) == [1, 3]
     for shares, epochs in (((0.95,), 10), ((0.125,), 3), ((0.5,), 1), ((0.3, 0.32), 10)):
         with pytest.raises(KdsearchError, match=f"with {epochs} epochs they come after epoch"):
-            PolicySteps(phases=shares).pauses(epochs)
+            PolicySteps(pauses=shares).pause_epochs(epochs)
 
 
 def test_an_unknown_estimator_is_refused_before_anything_runs() -> None:

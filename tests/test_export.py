@@ -15,9 +15,11 @@ from scipy.stats import binomtest, kstest, norm
 from torch import Tensor
 
 import kdsearch.augment.export
-from kdsearch.augment.export import EXPORTERS, export_policy
-from kdsearch.augment.operations import FILLS, OPERATIONS, apply
-from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.export import EXPORTERS, export
+from kdsearch.augment.operations import FILLS, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.presets import trivial
 from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator, normal_field
@@ -67,7 +69,7 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
 
     def load(spec: PolicySpec, to: str) -> ModuleType:
         path = tmp_path_factory.mktemp("exported") / f"{to}_policy.py"
-        path.write_text(export_policy(spec, to), encoding="utf-8")
+        path.write_text(export(spec, to), encoding="utf-8")
         module_spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(module_spec)
         module_spec.loader.exec_module(module)
@@ -133,7 +135,7 @@ def off_alone(name: str, to: str, x: Tensor, load: Load, fill: str = "zero") -> 
 
 def test_json_comes_back_the_same() -> None:
     spec = Policy(["rotate", "invert"], 1).freeze(provenance={"study": "digits"})
-    assert PolicySpec.from_json(export_policy(spec, "json")) == spec
+    assert PolicySpec.from_json(export(spec, "json")) == spec
 
 
 def test_json_of_the_average_is_a_policy_with_one_moment() -> None:
@@ -141,23 +143,21 @@ def test_json_of_the_average_is_a_policy_with_one_moment() -> None:
     low = {"translate_x": Setting(probability=0.5, low=0.0, high=0.8)}
     moments = [Snapshot(progress=p, settings=s) for p, s in ((0.1, high), (0.6, low), (0.8, low), (1.0, high))]
     spec = trivial({"translate_x": 0.8}).freeze(moments)
-    back = PolicySpec.from_json(
-        export_policy(spec, "json", "average")
-    )  # the mean of three .8 is above .8 in floating point
+    back = PolicySpec.from_json(export(spec, "json", "average"))  # the mean of three .8 is above .8 in floating point
     assert len(back.schedule) == 1
     assert back.final["translate_x"].probability == pytest.approx(2 / 3)
     assert back.final["translate_x"].high == 0.8
-    assert "(0.666667, 0.0, 0.8, True)" in export_policy(spec, "torchvision", "average")
-    assert "(1.0, 0.0, 0.8, True)" in export_policy(spec, "torchvision")
+    assert "(0.666667, 0.0, 0.8, True)" in export(spec, "torchvision", "average")
+    assert "(1.0, 0.0, 0.8, True)" in export(spec, "torchvision")
 
 
 def test_unknown_names_are_refused_with_the_nearest() -> None:
     spec = policy_of(["invert"])
     with pytest.raises(KdsearchError, match="unknown export target 'torchvison'; did you mean 'torchvision'"):
-        export_policy(spec, "torchvison")
+        export(spec, "torchvison")
     for to in EXPORTERS:
         with pytest.raises(KdsearchError, match="unknown part of a policy 'last'"):
-            export_policy(spec, to, "last")
+            export(spec, to, "last")
 
 
 @pytest.mark.parametrize("to", PYTHON)
@@ -282,7 +282,7 @@ def test_what_is_certain_is_drawn_n_times_without_replacement(to: str, load) -> 
 @pytest.mark.parametrize("to", PYTHON)
 def test_what_never_happens_is_left_out_but_still_drawn(to: str, load) -> None:
     spec = policy_of(["rotate", "invert"], 1, rotate=Setting(probability=0.0, low=0.0, high=9.0))
-    text = export_policy(spec, to)
+    text = export(spec, to)
     assert "def invert" in text and "def warp" not in text and '"rotate": (0.0' in text
     torch.manual_seed(0)
     happened = sum(len(row) for row in decided(to, load(spec, to), 400))
@@ -297,7 +297,7 @@ def test_a_file_holds_no_code_that_its_policy_does_not_need(to: str) -> None:
     words = ["UNIFORMS", "perspective", "depth", "warp", "mean =", "reflect", "luma", "LINEAR", "PIXELS", "GEOMETRY"]
 
     def used(names: list[str], fill: str) -> set[str]:
-        return {word for word in words if word in export_policy(policy_of(names, fill=fill), to)}
+        return {word for word in words if word in export(policy_of(names, fill=fill), to)}
 
     assert used(["invert"], "mean") == {"PIXELS"}
     assert used(["brightness"], "zero") == {"LINEAR"}
@@ -354,8 +354,8 @@ def test_a_policy_from_a_stranger_brings_no_code(to: str) -> None:
         "fmt: off": None,
     }
     clean = policy_of(["rotate", "noise"])
-    text = export_policy(clean.model_copy(update={"provenance": evil}), to)
-    assert ast.dump(ast.parse(text.encode())) == ast.dump(ast.parse(export_policy(clean, to)))
+    text = export(clean.model_copy(update={"provenance": evil}), to)
+    assert ast.dump(ast.parse(text.encode())) == ast.dump(ast.parse(export(clean, to)))
     assert text.isascii() and max(map(len, text.splitlines())) <= 120
 
 
@@ -366,7 +366,7 @@ def test_the_files_are_formatted_and_have_no_unused_imports(tmp_path: Path) -> N
     for to in PYTHON:
         for i, (names, fill) in enumerate(cases):
             spec = policy_of(names, fill=fill).model_copy(update={"provenance": {"study": "digits", "seed": 3}})
-            (tmp_path / f"{to}_{i}.py").write_text(export_policy(spec, to), encoding="utf-8")
+            (tmp_path / f"{to}_{i}.py").write_text(export(spec, to), encoding="utf-8")
     for command in (["format", "--check"], ["check", "--select", "E,F,I,B,UP,W"]):
         ruff = [sys.executable, "-m", "ruff", *command, "--isolated", "--no-cache", "--line-length", "120"]
         done = subprocess.run([*ruff, str(tmp_path)], capture_output=True, text=True, check=False)
@@ -467,7 +467,7 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("to", PYTHON)
 def test_the_file_runs_without_kdsearch(to: str, tmp_path: Path) -> None:
     spec = Policy(list(OPERATIONS), 5, probability=0.9, fill="mean").freeze()
-    (tmp_path / "exported.py").write_text(export_policy(spec, to), encoding="utf-8")
+    (tmp_path / "exported.py").write_text(export(spec, to), encoding="utf-8")
     (tmp_path / "main.py").write_text(ALONE + {"torchvision": ALONE_TORCHVISION, "kornia": ALONE_KORNIA}[to])
     done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

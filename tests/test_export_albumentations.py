@@ -16,9 +16,10 @@ from albumentations.augmentations.pixel import functional as pixel_functions
 from scipy.stats import binomtest, kstest
 from torch import Tensor
 
-from kdsearch.augment.export import differing_operations, export_policy, omitted_operations
+from kdsearch.augment.export import differing_operations, export, omitted_operations
 from kdsearch.augment.export.albumentations import DIFFERENT, LEFT_OUT, VERSION
-from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError
@@ -55,7 +56,7 @@ def ranges(share: float = 0.5, probability: float = 0.8) -> dict[str, Setting]:
 
 
 def exported(spec: PolicySpec) -> Json:
-    return json.loads(export_policy(spec, "albumentations"))
+    return json.loads(export(spec, "albumentations"))
 
 
 def load(data: Json) -> Any:
@@ -480,7 +481,7 @@ def test_what_is_left_out_or_never_happens_keeps_its_place() -> None:
 def test_the_average_is_exported_too() -> None:
     moments = [Snapshot(progress=p, settings={"invert": Setting(probability=q)}) for p, q in ((0.5, 0.2), (1.0, 0.6))]
     spec = policy_of({"invert": Setting(probability=1.0)}).model_copy(update={"schedule": tuple(moments)})
-    (place,) = places(json.loads(export_policy(spec, "albumentations", "average")))
+    (place,) = places(json.loads(export(spec, "albumentations", "average")))
     assert place == {"__class_fullname__": "InvertImg", "p": pytest.approx(0.4)}
 
 
@@ -513,7 +514,7 @@ def test_every_operation_is_either_exported_or_left_out_with_a_reason() -> None:
 def test_a_policy_of_which_nothing_is_left_is_refused() -> None:
     names = list(LEFT_OUT)
     with pytest.raises(KdsearchError, match=f"can do nothing of what this policy does: {', '.join(names)}"):
-        export_policy(policy_of({name: exactly(name, 0.1) for name in reversed(names)}), "albumentations")
+        export(policy_of({name: exactly(name, 0.1) for name in reversed(names)}), "albumentations")
     never = policy_of({name: Setting(probability=0.0, low=0.1, high=0.1) for name in names})
     image = np.arange(75, dtype=np.uint8).reshape(5, 5, 3)
     assert np.array_equal(load(exported(never))(image=image)["image"], image)
@@ -535,7 +536,7 @@ def test_the_command_says_what_is_lost_on_standard_error(tmp_path: Path) -> None
 
 def test_a_stranger_s_provenance_stays_out_of_the_dict() -> None:
     spec = policy_of({"invert": exactly("invert")})
-    assert export_policy(spec.model_copy(update={"provenance": {"x": "y"}}), "albumentations") == export_policy(
+    assert export(spec.model_copy(update={"provenance": {"x": "y"}}), "albumentations") == export(
         spec, "albumentations"
     )
 
@@ -586,7 +587,7 @@ if __name__ == "__main__":
 
 def test_the_file_runs_in_a_data_loader_s_workers_without_kdsearch(tmp_path: Path) -> None:
     spec = policy_of(ranges(probability=0.9), 5)
-    (tmp_path / "policy.json").write_text(export_policy(spec, "albumentations"), encoding="utf-8")
+    (tmp_path / "policy.json").write_text(export(spec, "albumentations"), encoding="utf-8")
     (tmp_path / "main.py").write_text(ALONE, encoding="utf-8")
     done = subprocess.run([sys.executable, "main.py"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

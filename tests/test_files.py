@@ -287,7 +287,11 @@ TORN = {
 @pytest.mark.parametrize("torn", TORN)
 def test_a_torn_archive_is_one_message_whoever_reads_it(torn, tmp_path):
     path = TORN[torn](tmp_path / "torn.npz")
-    for read in (kd.load_arrays, kd.load_images, lambda path: kd.load_weights(nn.Linear(2, 2), path)):
+    for read in (
+        kd.data.load_arrays,
+        kd.data.load_images,
+        lambda path: kd.networks.load_weights(nn.Linear(2, 2), path),
+    ):
         with pytest.raises(KdsearchError, match=r"torn\.npz: "):
             read(path)
 
@@ -295,17 +299,21 @@ def test_a_torn_archive_is_one_message_whoever_reads_it(torn, tmp_path):
 def test_an_archive_that_claims_too_much_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
     zeros = np.zeros((400, 64, 64, 3), np.uint8)
     path = _npz(tmp_path / "bomb.npz", images=zeros, labels=np.zeros(400, int))
-    assert len(kd.load_arrays(path)) == 400  # less than any archive may hold
+    assert len(kd.data.load_arrays(path)) == 400  # less than any archive may hold
     monkeypatch.setattr(archives, "ALWAYS", 2**20)
     monkeypatch.setattr(archives, "_array", None)
     said = r"bomb\.npz: [0-9,]+ bytes, which claim to unpack to 4,9[0-9,]+; allowed: at most 100 times as much"
-    for read in (kd.load_arrays, kd.load_images, lambda path: kd.load_weights(nn.Linear(2, 2), path)):
+    for read in (
+        kd.data.load_arrays,
+        kd.data.load_images,
+        lambda path: kd.networks.load_weights(nn.Linear(2, 2), path),
+    ):
         with pytest.raises(KdsearchError, match=said):
             read(path)
     monkeypatch.setattr(archives, "RATIO", 10_000)
     monkeypatch.setattr(archives, "available_bytes", lambda device: 8_000_000)
     with pytest.raises(KdsearchError, match=r"bomb\.npz: unpacks to 0\.0 GB; 0\.0 GB of memory are left"):
-        kd.load_arrays(path)
+        kd.data.load_arrays(path)
 
 
 def test_weights_that_claim_too_much_are_refused_before_they_are_unpacked(tmp_path, monkeypatch):
@@ -316,17 +324,17 @@ def test_weights_that_claim_too_much_are_refused_before_they_are_unpacked(tmp_pa
     monkeypatch.setattr(archives, "ALWAYS", 2**20)
     monkeypatch.setattr(torch, "load", None)
     with pytest.raises(KdsearchError, match=r"bomb\.pt: [0-9,]+ bytes, which claim to unpack to 4,0"):
-        kd.load_weights(nn.Linear(2, 2), tmp_path / "bomb.pt")
+        kd.networks.load_weights(nn.Linear(2, 2), tmp_path / "bomb.pt")
 
 
 def test_what_is_no_file_is_refused_by_every_reader(tmp_path):
     for name in ("a.npz", "a.png", "a.pt", "a.safetensors", "a.json", "a.toml"):
         os.mkfifo(tmp_path / name)
     readers = {
-        "a.npz": [kd.load_arrays, kd.load_images],
-        "a.png": [kd.load_images],
-        "a.pt": [lambda path: kd.load_weights(nn.Linear(2, 2), path)],
-        "a.safetensors": [lambda path: kd.load_weights(nn.Linear(2, 2), path)],
+        "a.npz": [kd.data.load_arrays, kd.data.load_images],
+        "a.png": [kd.data.load_images],
+        "a.pt": [lambda path: kd.networks.load_weights(nn.Linear(2, 2), path)],
+        "a.safetensors": [lambda path: kd.networks.load_weights(nn.Linear(2, 2), path)],
         "a.json": [kd.PolicySpec.load],
         "a.toml": [lambda path: kd.SearchSpace.load(str(path))],
     }
@@ -357,7 +365,7 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
     folder = _pictures(tmp_path / "data")
     (folder / "cat/1.png").write_bytes(b"rubbish")
     (folder / "dog/3.png").write_bytes((folder / "dog/3.png").read_bytes()[:60])
-    data = kd.image_folder(folder, size=8)
+    data = kd.data.image_folder(folder, size=8)
     assert data[0][0].shape == (3, 8, 8)
     with pytest.raises(KdsearchError) as error:
         data[1]
@@ -370,31 +378,31 @@ def test_all_files_that_cannot_be_read_are_named_at_once(tmp_path):
 
 def test_files_that_cannot_be_read_can_be_left_out(tmp_path, recwarn):
     folder = _pictures(tmp_path / "data")
-    assert len(kd.image_folder(folder, size=8, skip_unreadable=True)) == 5 and not len(recwarn)
+    assert len(kd.data.image_folder(folder, size=8, skip_unreadable=True)) == 5 and not len(recwarn)
     (folder / "dog/3.png").write_bytes(b"rubbish")
     with pytest.warns(
         UserWarning, match=r"1 of 5 files cannot be read and are left out: .*3\.png: cannot be read"
     ) as told:
-        data = kd.image_folder(folder, size=8, skip_unreadable=True)
+        data = kd.data.image_folder(folder, size=8, skip_unreadable=True)
     assert len(told) == 1 and Path(told[0].filename).name == "test_files.py"
     assert [label for _, label in data] == [0, 0, 1, 1] and data.class_names == ("cat", "dog")
     (folder / "cat/0.png").write_bytes(b"rubbish")
     (folder / "cat/1.png").write_bytes(b"rubbish")
     with pytest.warns(UserWarning), pytest.raises(KdsearchError, match="no images in cat"):
-        kd.image_folder(folder, size=8, skip_unreadable=True)
+        kd.data.image_folder(folder, size=8, skip_unreadable=True)
 
 
 def test_a_huge_image_is_refused_before_it_is_decoded(tmp_path):
     Image.new("1", (10_000, 5_001)).save(tmp_path / "huge.png")
     with pytest.raises(KdsearchError, match=r"huge\.png: 10000 x 5001 pixels; allowed: 50,000,000 in all"):
-        kd.load_images(tmp_path / "huge.png")
+        kd.data.load_images(tmp_path / "huge.png")
 
 
 def test_an_image_of_one_row_is_not_made_larger_as_a_whole(tmp_path):
     (tmp_path / "data/thin").mkdir(parents=True)
     Image.new("L", (60_000, 1), 200).save(tmp_path / "data/thin/a.png")
     with torch.profiler.profile(profile_memory=True, acc_events=True) as seen:
-        image, _ = kd.image_folder(tmp_path / "data", size=32)[0]
+        image, _ = kd.data.image_folder(tmp_path / "data", size=32)[0]
     assert image.shape == (3, 32, 32) and (image == 200).all()
     assert max(event.cpu_memory_usage for event in seen.key_averages()) < 10_000_000
 
@@ -402,7 +410,7 @@ def test_an_image_of_one_row_is_not_made_larger_as_a_whole(tmp_path):
 def test_other_formats_under_the_name_of_an_image_are_not_read(tmp_path):
     (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
     with pytest.raises(KdsearchError, match=r"a\.png: cannot be read as an image: cannot identify"):
-        kd.load_images(tmp_path / "a.png")
+        kd.data.load_images(tmp_path / "a.png")
 
 
 # Search spaces and policies
@@ -539,9 +547,9 @@ def test_the_home_folder_is_meant_wherever_a_path_is_given(tmp_path, monkeypatch
     assert len(kd.frames("~/run")["studies"]) == 1 and len(kd.regions("~/run")) > 0
     kd.PolicySpec.load(policy)
     kd.SearchSpace.load("~/mine.toml")
-    kd.load_weights(nn.Linear(2, 2), "~/w.pt")
-    assert len(kd.load_images("~/a.npz")) == 4 and len(kd.load_images("~/data")) == 2
-    assert len(kd.load_arrays("~/a.npz")) == 20 and len(kd.image_folder("~/data", size=8)) == 5
+    kd.networks.load_weights(nn.Linear(2, 2), "~/w.pt")
+    assert len(kd.data.load_images("~/a.npz")) == 4 and len(kd.data.load_images("~/data")) == 2
+    assert len(kd.data.load_arrays("~/a.npz")) == 20 and len(kd.data.image_folder("~/data", size=8)) == 5
     assert gather([policy])
     kdsearch("export", policy, "--to", "kornia", "--output=~/policy.py")
     kdsearch("diff", policy, policy, "-o", "~/diff.png")
@@ -558,7 +566,7 @@ def test_the_home_folder_is_meant_wherever_a_path_is_given(tmp_path, monkeypatch
 @pytest.mark.parametrize("to", ["torchvision", "kornia"])
 def test_an_exported_policy_refuses_what_is_no_image_in_words_of_its_own(to):
     space: dict = {}
-    exec(kd.export_policy(Policy(["rotate", "brightness"], 2, probability=0.9).freeze(), to), space)
+    exec(kd.export(Policy(["rotate", "brightness"], 2, probability=0.9).freeze(), to), space)
     policy, shape = space["policy"], (3, 12, 20) if to == "torchvision" else (2, 3, 12, 20)
     good = torch.rand(shape)
     assert policy(good).shape == shape and policy.eval()(good) is good
@@ -675,25 +683,25 @@ def test_what_may_not_be_looked_at_in_a_folder_of_images_is_said(open_to_all):
     Image.new("RGB", (20, 20)).save(folder / "a" / "x.png")
     Image.new("RGB", (20, 20)).save(secret / "x.png")
     (folder / "a" / "link.png").symlink_to(secret / "x.png")
-    assert len(kd.image_folder(folder, size=8)) == 2
+    assert len(kd.data.image_folder(folder, size=8)) == 2
     os.seteuid(65534)
     try:
-        data = kd.image_folder(folder, size=8)
+        data = kd.data.image_folder(folder, size=8)
         with pytest.raises(KdsearchError, match=r"link\.png: Permission denied"):
             data[0]
         with pytest.warns(UserWarning, match=r"1 of 2 files .*link\.png: Permission denied"):
-            assert len(kd.image_folder(folder, size=8, skip_unreadable=True)) == 1
+            assert len(kd.data.image_folder(folder, size=8, skip_unreadable=True)) == 1
         with pytest.raises(KdsearchError, match=r"link\.png: Permission denied"):
             load_images(folder / "a")
         os.seteuid(0)
         (folder / "a" / "deep").chmod(0o700)
         os.seteuid(65534)
         with pytest.raises(KdsearchError, match=r"a/deep: cannot be listed: Permission denied$"):
-            kd.image_folder(folder, size=8)
+            kd.data.image_folder(folder, size=8)
         os.seteuid(0)
         (folder / "b").symlink_to(secret / "folder")
         os.seteuid(65534)
         with pytest.raises(KdsearchError, match=r"images/b: Permission denied$"):
-            kd.image_folder(folder, size=8)
+            kd.data.image_folder(folder, size=8)
     finally:
         os.seteuid(0)

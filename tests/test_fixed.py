@@ -10,11 +10,11 @@ from torchvision.transforms import v2
 
 import kdsearch as kd
 from kdsearch.augment.fixed import FixedTransform
-from kdsearch.augment.wide import trivial_augment_wide
+from kdsearch.augment.presets import trivial_augment_wide
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.distill.distiller import Phase
-from kdsearch.losses import LOSSES
+from kdsearch.losses.table import TABLE as LOSSES
 
 TRANSFORMS = {
     "RandAugment": lambda: FixedTransform(v2.RandAugment()),
@@ -176,7 +176,7 @@ def test_trivial_augment_wide_is_torchvisions_from_64_pixels_on() -> None:
 
 
 def test_a_student_trains_with_a_fixed_transform(teacher) -> None:
-    train, validation, _ = kd.digits()
+    train, validation, _ = kd.data.digits()
     seen = []
 
     def spy(image: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def test_a_student_trains_with_a_fixed_transform(teacher) -> None:
 
     torch.manual_seed(0)
     task = kd.Classification.of(10)
-    distiller = kd.Distiller(kd.Teacher(teacher()), kd.small_convnet(2), FixedTransform(spy), task)
+    distiller = kd.Distiller(kd.networks.Teacher(teacher()), kd.networks.small_convnet(2), FixedTransform(spy), task)
     phase = Phase((LOSSES["kd"](),), epochs=1, steps=3, batch=16, policy_steps=kd.PolicySteps(interval=1))
     (record,) = distiller.run(phase, train, validation)
     assert len(seen) == 3 * 16

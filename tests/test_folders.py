@@ -36,7 +36,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_of_class_folders_is_a_data_set_of_one_size(folder):
-    data = kd.image_folder(folder, size=8)
+    data = kd.data.image_folder(folder, size=8)
     assert data.class_names == ("cat", "dog") and len(data) == 3
     items = list(data)
     assert [label for _, label in items] == [0, 0, 1]
@@ -49,13 +49,13 @@ def test_a_folder_of_class_folders_is_a_data_set_of_one_size(folder):
 
 
 def test_small_pictures_are_made_larger(folder):
-    assert kd.image_folder(str(folder), size=33)[2][0].shape == (3, 33, 33)
+    assert kd.data.image_folder(str(folder), size=33)[2][0].shape == (3, 33, 33)
 
 
 def test_a_folder_gives_the_classes_and_files_of_torchvision(folder):
     (folder / "dog/._c.png").unlink()
     (folder / ".cache").rmdir()
-    mine, theirs = kd.image_folder(folder, size=8), torchvision.datasets.ImageFolder(folder)
+    mine, theirs = kd.data.image_folder(folder, size=8), torchvision.datasets.ImageFolder(folder)
     assert list(mine.class_names) == theirs.classes
     assert [(str(file), label) for file, label in zip(mine.files, mine.labels, strict=True)] == theirs.samples
 
@@ -72,7 +72,7 @@ def test_items_of_a_torchvision_data_set_are_read_as_they_are(folder):
 def test_a_broken_picture_is_named_when_it_is_read(folder):
     broken = folder / "dog/z.png"
     broken.write_bytes((folder / "cat/a.png").read_bytes()[:60])
-    data = kd.image_folder(folder, size=8)
+    data = kd.data.image_folder(folder, size=8)
     with pytest.raises(KdsearchError, match=f"^{re.escape(str(broken))}: cannot be read as an image"):
         data[3]
     with pytest.raises(KdsearchError, match=f"item 3 of ImageFolder: {re.escape(str(broken))}: cannot be read"):
@@ -81,16 +81,16 @@ def test_a_broken_picture_is_named_when_it_is_read(folder):
 
 def test_a_folder_without_classes_is_named(folder, tmp_path):
     with pytest.raises(KdsearchError, match=r"nowhere: no such folder"):
-        kd.image_folder(tmp_path / "nowhere", size=8)
+        kd.data.image_folder(tmp_path / "nowhere", size=8)
     with pytest.raises(KdsearchError, match=r"a.png: not a folder"):
-        kd.image_folder(folder / "cat/a.png", size=8)
+        kd.data.image_folder(folder / "cat/a.png", size=8)
     with pytest.raises(KdsearchError, match=r"cat: no folders in it; needed: one folder of images for each class"):
-        kd.image_folder(folder / "cat", size=8)
+        kd.data.image_folder(folder / "cat", size=8)
     with pytest.raises(KdsearchError, match=r"size is 0; allowed: 1 or more"):
-        kd.image_folder(folder, size=0)
+        kd.data.image_folder(folder, size=0)
     (folder / "emu").mkdir()
     with pytest.raises(KdsearchError, match=r"data: no images in emu; read are .png"):
-        kd.image_folder(folder, size=8)
+        kd.data.image_folder(folder, size=8)
 
 
 # Arrays
@@ -109,7 +109,7 @@ LAYOUTS = {
 def test_arrays_of_every_layout_and_name_are_data_in_memory(tmp_path, layout, x, y):
     array = LAYOUTS[layout]
     np.savez(tmp_path / "a.npz", **{x: array, y: np.arange(5, dtype=np.uint8)[:, None]})
-    data = kd.load_arrays(tmp_path / "a.npz")
+    data = kd.data.load_arrays(tmp_path / "a.npz")
     expected = torch.from_numpy(PIXELS.copy()).movedim(-1, 1)
     expected = expected if layout in ("NHWC", "NCHW", "floats") else expected[:, :1]
     assert data.images.dtype == (torch.float32 if layout == "floats" else torch.uint8)
@@ -137,15 +137,15 @@ def test_arrays_of_every_layout_and_name_are_data_in_memory(tmp_path, layout, x,
 def test_wrong_arrays_are_named(tmp_path, arrays, said):
     np.savez(tmp_path / "a.npz", **arrays)
     with pytest.raises(KdsearchError, match=said):
-        kd.load_arrays(tmp_path / "a.npz")
+        kd.data.load_arrays(tmp_path / "a.npz")
 
 
 def test_a_file_that_holds_no_arrays_is_named(tmp_path):
     with pytest.raises(KdsearchError, match=r"b.npz: no such file"):
-        kd.load_arrays(tmp_path / "b.npz")
+        kd.data.load_arrays(tmp_path / "b.npz")
     (tmp_path / "torn.npz").write_bytes(b"PK\3\4 and no more")
     with pytest.raises(KdsearchError, match=r"torn.npz: cannot be read as an .npz file"):
-        kd.load_arrays(tmp_path / "torn.npz")
+        kd.data.load_arrays(tmp_path / "torn.npz")
     np.save(tmp_path / "one.npy", PIXELS)
     with pytest.raises(KdsearchError, match=r"one.npy: cannot be read as an .npz file"):
-        kd.load_arrays(tmp_path / "one.npy")
+        kd.data.load_arrays(tmp_path / "one.npy")

@@ -101,7 +101,7 @@ def test_a_search_says_so_too_before_it_makes_a_folder(tiny_study: Study, tmp_pa
 
 
 def test_numbers_of_policy_steps_are_counted_at_once_and_right() -> None:
-    for steps in (PolicySteps(interval=3), PolicySteps(interval=7, warm_up=0.25), PolicySteps(phases=(0.25, 0.5))):
+    for steps in (PolicySteps(interval=3), PolicySteps(interval=7, warm_up=0.25), PolicySteps(pauses=(0.25, 0.5))):
         for epochs, size in ((4, 30), (10, 7), (6, 1)):
             turns = (steps.turns(epoch, epochs, size, 100, 64) for epoch in range(1, epochs + 1))
             assert steps.count(epochs, size, 100, 64) == sum(map(sum, turns))
@@ -148,10 +148,10 @@ def test_names_of_classes_are_found_in_subsets_and_told_apart(tiny_study: Study)
 # Images
 
 
-def spoilt(data: kd.ArrayData, item: int, value: float) -> kd.ArrayData:
+def spoilt(data: kd.data.ArrayData, item: int, value: float) -> kd.data.ArrayData:
     images = data.images.clone()
     images[item, 0, 3, 3] = value
-    return kd.ArrayData(images, data.labels)
+    return kd.data.ArrayData(images, data.labels)
 
 
 @pytest.mark.parametrize(
@@ -203,10 +203,14 @@ def test_a_teacher_that_is_no_number_somewhere_is_said_to_be(tiny_study: Study, 
 
 def test_a_run_that_a_teacher_spoils_later_says_that_it_was_the_teacher(tiny_study: Study) -> None:
     ill = Sick(tiny_study.teacher, lambda x: torch.arange(len(x)) == 0)
-    phase = kd.Phase((kd.LOSSES["kd"](),), epochs=1, steps=2, batch=8)
+    phase = kd.Phase((kd.losses.kd(),), epochs=1, steps=2, batch=8)
     for teacher, said in ((ill, "epoch 1: the teacher's logits are not finite"), (tiny_study.teacher, None)):
         distiller = kd.Distiller(
-            kd.Teacher(teacher), kd.small_convnet(2), None, kd.Classification.of(10), optimizer=exploding
+            kd.networks.Teacher(teacher),
+            kd.networks.small_convnet(2),
+            None,
+            kd.Classification.of(10),
+            optimizer=exploding,
         )
         with pytest.raises(Diverged, match=said or "epoch 1: a loss is not finite"):
             list(distiller.run(phase, tiny_study.train, tiny_study.search_validation))
@@ -237,9 +241,11 @@ def test_search_validation_that_is_in_train_is_refused_and_a_few_twins_are_said(
     train, validation = tiny_study.train, tiny_study.search_validation
     said = "100.0% of search_validation's images are in train (the same {}): trials would be compared on what students"
     assert said.format("items") in said_of(replace(tiny_study, train=validation), tmp_path)
-    copy = kd.ArrayData(validation.images.clone(), validation.labels)
+    copy = kd.data.ArrayData(validation.images.clone(), validation.labels)
     assert said.format("pixels") in said_of(replace(tiny_study, train=copy), tmp_path)
-    twins = kd.ArrayData(torch.cat([train.images, validation.images[:2]]), torch.cat([train.labels, copy.labels[:2]]))
+    twins = kd.data.ArrayData(
+        torch.cat([train.images, validation.images[:2]]), torch.cat([train.labels, copy.labels[:2]])
+    )
     (warning,) = preflight(replace(tiny_study, train=twins), tmp_path).warnings
     assert warning.startswith("2.0% of search_validation's images are in train (the same pixels)")
 
@@ -305,14 +311,14 @@ def test_a_student_is_known_by_its_layers_their_numbers_and_its_start() -> None:
     random = torch.Generator()
     own = partial(lambda: nn.Linear(4, 3).requires_grad_(random.seed() > 0))  # its start is another each time, or not
     assert student_digest(own) == student_digest(own)
-    means = [network_digest(kd.Normalised(small(), [mean], [1.0])) for mean in (0.1, 0.2)]
+    means = [network_digest(kd.networks.Normalised(small(), [mean], [1.0])) for mean in (0.1, 0.2)]
     assert means[0] != means[1]
 
 
 class Jittered(Dataset):
     """Items that are others each time, whatever is seeded."""
 
-    def __init__(self, data: kd.ArrayData) -> None:
+    def __init__(self, data: kd.data.ArrayData) -> None:
         self.data, self.read = data, 0
 
     def __len__(self) -> int:
@@ -330,7 +336,7 @@ def accuracy_twice(logits: Tensor, labels: Tensor) -> float:
 
 def content(data: Any, study: Study) -> Survey:
     task = kd.Classification.of(study.classes)
-    return survey_split("train", data, first_batch(data, 64), kd.Teacher(study.teacher), task, 32, "cpu")
+    return survey_split("train", data, first_batch(data, 64), kd.networks.Teacher(study.teacher), task, 32, "cpu")
 
 
 def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study, tmp_path: Path) -> None:
@@ -345,7 +351,7 @@ def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study,
     before = kind()
     assert before == kind() and before["train images and labels"] == content(tiny_study.train, tiny_study).digest
     for change, differs in (
-        ({"student": lambda: nn.Sequential(kd.small_convnet(2), nn.Dropout(0.1))}, "student"),
+        ({"student": lambda: nn.Sequential(kd.networks.small_convnet(2), nn.Dropout(0.1))}, "student"),
         ({"loss": own(1.0)}, "code of own losses"),
         ({"metric": accuracy_twice}, "code of the metric"),
     ):
@@ -382,10 +388,10 @@ def test_items_that_change_are_said(tiny_study: Study, tmp_path: Path) -> None:
 
 def test_a_weak_teacher_on_few_images_is_doubted_and_not_refused(tiny_study: Study, tmp_path: Path) -> None:
     data = tiny_study.search_validation
-    right = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1) == data.labels
+    right = kd.networks.Teacher(tiny_study.teacher)(data.images).logits.argmax(1) == data.labels
     rows = right.nonzero()[:12, 0]
     labels = torch.cat([data.labels[rows][:3], (data.labels[rows][3:] + torch.arange(1, 10)) % 10])
-    weak = kd.ArrayData(data.images[rows], labels)  # right on 3 of 12, of ten classes
+    weak = kd.data.ArrayData(data.images[rows], labels)  # right on 3 of 12, of ten classes
     warnings = preflight(replace(tiny_study, search_validation=weak), tmp_path).warnings
     assert (
         "the teacher is right on 25.0% of search-validation, chance is 10.0%: of 12 images that is too few"
@@ -496,7 +502,7 @@ def test_an_optimizer_is_known_by_its_groups_and_its_code(tiny_study: Study, tmp
 
 def test_items_without_pixels_and_what_lists_its_files_oddly(tiny_study: Study, tmp_path: Path) -> None:
     data = tiny_study.train
-    empty = kd.ArrayData(torch.zeros(100, 1, 0, 8), data.labels)
+    empty = kd.data.ArrayData(torch.zeros(100, 1, 0, 8), data.labels)
     assert "item 0: an image of (1, 0, 8), which has no pixels" in said_of(replace(tiny_study, train=empty))
     beyond = Subset(data, [*range(80), 1000])
     assert "train: item 80 of Subset: IndexError" in said_of(replace(tiny_study, train=beyond), tmp_path)
@@ -528,8 +534,8 @@ def test_losses_that_fail_or_weigh_nothing_sensible_are_one_sentence(tiny_study:
         (lambda student: student.logits.sum(1) * float("nan"), "first training step are not finite"),
     ):
         assert said in said_of(replace(tiny_study, loss=own(what)), tmp_path)
-    kl = kd.LOSSES["kd"]()
-    for weight in (float("nan"), -1.0, "x", kd.Ramp(0.0, float("inf"))):
+    kl = kd.losses.kd()
+    for weight in (float("nan"), -1.0, "x", kd.losses.Ramp(0.0, float("inf"))):
         assert "its weight is" in said_of(replace(tiny_study, loss=kl.times(weight)))
     assert "loss is called 3; allowed: text" in said_of(replace(tiny_study, loss=own(len, 3)))
 
@@ -539,7 +545,7 @@ class Narrow(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = kd.small_convnet(2)
+        self.network = kd.networks.small_convnet(2)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.network(images)[:, : 10 if len(images) <= 2 else 7]
@@ -550,15 +556,15 @@ def test_a_student_that_gives_other_classes_later_on_is_one_sentence(tiny_study:
 
 
 def test_a_teacher_that_knows_which_class_is_frequent_alone_is_told(tiny_study: Study, tmp_path: Path) -> None:
-    data, teacher = tiny_study.search_validation, kd.Teacher(tiny_study.teacher)
+    data, teacher = tiny_study.search_validation, kd.networks.Teacher(tiny_study.teacher)
     answers = teacher(data.images).logits.argmax(1)
     rows = torch.cat([(answers == 3).nonzero()[:9, 0], (answers != 3).nonzero()[:1, 0]])
-    frequent = kd.ArrayData(data.images[rows], torch.full((len(rows),), 3))
+    frequent = kd.data.ArrayData(data.images[rows], torch.full((len(rows),), 3))
     warnings = " ".join(preflight(replace(tiny_study, search_validation=frequent), tmp_path).warnings)
     assert "always answering 'digit 3' is on 100.0%: it may know nothing but which class is frequent" in warnings
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_images_of_8_bits_are_the_same_numbers_on_any_device() -> None:
-    data = kd.ArrayData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
+    data = kd.data.ArrayData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
     assert torch.equal(first_batch(data, 1).images, first_batch(data, 1, "cuda").images.cpu())

@@ -43,7 +43,7 @@ def test_the_peak_is_the_one_counted_by_hand(step):
 
 
 def test_a_measured_step_gives_what_it_gives_otherwise():
-    network = kd.small_convnet(2)
+    network = kd.networks.small_convnet(2)
     images = torch.rand(3, 1, 16, 16)
     expected = copy.deepcopy(network)(images)
     seen = []
@@ -74,7 +74,7 @@ OPTIMIZERS = {
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("batch", [2, 9, 64])
 def test_a_large_batch_is_foreseen_from_small_ones(make, batch):
-    network = kd.small_convnet(8)
+    network = kd.networks.small_convnet(8)
     step = trained(copy.deepcopy(network), make)
     measured = peak_bytes(lambda: [step(batch), step(batch)])  # with the state that the first step makes
     assert largest_batch(trained(network, make), batch, 10**9) == Fit(pytest.approx(measured, rel=0.01), batch)
@@ -101,7 +101,7 @@ def test_no_more_images_are_run_than_asked_for(batch):
 
 
 def test_the_largest_batch_fits_and_one_more_does_not():
-    network = kd.small_convnet(8)
+    network = kd.networks.small_convnet(8)
     step = trained(network, torch.optim.AdamW)
     measured = {n: peak_bytes(lambda n=n: [trained(network, torch.optim.AdamW)(n)]) for n in (30, 31)}
     state = 2 * 4 * sum(p.numel() for p in network.parameters())

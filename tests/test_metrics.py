@@ -42,7 +42,7 @@ def test_a_metric_is_measured_beside_the_accuracy(tiny_study: Study, teacher) ->
     data, task = tiny_study.search_validation, kd.Classification.of(10)
     result = measure(teacher(), data, task, 32, "cpu", balanced_accuracy)
     assert result[:2] == kd.evaluate(teacher(), data, task, 32, "cpu")
-    logits = kd.Teacher(teacher())(data.images).logits
+    logits = kd.networks.Teacher(teacher())(data.images).logits
     assert result.value == pytest.approx(balanced_accuracy(logits, data.labels))
     assert result.value != result.accuracy and 0 < result.value_se < 0.1
 

@@ -118,7 +118,7 @@ def hooks(network):
 
 
 def test_features_are_what_the_layers_return_and_nothing_stays_on_them():
-    network = kd.small_convnet(2).eval()
+    network = kd.networks.small_convnet(2).eval()
     found = run_network(network, IMAGES, "student", ["0", "7", "11"])
     assert torch.equal(found.features["0"], network[0](IMAGES))
     assert torch.equal(found.features["7"], network[:8](IMAGES))
@@ -128,8 +128,8 @@ def test_features_are_what_the_layers_return_and_nothing_stays_on_them():
 
 
 def test_the_network_inside_a_normalised_one_and_a_teacher_are_tapped_by_its_own_paths():
-    inner = kd.small_convnet(2)
-    teacher = kd.Teacher(kd.Normalised(kd.Normalised(inner, [0.0], [1.0]), [0.5], [0.5]))
+    inner = kd.networks.small_convnet(2)
+    teacher = kd.networks.Teacher(kd.networks.Normalised(kd.networks.Normalised(inner, [0.0], [1.0]), [0.5], [0.5]))
     found = teacher(IMAGES, ["0"])
     assert torch.equal(found.features["0"], inner[0]((IMAGES - 0.5) / 0.5))
     assert not teacher(IMAGES).features
@@ -171,7 +171,7 @@ def test_a_wrong_layer_is_one_clear_error_and_leaves_nothing(layers, said):
 
 
 def test_taps_are_removed_when_the_network_fails():
-    network = kd.small_convnet(2)
+    network = kd.networks.small_convnet(2)
     with pytest.raises(RuntimeError, match="mine"), tapped(network, ["0"]) as seen:
         network(IMAGES)
         raise RuntimeError("mine")
@@ -186,21 +186,21 @@ def test_an_ensemble_is_the_weighted_mean_of_the_probabilities():
     mean = sum(
         share * x.softmax(1) for share, x in zip((0.5, 0.2, 0.3), (LOGITS, LOGITS.flip(1), LOGITS / 3), strict=True)
     )
-    torch.testing.assert_close(kd.Ensemble(others, [5, 2, 3])(IMAGES).softmax(1), mean)
-    torch.testing.assert_close(kd.Ensemble(others[:1])(IMAGES).softmax(1), LOGITS.softmax(1))
+    torch.testing.assert_close(kd.networks.Ensemble(others, [5, 2, 3])(IMAGES).softmax(1), mean)
+    torch.testing.assert_close(kd.networks.Ensemble(others[:1])(IMAGES).softmax(1), LOGITS.softmax(1))
 
 
 def test_an_ensemble_is_stable_where_probabilities_are_zero_in_float():
     far = torch.tensor([[0.0, 1000.0]]).expand(4, 2)
-    found = kd.Ensemble([Returns(far), Returns(far)])(IMAGES)
+    found = kd.networks.Ensemble([Returns(far), Returns(far)])(IMAGES)
     torch.testing.assert_close(found, far - 1000)
-    assert kd.Ensemble([Returns(far.half())])(IMAGES).dtype == torch.float32
+    assert kd.networks.Ensemble([Returns(far.half())])(IMAGES).dtype == torch.float32
 
 
 def test_an_ensemble_of_dense_networks_and_as_a_teacher():
     maps = torch.rand(4, 3, 2, 2)
-    torch.testing.assert_close(kd.Ensemble([Returns(maps), Returns(maps)])(IMAGES), maps.log_softmax(1))
-    teacher = kd.Teacher(kd.Ensemble([kd.small_convnet(2), kd.small_convnet(4)]))
+    torch.testing.assert_close(kd.networks.Ensemble([Returns(maps), Returns(maps)])(IMAGES), maps.log_softmax(1))
+    teacher = kd.networks.Teacher(kd.networks.Ensemble([kd.networks.small_convnet(2), kd.networks.small_convnet(4)]))
     found = teacher(IMAGES, ["networks.1.0"])
     assert found.logits.shape == (4, 10) and found.features["networks.1.0"].shape == (4, 4, 8, 8)
 
@@ -219,7 +219,7 @@ def test_an_ensemble_of_dense_networks_and_as_a_teacher():
 )
 def test_a_wrong_ensemble_is_refused(networks, weights, said):
     with pytest.raises(KdsearchError, match=said):
-        kd.Ensemble(networks, weights)(IMAGES)
+        kd.networks.Ensemble(networks, weights)(IMAGES)
 
 
 # Weights
@@ -240,40 +240,45 @@ def same(network, state):
 @pytest.mark.parametrize("suffix", [".safetensors", ".npz", ".pt", ".pth"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_weights_of_every_kind_of_file_are_loaded(tmp_path, suffix, prefix):
-    state = kd.small_convnet(2).state_dict()
+    state = kd.networks.small_convnet(2).state_dict()
     path = write({prefix + name: value for name, value in state.items()}, tmp_path / f"a{suffix}")
-    network = kd.small_convnet(2)
+    network = kd.networks.small_convnet(2)
     assert not same(network, state)
-    assert kd.load_weights(network, path) is network
+    assert kd.networks.load_weights(network, path) is network
     assert same(network, state)
-    wrapped = kd.load_weights(kd.Normalised(kd.small_convnet(2), [0.0], [1.0]), path)
+    wrapped = kd.networks.load_weights(kd.networks.Normalised(kd.networks.small_convnet(2), [0.0], [1.0]), path)
     assert same(wrapped.network, state)
     whole = write({f"{prefix}network.{name}": value for name, value in state.items()}, tmp_path / f"b{suffix}")
-    assert same(kd.load_weights(kd.Normalised(kd.small_convnet(2), [0.0], [1.0]), whole).network, state)
+    assert same(
+        kd.networks.load_weights(kd.networks.Normalised(kd.networks.small_convnet(2), [0.0], [1.0]), whole).network,
+        state,
+    )
 
 
 @pytest.mark.parametrize("holder", ["state_dict", "model", "model_state_dict"])
 def test_weights_beside_other_things_are_found(tmp_path, holder):
-    state = kd.small_convnet(2).state_dict()
+    state = kd.networks.small_convnet(2).state_dict()
     path = write({"epoch": 3, holder: state}, tmp_path / "a.pt")
-    assert same(kd.load_weights(kd.small_convnet(2), path), state)
+    assert same(kd.networks.load_weights(kd.networks.small_convnet(2), path), state)
 
 
 def test_weights_without_counts_of_batches_are_read_as_torch_reads_them(tmp_path):
-    state = {k: v for k, v in kd.small_convnet(2).state_dict().items() if not k.endswith("num_batches_tracked")}
-    network = kd.load_weights(kd.small_convnet(2), write(state, tmp_path / "old.npz"))
+    state = {
+        k: v for k, v in kd.networks.small_convnet(2).state_dict().items() if not k.endswith("num_batches_tracked")
+    }
+    network = kd.networks.load_weights(kd.networks.small_convnet(2), write(state, tmp_path / "old.npz"))
     assert torch.equal(network.state_dict()["0.weight"], state["0.weight"])
 
 
 def test_weights_of_another_network_are_one_error_and_nothing_is_loaded(tmp_path):
-    state = kd.small_convnet(2).state_dict()
+    state = kd.networks.small_convnet(2).state_dict()
     state["0.wieght"] = state.pop("0.weight")
     state["11.weight"] = torch.zeros(3, 8)
     path = write(state, tmp_path / "a.pt")
-    network = kd.small_convnet(2)
+    network = kd.networks.small_convnet(2)
     before = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(KdsearchError) as caught:
-        kd.load_weights(network, path)
+        kd.networks.load_weights(network, path)
     assert str(caught.value).splitlines() == [
         f"{path}: not the weights of this Sequential: 3 problems",
         "  missing: 0.weight",
@@ -284,13 +289,13 @@ def test_weights_of_another_network_are_one_error_and_nothing_is_loaded(tmp_path
 
 
 def test_a_mismatch_of_many_names_shows_a_handful(tmp_path):
-    path = write(kd.small_convnet(3).state_dict(), tmp_path / "a.pt")
+    path = write(kd.networks.small_convnet(3).state_dict(), tmp_path / "a.pt")
     with pytest.raises(KdsearchError) as caught:
-        kd.load_weights(kd.small_convnet(2), path)
+        kd.networks.load_weights(kd.networks.small_convnet(2), path)
     assert len(str(caught.value).splitlines()) == 2
     assert str(caught.value).endswith("and 11 more")
     with pytest.raises(KdsearchError, match=r"missing: .* and 15 more\n  unexpected: b"):
-        kd.load_weights(kd.small_convnet(2), write({"b": torch.zeros(1)}, tmp_path / "b.safetensors"))
+        kd.networks.load_weights(kd.networks.small_convnet(2), write({"b": torch.zeros(1)}, tmp_path / "b.safetensors"))
 
 
 @pytest.mark.parametrize(
@@ -301,7 +306,7 @@ def test_a_mismatch_of_many_names_shows_a_handful(tmp_path):
         ("a.pt", b"nonsense", "holds Python objects or is torn, which is not read"),
         ("a.npz", b"nonsense", "cannot be read as weights"),
         ("a.safetensors", b"nonsense", "cannot be read as weights"),
-        ("a.pt", kd.small_convnet(2), "holds Python objects"),
+        ("a.pt", kd.networks.small_convnet(2), "holds Python objects"),
         ("a.pt", [torch.zeros(1)], "holds list; allowed: weights by name"),
         ("a.pt", {"epoch": 3}, "holds epoch; allowed: weights by name, or these under state_dict"),
         ("a.npz", np.array([object()]), "cannot be read as weights: Object arrays"),
@@ -317,22 +322,22 @@ def test_a_file_without_weights_is_named(tmp_path, name, content, said):
     elif content is not None:
         torch.save(content, path)
     with pytest.raises(KdsearchError, match=said):
-        kd.load_weights(kd.small_convnet(2), path)
+        kd.networks.load_weights(kd.networks.small_convnet(2), path)
 
 
 # Networks of torchvision
 
 
 def test_a_torchvision_network_by_its_name_with_weights_of_a_file(tmp_path):
-    plain = kd.torchvision_model("resnet18", classes=3)
+    plain = kd.networks.torchvision_model("resnet18", classes=3)
     assert plain(torch.rand(2, 3, 32, 32)).shape == (2, 3)
     path = write(plain.state_dict(), tmp_path / "mine.safetensors")
-    assert same(kd.torchvision_model("resnet18", classes=3, weights=path), plain.state_dict())
-    assert same(kd.torchvision_model("resnet18", classes=3, weights=str(path)), plain.state_dict())
+    assert same(kd.networks.torchvision_model("resnet18", classes=3, weights=path), plain.state_dict())
+    assert same(kd.networks.torchvision_model("resnet18", classes=3, weights=str(path)), plain.state_dict())
 
 
 def test_a_torchvision_segmentation_network_gives_logits_in_space():
-    network = kd.torchvision_model("lraspp_mobilenet_v3_large", classes=4).eval()
+    network = kd.networks.torchvision_model("lraspp_mobilenet_v3_large", classes=4).eval()
     found = run_network(network, torch.rand(2, 3, 32, 32), "teacher", ["classifier.low_classifier"])
     assert found.logits.shape == (2, 4, 32, 32)
 
@@ -340,8 +345,8 @@ def test_a_torchvision_segmentation_network_gives_logits_in_space():
 def test_weights_of_torchvision_come_normalised(monkeypatch):
     given = torchvision.models.resnet18().state_dict()
     monkeypatch.setattr(torchvision.models.ResNet18_Weights, "get_state_dict", lambda self, **more: given)
-    network = kd.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
-    assert isinstance(network, kd.Normalised) and same(network.network, given)
+    network = kd.networks.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
+    assert isinstance(network, kd.networks.Normalised) and same(network.network, given)
     torch.testing.assert_close(network.mean.flatten(), torch.tensor([0.485, 0.456, 0.406]))
     torch.testing.assert_close(network.std.flatten(), torch.tensor([0.229, 0.224, 0.225]))
 
@@ -357,4 +362,4 @@ def test_weights_of_torchvision_come_normalised(monkeypatch):
 )
 def test_a_wrong_name_is_refused_before_anything_is_fetched(name, weights, said):
     with pytest.raises(KdsearchError, match=said):
-        kd.torchvision_model(name, classes=10, weights=weights)
+        kd.networks.torchvision_model(name, classes=10, weights=weights)

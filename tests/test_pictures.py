@@ -14,8 +14,9 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.diff import other_differences
 from kdsearch.analysis.sheet import GAP, LEFT, contents
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
+from kdsearch.data.images import photographs
 
 THREE = {
     "rotate": Setting(probability=0.25, low=2.0, high=10.0),
@@ -63,7 +64,7 @@ def enlarged(image: torch.Tensor, times: int) -> np.ndarray:
 
 def test_tiles_are_the_operation_at_the_stated_magnitudes(gray, force):
     rows = {row.operation: row for row in contents(policy(THREE), gray).rows}
-    turned = [kd.apply(force({"rotate": m}, 4), gray).images for m in (2.0, 6.0, 10.0)]
+    turned = [kd.operations.apply(force({"rotate": m}, 4), gray).images for m in (2.0, 6.0, 10.0)]
     assert all(torch.equal(tile, other) for tile, other in zip(rows["rotate"].tiles, turned, strict=True))
     for tile, m in zip(rows["solarize"].tiles, (0.25, 0.5, 0.75), strict=True):
         assert torch.equal(tile, torch.where(gray >= 1 - m, 1 - gray, gray))
@@ -109,19 +110,19 @@ def test_the_average_is_drawn_when_asked_for(gray, force):
     spec = policy(earlier, earlier, THREE)  # the average is that of the last two
     rows = {row.operation: row for row in contents(spec, gray, which="average").rows}
     assert rows["rotate"].text == "probability 0.62, rate 0.21\n±1 to 20 degrees"
-    highest = kd.apply(force({"rotate": 20.0}, 4), gray).images
+    highest = kd.operations.apply(force({"rotate": 20.0}, 4), gray).images
     assert torch.equal(rows["rotate"].tiles[2], highest)
-    assert "average policy" in words(kd.policy_sheet(spec, gray, which="average"))[0]
+    assert "average policy" in words(kd.analysis.policy_sheet(spec, gray, which="average"))[0]
 
 
 def test_small_images_are_on_the_sheet_enlarged_pixel_by_pixel(gray, force):
     spec = policy(THREE)
-    sheet = picture(kd.policy_sheet(spec, gray))
+    sheet = picture(kd.analysis.policy_sheet(spec, gray))
     pitch = 128 + GAP
     places = [rows_of(sheet, enlarged(gray[0], 8), 0, pitch), rows_of(sheet, enlarged(gray[1], 8), 4, pitch)]
     assert len(places[0]) == 4  # three operations and the draws
     assert places[1][:3] == places[0][:3]  # a draw may leave the second image as it is
-    turned = kd.apply(force({"rotate": 10.0}, 4), gray).images
+    turned = kd.operations.apply(force({"rotate": 10.0}, 4), gray).images
     assert rows_of(sheet, enlarged(turned[0], 8), 3, pitch) == [places[0][2]]
     assert rows_of(sheet, enlarged(turned[1], 8), 7, pitch) == [places[0][2]]
     drawn = contents(spec, gray).drawn
@@ -131,7 +132,7 @@ def test_small_images_are_on_the_sheet_enlarged_pixel_by_pixel(gray, force):
 
 
 def test_more_than_four_images_are_no_longer_sheet(digits_images):
-    figures = [kd.policy_sheet(policy(THREE), digits_images[:n]) for n in (4, 9)]
+    figures = [kd.analysis.policy_sheet(policy(THREE), digits_images[:n]) for n in (4, 9)]
     assert np.array_equal(*(picture(figure) for figure in figures))
 
 
@@ -145,8 +146,8 @@ def test_draws_are_of_the_whole_policy(gray):
 @pytest.mark.parametrize("kind", ["gray", "photographs", "one", "narrow"])
 def test_no_text_of_a_sheet_is_cut_or_covers_another(kind, gray):
     tall = torch.rand(2, 3, 200, 20, generator=torch.Generator().manual_seed(0))
-    images = {"gray": gray, "photographs": kd.photographs(), "one": gray[:1], "narrow": tall}[kind]
-    figure = kd.policy_sheet(whole(), images)
+    images = {"gray": gray, "photographs": photographs(), "one": gray[:1], "narrow": tall}[kind]
+    figure = kd.analysis.policy_sheet(whole(), images)
     renderer = FigureCanvasAgg(figure).get_renderer()
     assert {name for name in OPERATIONS if OPERATIONS[name].suits(images.shape[1])} <= set(words(figure))
     _apart(figure, [text.get_window_extent(renderer) for text in figure.axes[0].texts])
@@ -174,7 +175,7 @@ def test_the_difference_of_two_policies_by_hand():
         "rotate": Setting(probability=0.5, low=5.0, high=25.0),
         "erase": Setting(probability=0.25, low=0, high=0.5),
     }
-    table = kd.policy_diff(policy(THREE), policy({**settings, "invert": Setting(probability=0.5)}, n=3))
+    table = kd.analysis.policy_diff(policy(THREE), policy({**settings, "invert": Setting(probability=0.5)}, n=3))
     assert list(table["operation"]) == ["solarize", "rotate", "invert", "erase"]
     rows = table.set_index("operation")
     assert rows["only_in"].fillna("both").to_dict() == {
@@ -200,7 +201,7 @@ def test_the_difference_of_two_policies_by_hand():
 def test_a_range_that_never_applies_is_no_change():
     never = {**THREE, "rotate": Setting(probability=0.0, low=0.0, high=1.0)}
     also = {**THREE, "rotate": Setting(probability=0.0, low=0.0, high=30.0)}
-    assert kd.policy_diff(policy(never), policy(also))["change"].max() == 0
+    assert kd.analysis.policy_diff(policy(never), policy(also))["change"].max() == 0
 
 
 def test_other_differences_are_said():
@@ -216,7 +217,7 @@ def test_other_differences_are_said():
 def test_the_picture_of_a_difference_shows_both_in_the_order_of_the_table():
     a = policy(THREE)
     b = policy({"rotate": Setting(probability=0.5, low=5.0, high=25.0)})
-    figure = plots.plot_diff(kd.policy_diff(a, b), ("mine", "yours"))
+    figure = plots.plot_diff(kd.analysis.policy_diff(a, b), ("mine", "yours"))
     chance, reach = figure.axes
     assert chance.get_ylim() == (2.5, -0.5)  # downwards
     assert [label.get_text() for label in chance.get_yticklabels()] == ["solarize", "rotate", "invert"]
@@ -228,7 +229,7 @@ def test_the_picture_of_a_difference_shows_both_in_the_order_of_the_table():
     assert spans == [pytest.approx(s) for s in ([0.25 / 0.8, 0.75 / 0.8], [2 / 30, 1 / 3], [5 / 30, 25 / 30])]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["mine", "yours", "does not have the operation"]
-    long = plots.plot_diff(kd.policy_diff(a, b), ("/home/" * 40 + "mine", "/home/" * 40 + "yours")).legends[0]
+    long = plots.plot_diff(kd.analysis.policy_diff(a, b), ("/home/" * 40 + "mine", "/home/" * 40 + "yours")).legends[0]
     long.figure.draw_without_rendering()
     box = long.get_window_extent()
     assert box.x0 > 0
@@ -240,7 +241,7 @@ def test_the_picture_of_a_difference_shows_both_in_the_order_of_the_table():
 def test_a_trajectory_shows_every_moment_and_the_end_with_its_unit():
     start = {**THREE, "rotate": Setting(probability=0.5, low=1.0, high=15.0)}
     spec = policy(start, start, THREE)
-    frame = kd.policy_frame(spec)
+    frame = kd.analysis.policy_frame(spec)
     assert frame.query("operation == 'rotate'")[["progress", "probability", "high"]].to_numpy().tolist() == [
         [0.0, 0.5, 15.0],
         [0.5, 0.5, 15.0],
@@ -253,7 +254,7 @@ def test_a_trajectory_shows_every_moment_and_the_end_with_its_unit():
     assert figure.axes[0].lines[0].get_ydata().tolist() == [0.5, 0.5, 0.25]
     assert words(figure)[0] == "probability 0.25 at the end\n±2 to 10 degrees"
     assert "(fixed)" not in "".join(words(figure))
-    held = plots.plot_trajectory(kd.policy_frame(kd.Policy.from_spec(spec).freeze()))
+    held = plots.plot_trajectory(kd.analysis.policy_frame(kd.Policy.from_spec(spec).freeze()))
     assert ["(fixed)" in text for text in words(held)] == [True, True, False]
 
 
@@ -286,7 +287,7 @@ def test_sheet_draws_your_images_or_two_photographs(folder, kdsearch):
     assert (sheet[:, LEFT + 64] == (10, 200, 30)).all(-1).sum() >= 7 * 128
     kdsearch("sheet", "a.json", "-o", "photographs.pdf")
     assert Path("photographs.pdf").read_bytes().startswith(b"%PDF")
-    assert kd.photographs().shape == (2, 3, 149, 224)
+    assert photographs().shape == (2, 3, 149, 224)
 
 
 def test_diff_says_what_differs_the_largest_change_first(folder, kdsearch):
@@ -349,20 +350,20 @@ def test_bad_input_is_one_message(arguments, said, folder, kdsearch):
 
 def test_images_neither_gray_nor_rgb_are_refused():
     with pytest.raises(kd.KdsearchError, match=r"need \(N, 1 or 3, H, W\); got \(1, 2, 8, 8\)"):
-        kd.policy_sheet(policy(THREE), torch.zeros(1, 2, 8, 8))
+        kd.analysis.policy_sheet(policy(THREE), torch.zeros(1, 2, 8, 8))
     with pytest.raises(kd.KdsearchError, match=r"values from 0 to 2"):
-        kd.policy_sheet(policy(THREE), 2 * torch.eye(8)[None, None])
+        kd.analysis.policy_sheet(policy(THREE), 2 * torch.eye(8)[None, None])
 
 
 def test_a_folder_gives_its_first_images_in_one_size(tmp_path):
     for i, (width, height) in enumerate([(448, 224), (100, 300), (40, 40), (30, 60), (20, 20)]):
         PIL.Image.new("RGB", (width, height), (50 * i, 0, 0)).save(tmp_path / f"{i}.{'PNG' if i % 2 else 'bmp'}")
     (tmp_path / "readme.txt").write_text("not an image")
-    images = kd.load_images(tmp_path)
+    images = kd.data.load_images(tmp_path)
     assert images.shape == (4, 3, 40, 30)  # 224x112, 75x224, 40x40, 30x60, the smallest sides
     assert (images[:, 0].amax((1, 2)) * 255).round().tolist() == [0, 50, 100, 150]
     assert (images[:, 0].amin((1, 2)) * 255).round().tolist() == [0, 50, 100, 150]
-    assert kd.load_images(tmp_path / "0.bmp").shape == (1, 3, 112, 224)
+    assert kd.data.load_images(tmp_path / "0.bmp").shape == (1, 3, 112, 224)
 
 
 def test_a_folder_of_classes_gives_one_image_of_each(tmp_path):
@@ -370,15 +371,15 @@ def test_a_folder_of_classes_gives_one_image_of_each(tmp_path):
         (tmp_path / name).mkdir()
         for i in range(2):
             PIL.Image.new("L", (8, 8), value + i).save(tmp_path / name / f"{i}.png")
-    assert (kd.load_images(tmp_path)[:, 0, 0, 0] * 255).round().tolist() == [10, 20, 30]
+    assert (kd.data.load_images(tmp_path)[:, 0, 0, 0] * 255).round().tolist() == [10, 20, 30]
 
 
 def test_gray_sixteen_bits_and_transparency_are_read(tmp_path):
     PIL.Image.fromarray(np.full((8, 8), 257 * 200, dtype=np.uint16)).save(tmp_path / "1.png")
-    assert (kd.load_images(tmp_path) * 255).unique().tolist() == [200]
-    assert len(kd.load_images(tmp_path)[0]) == 1
+    assert (kd.data.load_images(tmp_path) * 255).unique().tolist() == [200]
+    assert len(kd.data.load_images(tmp_path)[0]) == 1
     PIL.Image.new("RGBA", (8, 8), (10, 20, 30, 128)).save(tmp_path / "2.png")
-    mixed = kd.load_images(tmp_path)
+    mixed = kd.data.load_images(tmp_path)
     assert (mixed[:, :, 0, 0] * 255).round().tolist() == [[200, 200, 200], [10, 20, 30]]
 
 
@@ -393,4 +394,4 @@ def test_the_first_array_of_images_is_read(layout, tmp_path):
         "float": (pixels / 255, pixels[:4].transpose(0, 3, 1, 2)),
     }[layout]
     np.savez(tmp_path / "x.npz", y_train=np.arange(5), x_train=array, x_test=1 - array)
-    torch.testing.assert_close(kd.load_images(tmp_path / "x.npz"), torch.from_numpy(expected) / 255)
+    torch.testing.assert_close(kd.data.load_images(tmp_path / "x.npz"), torch.from_numpy(expected) / 255)

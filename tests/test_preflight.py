@@ -73,7 +73,7 @@ def test_a_label_anywhere_that_is_no_class_is_refused(which: str, tiny_study, tm
 
 
 def test_layers_that_a_network_does_not_have_are_refused_together(tiny_study, tmp_path) -> None:
-    losses = [kd.LOSSES["at"]("2", "layer7"), kd.LOSSES["rkd"]("tail", "11")]
+    losses = [kd.losses.at("2", "layer7"), kd.losses.rkd("tail", "11")]
     said = refused(replace(tiny_study, loss=losses), tmp_path)
     assert said.startswith("study tiny: losses: 2 problems\n  student: unknown layer 'tail'; ")
     assert "\n  teacher: unknown layer 'layer7'; " in said
@@ -90,7 +90,7 @@ def test_a_loss_that_is_reduced_or_compares_what_cannot_be_is_refused(tiny_study
         refused(replace(tiny_study, loss=one), tmp_path)
         == "study tiny: loss one: it gave (1,); allowed: (22,), not reduced"
     )
-    at = kd.LOSSES["at"]("2", "11")
+    at = kd.losses.at("2", "11")
     assert refused(replace(tiny_study, loss=at), tmp_path).startswith(
         "study tiny: at: student '2' (22, 2, 8, 8), teacher '11' ("
     )
@@ -99,8 +99,8 @@ def test_a_loss_that_is_reduced_or_compares_what_cannot_be_is_refused(tiny_study
 def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
     wrong = replace(
         tiny_study,
-        loss=[kd.LOSSES["kd"](), kd.LOSSES["kd"]()],
-        workers=-1,
+        loss=[kd.losses.kd(), kd.losses.kd()],
+        readers=-1,
         teacher_saw="trian",  # type: ignore[arg-type]
         metric="accuracy",  # type: ignore[arg-type]
     )
@@ -108,7 +108,7 @@ def test_wrong_fields_of_a_study_are_refused_together(tiny_study) -> None:
         check_inputs(wrong)
     assert str(caught.value).split("\n")[1:] == [
         "  loss: kd, temperature 4 is there twice; allowed: once, with a weight",
-        "  workers is -1; allowed: 0 or more",
+        "  readers is -1; allowed: 0 or more",
         "  unknown teacher_saw 'trian'; did you mean 'train'?",
         "  metric is str; allowed: a function of logits and labels",
     ]
@@ -234,14 +234,14 @@ def test_what_fits_is_named_for_steps_of_both_kinds(tiny_study, tmp_path, monkey
 
 def test_few_images_do_not_make_a_teacher_look_like_chance(tiny_study, tmp_path) -> None:
     data = tiny_study.search_validation
-    right = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1) == data.labels
+    right = kd.networks.Teacher(tiny_study.teacher)(data.images).logits.argmax(1) == data.labels
     few = data.subset(right.nonzero()[:8, 0])
     half = relabelled(few, torch.cat([few.labels[:4], (few.labels[4:] + 1) % 10]))
     assert preflight(replace(tiny_study, search_validation=half), tmp_path).validation.accuracy == 0.5
 
 
 def test_a_factory_that_gives_one_network_again_is_refused_and_it_stays_as_it_was(tiny_study, tmp_path) -> None:
-    shared = kd.small_convnet(2)
+    shared = kd.networks.small_convnet(2)
     before = {name: value.clone() for name, value in shared.state_dict().items()}
     said = refused(replace(tiny_study, student=lambda: shared), tmp_path)
     assert said.startswith("study tiny: student gives the same network twice")
@@ -260,7 +260,7 @@ def test_costs_change_nothing_that_is_kept(tiny_study, tmp_path) -> None:
 def test_a_teacher_that_sees_other_pixels_than_the_student_is_warned_of_where_positions_are_compared(
     tiny_study, tmp_path
 ) -> None:
-    clean = replace(tiny_study, views=kd.Views(teacher="clean"), loss=[kd.LOSSES["at"]("2"), kd.LOSSES["sp"]("5")])
+    clean = replace(tiny_study, views=kd.Views(teacher="clean"), loss=[kd.losses.at("2"), kd.losses.sp("5")])
     (warning,) = preflight(clean, tmp_path).warnings
     assert "at, 2 to 2 compares features position by position" in warning
-    assert preflight(replace(clean, loss=kd.LOSSES["sp"]("5")), tmp_path).warnings == ()
+    assert preflight(replace(clean, loss=kd.losses.sp("5")), tmp_path).warnings == ()

@@ -22,7 +22,7 @@ SMALLER = {  # how much is searched is not what is shown
     "kd.Budget(trials=2, epochs=3, steps=10, batch=32, confirmation=2)": "kd.Budget(1, 1, 4, 16, 1)",
     "Shapes(360, 660)": "Shapes(360, 420)",
     "moved=True), 64, 300)": "moved=True), 64, 100)",
-    "workers=2": "workers=1",
+    "readers=2": "readers=1",
 }
 COMMANDS = re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE)
 
@@ -75,9 +75,9 @@ def test_the_search_space_loads(tmp_path):
     (tmp_path / "mine.toml").write_text(text)
     space = SearchSpace.load(str(tmp_path / "mine.toml"))
     assert set(space.ranges) == {"prior_strength", "operations_per_image", "floor", "student_wrong"}
-    in_phases = text.replace("interval = 3 ", "phases = [0.125, 0.375]\npasses = 10 ")
-    (tmp_path / "mine.toml").write_text(re.sub(r"\nwarm_up[^\n]*", "", in_phases))
-    assert SearchSpace.load(str(tmp_path / "mine.toml")).phases == (0.125, 0.375)
+    in_pauses = text.replace("interval = 3 ", "pauses = [0.125, 0.375]\npasses = 10 ")
+    (tmp_path / "mine.toml").write_text(re.sub(r"\nwarm_up[^\n]*", "", in_pauses))
+    assert SearchSpace.load(str(tmp_path / "mine.toml")).pauses == (0.125, 0.375)
 
 
 def test_there_is_a_line_for_every_command():

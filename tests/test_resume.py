@@ -38,7 +38,7 @@ FORK = multiprocessing.get_context("forkserver")  # a child that has torch alrea
 
 def network(width: int) -> nn.Module:
     """With dropout, whose randomness has to be found again."""
-    body = kd.small_convnet(width)
+    body = kd.networks.small_convnet(width)
     for module in body:
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.5  # a few steps have to teach it something
@@ -48,7 +48,7 @@ def network(width: int) -> nn.Module:
 def own_teacher() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
-        return kd.small_convnet(8)
+        return kd.networks.small_convnet(8)
 
 
 @cache
@@ -59,9 +59,9 @@ def knowing_teacher() -> nn.Module:
 
 
 def taught() -> nn.Module:
-    net = kd.small_convnet(8)
+    net = kd.networks.small_convnet(8)
     optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for batch in kd.shuffled(kd.digits()[0], 64, 40, 0):
+    for batch in kd.data.shuffled(kd.data.digits()[0], 64, 40, 0):
         optimizer.zero_grad()
         nn.functional.cross_entropy(net(batch.images), batch.target).backward()
         optimizer.step()
@@ -75,8 +75,8 @@ def alike() -> nn.Module:
         return network(2)
 
 
-def data(first: int, last: int) -> kd.ArrayData:
-    return kd.digits()[0].subset(torch.arange(first, last))
+def data(first: int, last: int) -> kd.data.ArrayData:
+    return kd.data.digits()[0].subset(torch.arange(first, last))
 
 
 def study(**changes: Any) -> Study:
@@ -99,7 +99,7 @@ def ready() -> Ready:
     return Ready(
         made,
         TASK,
-        kd.Teacher(made.teacher),
+        kd.networks.Teacher(made.teacher),
         kd.SearchSpace.load("default"),
         TeacherMeasurement(0.9, 0.01, 2.0, 0.1),
         None,
@@ -119,7 +119,7 @@ interval = { low = 2, high = 4, default = 3 }
 """
 KINDS = {
     "policy steps": kd.PolicySteps(interval=2, floor=0.0),
-    "phases": kd.PolicySteps(phases=(0.2, 0.6), floor=0.0),
+    "phases": kd.PolicySteps(pauses=(0.2, 0.6), floor=0.0),
     "a policy that stays": None,
 }
 
@@ -127,13 +127,13 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("after", [1, 2, 5, 6])
 def test_a_state_goes_through_a_file_and_the_run_goes_on_bit_for_bit(kind: str, after: int) -> None:
-    losses = (kd.LOSSES["dkd"](), kd.LOSSES["hint"]("0"))  # a ramp, and a projection
+    losses = (kd.losses.dkd(), kd.losses.hint("0"))  # a ramp, and a projection
     phase = kd.Phase(losses, epochs=6, steps=4, batch=16, policy_steps=KINDS[kind])
 
     def begun() -> kd.Distiller:
         torch.manual_seed(7)
         policy = kd.Policy(["rotate", "brightness", "solarize", "noise"], 2)
-        return kd.Distiller(kd.Teacher(knowing_teacher()), network(2), policy, TASK, seed=5)
+        return kd.Distiller(kd.networks.Teacher(knowing_teacher()), network(2), policy, TASK, seed=5)
 
     whole = begun()
     expected = list(whole.run(phase, data(0, 60), data(60, 120)))

@@ -64,7 +64,7 @@ def test_a_folder_may_have_any_name(name: str, run: Path, tmp_path: Path, kdsear
     assert kdsearch("status", place).startswith("tiny: 2 complete")
     assert len(kd.frames(place)["trials"]) == 5
     assert json.loads(kdsearch("export", place, "--to", "json"))["format"] == "kdsearch-policy"
-    kd.write_report(place, images=False)
+    kd.report(place, images=False)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -107,7 +107,7 @@ def test_a_storage_outside_the_folder_is_opened_only_when_it_is_named(
         assert kdsearch("status", run, "--storage", f"sqlite:///{outside}").startswith("tiny: 2 complete")
         assert len(kd.frames(run, storage=f"sqlite:///{outside}")["params"])
         assert len(kd.regions(run, storage=f"sqlite:///{outside}"))
-        assert kd.write_report(run, images=False, storage=f"sqlite:///{outside}").exists()
+        assert kd.report(run, images=False, storage=f"sqlite:///{outside}").exists()
     else:
         assert "missing" in kdsearch("status", run, "--storage", f"sqlite:///{outside}", code=2)
         assert not outside.exists()
@@ -352,7 +352,7 @@ def test_without_a_file_of_the_winner_the_page_names_it_and_goes_on(gone: str, r
     trial = best(run)
     (trial / gone).unlink() if gone != "." else shutil.rmtree(trial)
     assert kdsearch("status", run).startswith("tiny: 2 complete")
-    page = kd.write_report(run).read_text()
+    page = kd.report(run).read_text()
     lost = ["policy.json", "regions.json", "samples.npz"] if gone == "." else [gone]
     assert all(str(trial / name) in page for name in lost) and "Did it help?" in page
     if gone in (".", "policy.json"):
@@ -388,7 +388,7 @@ def test_lists_in_cells_are_json_and_split_at_their_commas(run: Path, undrawn) -
     path.write_text(json.dumps({**json.loads(path.read_text()), "classes": names, "dropped": ["hue"]}))
     study = kd.frames(run)["studies"].iloc[0]
     assert json.loads(study["classes"]) == names and len(study["classes"].split(", ")) == len(names)
-    assert "without hue (no effect" in kd.write_report(run, images=False).read_text()
+    assert "without hue (no effect" in kd.report(run, images=False).read_text()
 
 
 # Many trials
@@ -396,7 +396,7 @@ def test_lists_in_cells_are_json_and_split_at_their_commas(run: Path, undrawn) -
 
 def test_a_page_of_many_trials_shows_the_references_and_the_best(run: Path, monkeypatch, undrawn) -> None:
     monkeypatch.setattr("kdsearch.analysis.report.TRIALS_SHOWN", 4)
-    page = kd.write_report(run, images=False).read_text()
+    page = kd.report(run, images=False).read_text()
     shown = page[page.index("<h2>Trials") :]
     assert "4 of 5 rows" in shown
     assert all(f"<td>{name}</td>" in shown for name in ("identity", "trivial", "start", f"trial {int(best(run).name)}"))

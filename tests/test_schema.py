@@ -12,7 +12,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
-from kdsearch.augment.operations import FILLS, OPERATIONS
+from kdsearch.augment.operations import FILLS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, schema
 from kdsearch.core.errors import KdsearchError

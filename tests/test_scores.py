@@ -18,7 +18,8 @@ from kdsearch.analysis.frames import MEASURED, SCORES
 from kdsearch.commands.rank import explain_ranking, gather
 from kdsearch.core.errors import KdsearchError
 from kdsearch.networks.teachers import weights_hash
-from kdsearch.probe.scores import _variance, stddev_ratio
+from kdsearch.probe import scores
+from kdsearch.probe.scores import Baseline, _variance, stddev_ratio
 from kdsearch.study.catalogue import find_shipped
 
 THREE = [[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.2, 0.2, 0.6]]  # probabilities; their mean is 1/3 each
@@ -31,13 +32,13 @@ class Reader(nn.Module):
         return images.double().flatten(1).clamp(min=1e-300).log()
 
 
-def written(probabilities, labels) -> kd.ArrayData:
+def written(probabilities, labels) -> kd.data.ArrayData:
     """Images that `Reader` reads these probabilities from."""
-    return kd.ArrayData(torch.tensor(probabilities)[:, None, None], torch.tensor(labels))
+    return kd.data.ArrayData(torch.tensor(probabilities)[:, None, None], torch.tensor(labels))
 
 
-def baseline(data: kd.ArrayData, **how) -> kd.Baseline:
-    return kd.Baseline.of(kd.Teacher(Reader()), data, kd.Classification.of(data.images.shape[-1]), **how)
+def baseline(data: kd.data.ArrayData, **how) -> Baseline:
+    return Baseline.of(kd.networks.Teacher(Reader()), data, kd.Classification.of(data.images.shape[-1]), **how)
 
 
 def pixels(change) -> kd.FixedTransform:
@@ -64,12 +65,12 @@ def many():
 
 @pytest.fixture(scope="module")
 def real(teacher):
-    data, _, _ = kd.digits()
-    return kd.Baseline.of(kd.Teacher(teacher()), data, kd.Classification.of(10))
+    data, _, _ = kd.data.digits()
+    return Baseline.of(kd.networks.Teacher(teacher()), data, kd.Classification.of(10))
 
 
 def test_all_numbers_by_hand():
-    score = kd.score(swap, baseline(written(THREE, [1, 1, 1])), views=1)
+    score = scores.score(swap, baseline(written(THREE, [1, 1, 1])), views=1)
     seen = [[0.2, 0.7, 0.1], [0.6, 0.1, 0.3], [0.2, 0.2, 0.6]]
     assert (score.images, score.views) == (3, 1)
     assert list(score.teacher_accuracy) == mean_se([1, 0, 0])
@@ -87,8 +88,8 @@ def test_all_numbers_by_hand():
 
 
 def test_an_identical_view_is_exactly_one_and_free_of_error(real):
-    score = kd.score(None, real)
-    for same in (score, kd.score(kd.Policy({"rotate": 30.0}, 1, probability=1e-12), real)):
+    score = scores.score(None, real)
+    for same in (score, scores.score(kd.Policy({"rotate": 30.0}, 1, probability=1e-12), real)):
         assert same.stddev_ratio == pytest.approx((1.0, 0.0), abs=1e-9)
         assert same.teacher_loss_rise == pytest.approx((0.0, 0.0), abs=1e-9)
         assert same.agreement == (1.0, 0.0)
@@ -102,7 +103,7 @@ def test_an_identical_view_is_exactly_one_and_free_of_error(real):
 @pytest.mark.parametrize("constant", [[0.25] * 4, [0.97, 0.01, 0.01, 0.01]], ids=["knows nothing", "is sure"])
 def test_a_constant_teacher_is_the_degenerate_optimum_of_one_half(labels, constant):
     data = written(torch.eye(4)[list(labels)].tolist(), list(labels))
-    score = kd.score(pixels(lambda image: torch.tensor(constant).expand_as(image)), baseline(data), floor=0.3)
+    score = scores.score(pixels(lambda image: torch.tensor(constant).expand_as(image)), baseline(data), floor=0.3)
     assert score.stddev_ratio.value == pytest.approx(0.5)
     assert score.stddev_ratio.se == pytest.approx(0.0, abs=1e-9)
     assert not score.keeps_floor
@@ -125,7 +126,7 @@ def test_the_variance_has_no_bias():
 
 def test_the_closed_form_is_the_procedure_of_the_paper(real):
     """Sets of 64 images with their views, rows averaged, standard deviation over 4000 sets, mean over classes."""
-    policy, n, sets = kd.trivial(["rotate", "translate_y", "solarize", "noise"]), 64, 4000
+    policy, n, sets = kd.presets.trivial(["rotate", "translate_y", "solarize", "noise"]), 64, 4000
     clean = real.answers.probabilities.numpy()
     views = []
     for i in range(20):
@@ -139,14 +140,14 @@ def test_the_closed_form_is_the_procedure_of_the_paper(real):
         return means.std(axis=0, ddof=1).mean()
 
     simulated = t_stddev(views[draws, rows]) / t_stddev(clean[rows])
-    score = kd.score(policy, real, views=2).stddev_ratio
+    score = scores.score(policy, real, views=2).stddev_ratio
     assert score.value < 0.95
     assert simulated == pytest.approx(score.value, abs=3 * score.se)
     assert 3 * score.se < 0.02  # so that this says something
 
 
 def test_standard_errors_are_those_of_a_bootstrap_over_images(many):
-    score = kd.score(jitter, many, views=3)
+    score = scores.score(jitter, many, views=3)
     seen = [jitter.augment(jitter.draw(300, torch.Generator().manual_seed(i)), many.data.images).images[:, 0, 0] for i
             in range(3)]  # fmt: skip
     clean, views = many.answers.probabilities, torch.stack(seen).double()
@@ -164,26 +165,26 @@ def test_standard_errors_are_those_of_a_bootstrap_over_images(many):
 def test_the_same_view_again_makes_no_error_smaller(many):
     """The views of an image are no independent images."""
     blunt = pixels(lambda image: (image + 0.2) / 2)
-    once, often = (kd.score(blunt, many, views=views) for views in (1, 4))
+    once, often = (scores.score(blunt, many, views=views) for views in (1, 4))
     for name in MEASURED:
         assert getattr(once, name) == pytest.approx(getattr(often, name)), name
 
 
 def test_scores_do_not_depend_on_the_batch_size_but_on_the_seed(real):
-    few = kd.ArrayData(real.data.images[:150], real.data.labels[:150])
+    few = kd.data.ArrayData(real.data.images[:150], real.data.labels[:150])
     policy = kd.Policy(["rotate", "noise", "erase", "brightness"], 3)
     one, other = (
-        kd.score(policy, kd.Baseline.of(real.teacher, few, real.task, batch=batch), seed=3) for batch in (7, 150)
+        scores.score(policy, Baseline.of(real.teacher, few, real.task, batch=batch), seed=3) for batch in (7, 150)
     )
     for name in MEASURED:
         assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6), name
-    assert kd.score(policy, kd.Baseline.of(real.teacher, few, real.task), seed=4).teacher_loss != one.teacher_loss
+    assert scores.score(policy, Baseline.of(real.teacher, few, real.task), seed=4).teacher_loss != one.teacher_loss
 
 
 def test_nothing_of_the_teacher_or_policy_changes(real):
-    policy = kd.trivial(["rotate", "noise"])
+    policy = kd.presets.trivial(["rotate", "noise"])
     before = weights_hash(real.teacher.network), weights_hash(policy)
-    kd.score(policy, real)
+    scores.score(policy, real)
     assert (weights_hash(real.teacher.network), weights_hash(policy)) == before
 
 
@@ -191,13 +192,13 @@ def test_the_floor_is_on_the_rise_and_may_be_absent():
     three = baseline(written(THREE, [1, 1, 1]))
     rise = math.log(12 / 7) / 3  # by hand above: .1797
     for floor, keeps in ((rise + 1e-3, True), (rise - 1e-3, False), (None, True)):
-        score = kd.score(swap, three, floor=floor)
+        score = scores.score(swap, three, floor=floor)
         assert (score.keeps_floor, score.floor) == (keeps, floor)
 
 
 def test_a_teacher_that_says_the_same_of_all_images_has_no_ratio():
     same = baseline(written([[0.5, 0.5]] * 4, [0, 1, 0, 1]))
-    assert math.isnan(kd.score(swap_two, same).stddev_ratio.value)
+    assert math.isnan(scores.score(swap_two, same).stddev_ratio.value)
 
 
 swap_two = pixels(lambda image: image.flip(-1))
@@ -213,9 +214,9 @@ def test_bad_input_of_scores_is_refused():
     with pytest.raises(KdsearchError, match="1 images; needed: 2 or more"):
         baseline(data.subset(torch.tensor([0])))
     with pytest.raises(KdsearchError, match="0 views of each image; allowed: 1 or more"):
-        kd.score(swap, baseline(data), views=0)
+        scores.score(swap, baseline(data), views=0)
     with pytest.raises(KdsearchError, match="logits are not finite"):
-        kd.Baseline.of(kd.Teacher(Broken()), data, kd.Classification.of(3))
+        Baseline.of(kd.networks.Teacher(Broken()), data, kd.Classification.of(3))
 
 
 def no_student():
@@ -261,17 +262,17 @@ def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
     from kdsearch.study.space import SearchSpace
 
     limits = {name: limit for name, limit in SearchSpace.load("default").limits.items() if name != "saturation"}
-    at = kd.Baseline.of(kd.Teacher(tiny_study.teacher), tiny_study.train, kd.Classification.of(10))
+    at = Baseline.of(kd.networks.Teacher(tiny_study.teacher), tiny_study.train, kd.Classification.of(10))
     wanted = {
         "start": kd.Policy(limits, 4),
-        "trivial": kd.trivial(limits),
-        "rotate": kd.trivial({"rotate": 30.0}),
+        "trivial": kd.presets.trivial(limits),
+        "rotate": kd.presets.trivial({"rotate": 30.0}),
         "invert": pixels(lambda image: 1 - image),
         "identity": None,
     }
     rows = ranked.set_index("policy")
     for name, policy in wanted.items():
-        score = kd.score(policy, at, floor=0.3)
+        score = scores.score(policy, at, floor=0.3)
         for number in MEASURED:
             pair = rows.loc[name, [number, f"{number}_se"]].tolist()
             assert pair == pytest.approx(list(getattr(score, number)), abs=1e-6), (name, number)
@@ -349,7 +350,7 @@ def test_a_recipe_is_trained_once_for_ranking_and_search(tiny_study, teacher, tm
         trained.append(1)
         network.load_state_dict(teacher().state_dict())
 
-    study = replace(tiny_study, teacher=kd.Recipe(lambda: kd.small_convnet(8), train))
+    study = replace(tiny_study, teacher=kd.Recipe(lambda: kd.networks.small_convnet(8), train))
     ranked = kd.rank(study, out=tmp_path / "run", quiet=True)
     pd.testing.assert_frame_equal(kd.rank(study, out=tmp_path / "run", quiet=True), ranked)
     preflight(study, tmp_path / "run")
@@ -381,7 +382,7 @@ def test_bad_input_of_rank_is_one_message(how, said, tiny_study, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     Path("empty").mkdir()
     Path("mine.json").write_text(kd.Policy(["rotate"], 1).freeze().to_json())
-    untrained = kd.Recipe(lambda: kd.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
+    untrained = kd.Recipe(lambda: kd.networks.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
     with pytest.raises(KdsearchError, match=said):
         kd.rank(replace(tiny_study, teacher=untrained), quiet=True, **how)
 
@@ -424,7 +425,7 @@ images = torch.rand(64, 1, 16, 16, generator=torch.Generator().manual_seed(0))
 teacher = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(256, 5))
 with torch.no_grad():
     teacher[1].weight.copy_(torch.randn(5, 256, generator=torch.Generator().manual_seed(0)))
-    data = kd.ArrayData(images, teacher(images).argmax(1))
+    data = kd.data.ArrayData(images, teacher(images).argmax(1))
 def student():
     raise AssertionError("a student was made")
 study = kd.Study(name="mine", train=data, search_validation=data, teacher=teacher, student=student, classes=5,

@@ -12,14 +12,15 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import kdsearch as kd
-from kdsearch.augment.operations import OPERATIONS, move_labels
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import move_labels
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.views import VIEWS
-from kdsearch.losses import Loss
-from kdsearch.losses.objectives import objective
+from kdsearch.losses.loss import Loss
+from kdsearch.losses.objectives import weighted_sum
 
 GEOMETRY = [name for name, op in OPERATIONS.items() if op.matrix]
 
@@ -50,7 +51,7 @@ class Segmentation:
 
     def objective(self, weights: Mapping[str, float], student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         labels = target.where(target != self.ignore, 0)
-        return self.per_image(objective(weights, student.logits, teacher.logits, labels), target)
+        return self.per_image(weighted_sum(weights, student.logits, teacher.logits, labels), target)
 
     def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
         return move_labels(target, matrix, self.ignore)
@@ -68,14 +69,18 @@ def network(width: int) -> nn.Module:
 def test_a_few_steps_of_both_kinds_on_camvid(data_file: Callable[[str], Path]) -> None:
     with np.load(data_file("camvid.npz")) as held:
         images, masks = (torch.from_numpy(held[name][held["split"] == 0][:24]) for name in ("x", "y"))
-    data, task = kd.ArrayData(images.movedim(3, 1), masks), Segmentation(11, ignore=11)
-    teacher, policy, seen = kd.Teacher(network(16)), kd.Policy(["rotate", "scale", "contrast", "solarize"], 2), []
+    data, task = kd.data.ArrayData(images.movedim(3, 1), masks), Segmentation(11, ignore=11)
+    teacher, policy, seen = (
+        kd.networks.Teacher(network(16)),
+        kd.Policy(["rotate", "scale", "contrast", "solarize"], 2),
+        [],
+    )
 
     def watch(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         seen.append(views)
-        return kd.soft_targets(student.logits, teacher.logits)
+        return kd.losses.logits.kd_loss(student.logits, teacher.logits)
 
-    losses = (kd.LOSSES["kd"](), Loss("watch", watch, per="point", weight=0.5))
+    losses = (kd.losses.kd(), Loss("watch", watch, per="point", weight=0.5))
     before = [value.clone() for value in (*policy.parameters(), *network(16).state_dict().values())]
     distiller = kd.Distiller(teacher, network(6), policy, task)
     phase = Phase(losses, epochs=2, steps=3, batch=8, policy_steps=PolicySteps(interval=1, warm_up=0.0))
@@ -126,7 +131,7 @@ def test_masks_of_rendered_shapes_follow_their_images_and_an_independent_warp(na
     masks = shapes(24, 48, 64)
     policy = kd.Policy([name], 1, extent=0.999, probability=0.999)
     draw = policy.draw(24, generator("shapes", name))
-    view = kd.apply(draw, masks[:, None].float())
+    view = kd.operations.apply(draw, masks[:, None].float())
     moved = move_labels(masks, view.matrix, 7)
     expected = torch.stack([by_pillow(mask, matrix, 7) for mask, matrix in zip(masks, view.matrix, strict=True)])
     assert (moved == expected).double().mean() > 0.995
@@ -150,6 +155,6 @@ def test_the_views_of_published_methods_are_those_of_any_task() -> None:
     batch = kd.Batch(torch.rand(4, 3, 16, 32), masks, torch.arange(4))
     policy = kd.Policy(["translate_x"], 1)
     for rule in VIEWS.values():
-        distiller = kd.Distiller(kd.Teacher(network(8)), network(4), policy, Segmentation(11, ignore=11))
-        found = distiller.student_step(batch, Phase((kd.LOSSES["kd"](),), views=rule), generator("x"))
+        distiller = kd.Distiller(kd.networks.Teacher(network(8)), network(4), policy, Segmentation(11, ignore=11))
+        found = distiller.student_step(batch, Phase((kd.losses.kd(),), views=rule), generator("x"))
         assert torch.isfinite(found[:2]).all()

@@ -6,7 +6,8 @@ import pytest
 
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
-from kdsearch.losses.objectives import OBJECTIVES, TST
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.objectives import TST
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import preflight
 from kdsearch.study.space import NUMBERS, POLICY, UNNAMED, WHOLE, SearchSpace, Settings
@@ -35,9 +36,9 @@ def load(tmp_path):
 def test_a_file_that_names_the_least_has_the_rest_as_the_study_says(load):
     space = load(toml())
     told = {"learning_rate": 0.1, "prior_strength": 0.3, "operations_per_image": 1, "interval": 3}
-    assert space.numbers == told and space.phases == () and not space.ranges
+    assert space.numbers == told and space.pauses == () and not space.ranges
     rest = Settings(
-        **told, phases=(), passes=None, warm_up=0.1, probability=0.5, extent=0.5, floor=0.3, objective=dict(TST)
+        **told, pauses=(), passes=None, warm_up=0.1, probability=0.5, extent=0.5, floor=0.3, objective=dict(TST)
     )
     assert space.settings() == rest
     filled = space.with_defaults({"divergence": 0.5}, None)
@@ -68,24 +69,24 @@ def test_false_switches_the_floor_off(load):
 
 def test_phases_take_the_place_of_the_interval(load):
     space = load(
-        toml(interval=None, phases="[0.125, 0.375]", passes="{ low = 1, high = 30, log = true, default = 10 }")
+        toml(interval=None, pauses="[0.125, 0.375]", passes="{ low = 1, high = 30, log = true, default = 10 }")
     )
     settings = space.settings()
-    assert (settings.interval, settings.phases, settings.passes) == (None, (0.125, 0.375), 10)
+    assert (settings.interval, settings.pauses, settings.passes) == (None, (0.125, 0.375), 10)
     assert type(space.settings({"passes": 4.0}).passes) is int
 
 
 def test_settings_as_flat_plain_values(load):
-    flat = load(toml(interval=None, phases="[0.125, 0.375]", passes="5", prior_strength="false")).settings().numbers()
+    flat = load(toml(interval=None, pauses="[0.125, 0.375]", passes="5", prior_strength="false")).settings().numbers()
     assert flat == {
         "learning_rate": 0.1, "prior_strength": None, "operations_per_image": 1, "interval": None, "passes": 5,
-        "warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, "phases": "0.125, 0.375", **TST,
+        "warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, "pauses": "0.125, 0.375", **TST,
     }  # fmt: skip
-    assert load(toml()).settings().numbers()["phases"] is None
+    assert load(toml()).settings().numbers()["pauses"] is None
 
 
 def test_the_tables_of_numbers_are_those_of_the_settings_and_of_the_objectives():
-    assert {f.name for f in fields(Settings)} == {*POLICY, "phases", "objective"}
+    assert {f.name for f in fields(Settings)} == {*POLICY, "pauses", "objective"}
     assert set(NUMBERS) == {*POLICY, *OBJECTIVES} >= set(UNNAMED)
     assert {"operations_per_image", "interval", "passes"} == WHOLE
 
@@ -105,7 +106,7 @@ SHARES = "shares of the epochs between 0 and 1, increasing"
                 "[policy.prior_strength] is missing",
                 "[policy.operations_per_image] is missing",
                 "[policy.learning_rat] unknown number 'learning_rat'; did you mean 'learning_rate'?",
-                "[policy.interval] is missing; allowed in its place: phases together with passes",
+                "[policy.interval] is missing; allowed in its place: pauses together with passes",
                 "[operations.rotat] unknown operation 'rotat'; did you mean 'rotate'?",
             ],
         ),
@@ -162,37 +163,37 @@ SHARES = "shares of the epochs between 0 and 1, increasing"
             ["[objective.student_wron] unknown term 'student_wron'; did you mean 'student_wrong'?"],
         ),
         (
-            toml(phases="[0.5]", passes="1"),
-            ["[policy] allowed: interval, or phases together with passes; got interval, phases, passes"],
+            toml(pauses="[0.5]", passes="1"),
+            ["[policy] allowed: interval, or pauses together with passes; got interval, pauses, passes"],
         ),
-        (toml(passes="1"), ["[policy] allowed: interval, or phases together with passes; got interval, passes"]),
+        (toml(passes="1"), ["[policy] allowed: interval, or pauses together with passes; got interval, passes"]),
         (
-            toml(interval=None, phases="[0.5]", passes="1", warm_up="0.2"),
-            ["[policy.warm_up] has no part where there are phases; leave it out"],
+            toml(interval=None, pauses="[0.5]", passes="1", warm_up="0.2"),
+            ["[policy.warm_up] has no part where there are pauses; leave it out"],
         ),
-        (toml(interval=None, passes="1"), ["[policy.phases] is missing; passes needs it"]),
-        (toml(interval=None, phases="[0.5]"), ["[policy.passes] is missing; phases needs it"]),
-        (toml(interval=None), ["[policy.interval] is missing; allowed in its place: phases together with passes"]),
-        (toml(interval=None, phases="0.5", passes="1"), [f"[policy.phases] allowed: {LIST}; got 0.5"]),
-        (toml(interval=None, phases="false", passes="1"), [f"[policy.phases] allowed: {LIST}; got false"]),
+        (toml(interval=None, passes="1"), ["[policy.pauses] is missing; passes needs it"]),
+        (toml(interval=None, pauses="[0.5]"), ["[policy.passes] is missing; pauses needs it"]),
+        (toml(interval=None), ["[policy.interval] is missing; allowed in its place: pauses together with passes"]),
+        (toml(interval=None, pauses="0.5", passes="1"), [f"[policy.pauses] allowed: {LIST}; got 0.5"]),
+        (toml(interval=None, pauses="false", passes="1"), [f"[policy.pauses] allowed: {LIST}; got false"]),
         (
-            toml(interval=None, phases="{ low = 0, high = 1, default = 0.5 }", passes="0.5"),
+            toml(interval=None, pauses="{ low = 0, high = 1, default = 0.5 }", passes="0.5"),
             [
                 "[policy.passes] must be whole numbers; got 0.5",
                 "[policy.passes] allowed: 1 or more; got 0.5",
-                f"[policy.phases] allowed: {LIST}; got a range",
+                f"[policy.pauses] allowed: {LIST}; got a range",
             ],
         ),
-        (toml(interval=None, phases="[]", passes="1"), [f"[policy.phases] allowed: {SHARES}; got []"]),
-        (toml(interval=None, phases="[0.5, 0.5]", passes="1"), [f"[policy.phases] allowed: {SHARES}; got [0.5, 0.5]"]),
+        (toml(interval=None, pauses="[]", passes="1"), [f"[policy.pauses] allowed: {SHARES}; got []"]),
+        (toml(interval=None, pauses="[0.5, 0.5]", passes="1"), [f"[policy.pauses] allowed: {SHARES}; got [0.5, 0.5]"]),
         (
-            toml(interval=None, phases="[-0.5, 0.5]", passes="1"),
-            [f"[policy.phases] allowed: {SHARES}; got [-0.5, 0.5]"],
+            toml(interval=None, pauses="[-0.5, 0.5]", passes="1"),
+            [f"[policy.pauses] allowed: {SHARES}; got [-0.5, 0.5]"],
         ),
-        (toml(interval=None, phases="[0.5, 1.0]", passes="1"), [f"[policy.phases] allowed: {SHARES}; got [0.5, 1.0]"]),
+        (toml(interval=None, pauses="[0.5, 1.0]", passes="1"), [f"[policy.pauses] allowed: {SHARES}; got [0.5, 1.0]"]),
         (
-            toml(interval=None, phases="['a']", passes="1"),
-            ["[policy.phases.0] input should be a valid number; got 'a'"],
+            toml(interval=None, pauses="['a']", passes="1"),
+            ["[policy.pauses.0] input should be a valid number; got 'a'"],
         ),
         (
             toml(operations="[operations.rotate]\nlimit = 200.0"),
@@ -265,8 +266,8 @@ def test_weights_that_are_all_zero_are_no_objective(tiny_study, load, tmp_path):
 
 
 def test_phases_that_do_not_fit_the_epochs_of_a_study_are_refused_before_anything_runs(tiny_study, load, tmp_path):
-    with pytest.raises(KdsearchError, match=r"phases 0\.95: with 3 epochs they come after epoch 3; allowed"):
-        ready_with(tiny_study, load, toml(interval=None, phases="[0.95]", passes="1"), tmp_path)
+    with pytest.raises(KdsearchError, match=r"pauses 0\.95: with 3 epochs they come after epoch 3; allowed"):
+        ready_with(tiny_study, load, toml(interval=None, pauses="[0.95]", passes="1"), tmp_path)
 
 
 def test_only_a_prior_that_is_off_is_warned_of_before_anything_runs(tiny_study, load, tmp_path, capsys):
@@ -299,8 +300,8 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
         toml(warm_up="0.2"),
         toml(probability="0.4"),
         toml(extent="0.4"),
-        toml(interval=None, phases="[0.5]", passes="1"),
-        toml(interval=None, phases="[0.25]", passes="1"),
+        toml(interval=None, pauses="[0.5]", passes="1"),
+        toml(interval=None, pauses="[0.25]", passes="1"),
     ):
         after = fixed(load(text).with_defaults(tiny_study.objective, tiny_study.floor))
         assert after not in seen, text
@@ -314,10 +315,10 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
 def test_warm_up_phases_and_passes_of_a_space_reach_the_policy_steps(tiny_study, load, tmp_path):
     ready = ready_with(tiny_study, load, toml(warm_up="0.2"), tmp_path).ready
     steps = ready.policy_steps(ready.space.settings())
-    assert (steps.interval, steps.warm_up, steps.phases) == (3, 0.2, ())
-    phases = load(toml(interval=None, phases="[0.1, 0.5]", passes="3", prior_strength="false")).with_defaults(TST, None)
-    steps = ready.policy_steps(phases.settings())
-    assert (steps.phases, steps.passes, steps.prior_strength, steps.floor) == ((0.1, 0.5), 3, None, None)
+    assert (steps.interval, steps.warm_up, steps.pauses) == (3, 0.2, ())
+    pauses = load(toml(interval=None, pauses="[0.1, 0.5]", passes="3", prior_strength="false")).with_defaults(TST, None)
+    steps = ready.policy_steps(pauses.settings())
+    assert (steps.pauses, steps.passes, steps.prior_strength, steps.floor) == ((0.1, 0.5), 3, None, None)
 
 
 def test_a_search_chooses_weights_and_the_floor_and_shows_them_in_frames(tiny_study, load, tmp_path):
@@ -341,7 +342,7 @@ def test_a_search_chooses_weights_and_the_floor_and_shows_them_in_frames(tiny_st
         told = kd.PolicySpec.load(folder / "trials" / f"{number:04d}" / "policy.json").provenance
         chosen = dict(params.query("trial == @number")[["name", "value"]].itertuples(index=False))
         assert {name: told[name] for name in chosen} == chosen
-        assert (told["divergence"], told["teacher_right"], told["phases"]) == (0.25, 1.0, None)
+        assert (told["divergence"], told["teacher_right"], told["pauses"]) == (0.25, 1.0, None)
     (tmp_path / "mine.toml").write_text(text.replace("divergence = 0.25", "divergence = 0.5"))
     with pytest.raises(KdsearchError, match=r"differs in:\n  objective\.divergence: stored 0\.25, now 0\.5\n"):
         kd.search(study, out=folder, quiet=True)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import MOST_BYTES, PolicySpec
 from kdsearch.core.errors import KdsearchError

@@ -10,17 +10,20 @@ from torch import Tensor, nn
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.data.batches import ArrayData, batches_in_order, load_batches
+from kdsearch.data.batches import ArrayData, batches_in_order, load_batches, placed
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import summarise_policy_steps
+from kdsearch.distill.views import VIEWS
 from kdsearch.networks.outputs import arrange_network
+from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import measure_teacher
+from kdsearch.probe.scores import Baseline
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import check_inputs, preflight
 from kdsearch.study.run import run_trial
 
-KD = kd.LOSSES["kd"]()
+KD = kd.losses.kd()
 TASK = kd.Classification.of(10)
 
 
@@ -41,7 +44,7 @@ def policy() -> kd.Policy:
 
 
 def distiller(**settings: Any) -> Distiller:
-    return Distiller(kd.Teacher(network(1, norm=False)), network(2, norm=False), policy(), TASK, **settings)
+    return Distiller(kd.networks.Teacher(network(1, norm=False)), network(2, norm=False), policy(), TASK, **settings)
 
 
 def noted_sizes(*networks: nn.Module) -> list[int]:
@@ -61,7 +64,7 @@ def test_a_student_step_in_parts_is_the_step_of_the_whole_batch(loss: str, data:
     for parts, most in ((1, 44), (2, 22), (5, 10)):
         d = distiller(optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
         sizes = noted_sizes(d.student, d.teacher.network)
-        phase = Phase((kd.LOSSES[loss](),), parts=parts)
+        phase = Phase((kd.losses.TABLE[loss](),), parts=parts)
         measured = d.student_step(batch, phase, generator("step"), progress=0.5)
         ends.append([measured, *d.student.parameters()])
         assert max(sizes) == most and sum(sizes) == 2 * 44
@@ -112,9 +115,9 @@ def test_a_policy_step_takes_half_the_images_of_a_student_step_or_as_many_as_it_
     assert told == [taken]  # the noise scale is counted in these images
 
 
-def test_phases_are_passes_of_policy_batches() -> None:
-    assert PolicySteps(phases=(0.5,), batch=16).per_phase(100, 64) == 7
-    assert PolicySteps(phases=(0.5,)).per_phase(100, 64) == 4  # of half as many images as a student step's
+def test_pauses_are_passes_of_policy_batches() -> None:
+    assert PolicySteps(pauses=(0.5,), batch=16).per_pause(100, 64) == 7
+    assert PolicySteps(pauses=(0.5,)).per_pause(100, 64) == 4  # of half as many images as a student step's
     assert [PolicySteps().images(batch) for batch in (1, 2, 3, 4, 65)] == [2, 2, 2, 2, 32]
 
 
@@ -132,7 +135,7 @@ def test_in_bfloat16_networks_compute_in_it_and_weights_and_losses_do_not(
         )
     watched: list[torch.dtype] = []
 
-    def watch(student: kd.Outputs, teacher: kd.Outputs, views: kd.ViewBatch) -> Tensor:
+    def watch(student: kd.Outputs, teacher: kd.Outputs, views: kd.losses.ViewBatch) -> Tensor:
         watched.extend((student.logits.dtype, teacher.logits.dtype))
         return student.logits.sum(1)
 
@@ -163,7 +166,7 @@ def test_networks_for_images_with_several_channels_are_laid_out_channels_last() 
     assert colour[0].weight.is_contiguous(memory_format=torch.channels_last)
     assert gray[0].weight.is_contiguous()
     torch.testing.assert_close(colour.eval()(torch.ones(2, 3, 9, 9)), gray.eval()(torch.ones(2, 3, 9, 9)))
-    assert kd.Teacher(colour) and list(colour.state_dict()) == list(network(1).state_dict())
+    assert kd.networks.Teacher(colour) and list(colour.state_dict()) == list(network(1).state_dict())
 
 
 def test_a_compiled_study_has_compiled_networks_and_plain_weights(
@@ -183,7 +186,7 @@ def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: Arr
     batch, ends = next(batches_in_order(data, 16)), []
     for compiled in (True, False):
         nets = [arrange_network(network(seed), "cpu", channels=3, compiled=compiled) for seed in (1, 2)]
-        d = Distiller(kd.Teacher(nets[0]), nets[1], policy(), TASK, clean_loss=2.0)
+        d = Distiller(kd.networks.Teacher(nets[0]), nets[1], policy(), TASK, clean_loss=2.0)
         found = d.student_step(batch, Phase((KD,)), generator("step"))
         optimizer = torch.optim.SGD(d.policy.parameters(), lr=0.1)
         with torch.compiler.set_stance("default" if compiled else "force_eager"):
@@ -197,7 +200,7 @@ def test_compiled_networks_answer_as_plain_ones_in_steps_of_both_kinds(data: Arr
     ("wrong", "said"),
     [
         ({"precision": "float16"}, r"unknown precision 'float16'.*bfloat16"),
-        ({"compiled": True, "loss": kd.LOSSES["at"]("2")}, r"losses on features .*; allowed: compiled=False"),
+        ({"compiled": True, "loss": kd.losses.at("2")}, r"losses on features .*; allowed: compiled=False"),
         ({"budget": kd.Budget(batch=8, parts=5)}, r"budget\.parts is 5; allowed: 1 to 4, at least 2 images in each"),
         ({"budget": kd.Budget(policy_batch=1)}, r"budget\.policy_batch is 1; allowed: whole numbers, 2 or more"),
     ],
@@ -301,7 +304,7 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
     monkeypatch.setattr(
         "kdsearch.study.study.placed", lambda data, *, workers, device: placed.append((workers, device)) or data
     )
-    preflight(replace(tiny_study, workers=2), tmp_path, device="cpu:0")
+    preflight(replace(tiny_study, readers=2), tmp_path, device="cpu:0")
     assert placed == [(2, "cpu:0")] * 2
     nowhere = replace(tiny_study, device="gpu")
     for run in (kd.search, kd.rank):
@@ -330,13 +333,13 @@ class Counted:
 
 def test_a_data_set_read_once_stays_uint8_and_gives_the_same_batches(data: ArrayData) -> None:
     items = Counted(data)
-    held = kd.in_memory(items)
+    held = kd.data.in_memory(items)
     assert held.images.dtype == torch.uint8 and torch.equal(held.images, data.images) and items.asked == len(data)
     for one, other in zip(batches_in_order(held, 50), batches_in_order(data, 50), strict=True):
         assert torch.equal(one.images, other.images) and torch.equal(one.target, other.target)
-    assert items.asked == len(data) and kd.in_memory(data) is data
+    assert items.asked == len(data) and kd.data.in_memory(data) is data
     with pytest.raises(KdsearchError, match="the data set is empty"):
-        kd.in_memory(Counted(data.subset(torch.arange(0))))
+        kd.data.in_memory(Counted(data.subset(torch.arange(0))))
 
 
 @pytest.mark.parametrize("odd", [3, 1500])
@@ -350,7 +353,7 @@ def test_a_data_set_read_once_stays_uint8_and_gives_the_same_batches(data: Array
 def test_a_data_set_of_unlike_images_is_not_read_into_memory(odd: int, image: Tensor, said: str) -> None:
     items = [(image if i == odd else torch.zeros(3, 4, 4, dtype=torch.uint8), i % 3) for i in range(1600)]
     with pytest.raises(KdsearchError, match=rf"item \d+.*: {said}; images of a data set are alike"):
-        kd.in_memory(items)
+        kd.data.in_memory(items)
 
 
 def test_arrays_on_a_device_are_indexed_there_and_others_travel_as_they_are(
@@ -381,25 +384,25 @@ def test_arrays_go_to_the_device_where_they_take_little_of_its_memory(
 ) -> None:
     bytes_there = None if room is None else room * data.images.nbytes
     monkeypatch.setattr("kdsearch.data.batches.available_bytes", lambda device: bytes_there)
-    assert (kd.placed(data, device="meta").images.device.type == "meta") == moves
-    assert kd.placed(data, device="cpu") is data
+    assert (placed(data, device="meta").images.device.type == "meta") == moves
+    assert placed(data, device="cpu") is data
 
 
 # The loop
 
 
-@pytest.mark.parametrize("rule", list(kd.VIEWS))
+@pytest.mark.parametrize("rule", list(VIEWS))
 @pytest.mark.parametrize("loss", ["kd", "dkd", "standardised", "dist", "at", "rkd"])
 def test_a_student_step_reads_nothing_back_from_the_device(loss: str, rule: str, data: ArrayData) -> None:
     """On a device without memory, whoever looked at a value would fail: nothing waits for a GPU."""
-    kind = kd.LOSSES[loss]
+    kind = kd.losses.TABLE[loss]
     made = kind("2") if kind.compares == "features" else kind()
     with torch.device("meta"):
         nets = [network(seed) for seed in (1, 2)]
-    everything = kd.Policy(list(kd.OPERATIONS), 6)
-    d = Distiller(kd.Teacher(nets[0]), nets[1], everything, TASK, device="meta")
+    everything = kd.Policy(list(kd.operations.TABLE), 6)
+    d = Distiller(kd.networks.Teacher(nets[0]), nets[1], everything, TASK, device="meta")
     (batch,) = load_batches(data.to("meta"), [[(i, 0) for i in range(64)]], "meta")
-    measured = d.student_step(batch, Phase((made,), views=kd.VIEWS[rule]), generator("step"))
+    measured = d.student_step(batch, Phase((made,), views=VIEWS[rule]), generator("step"))
     assert measured.device.type == "meta" and measured.shape == (7,)
 
 
@@ -418,11 +421,11 @@ def test_what_a_teacher_knows_is_measured_without_a_detour_over_the_host(
     for module in ("evaluation", "scores"):
         monkeypatch.setattr(f"kdsearch.probe.{module}.in_order", noted)
     monkeypatch.setattr("kdsearch.probe.disagreement.batches_at", noted_too)
-    teacher = kd.Teacher(network(1))
+    teacher = kd.networks.Teacher(network(1))
     measure_teacher(teacher, data, TASK, 8, "cpu:0")
     kd.evaluate(teacher.network, data, TASK, 8, "cpu:0")
-    kd.Baseline.of(teacher, data, TASK, device="cpu:0")
-    kd.Probe(teacher, data, TASK, {"invert": None}, device="cpu:0").report(network(2), policy())
+    Baseline.of(teacher, data, TASK, device="cpu:0")
+    Probe(teacher, data, TASK, {"invert": None}, device="cpu:0").report(network(2), policy())
     assert {*devices} == {"cpu:0"} and len(devices) >= 6
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import kdsearch as kd
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.errors import KdsearchError
 from kdsearch.study import catalogue
 from kdsearch.study.preflight import preflight

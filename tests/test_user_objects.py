@@ -40,12 +40,12 @@ WRAPPERS: dict[str, Wrap] = {
     "data parallel": nn.DataParallel,
     "compiled": lambda network: torch.compile(network, backend="eager"),
     "averaged": AveragedModel,
-    "normalised": lambda network: kd.Normalised(network, [0.5], [0.25]),
+    "normalised": lambda network: kd.networks.Normalised(network, [0.5], [0.25]),
 }
 
 
 def tiny() -> nn.Module:
-    return kd.small_convnet(2, classes=3)
+    return kd.networks.small_convnet(2, classes=3)
 
 
 @pytest.mark.parametrize(
@@ -70,24 +70,29 @@ def test_layers_have_the_paths_of_the_network_in_the_wrappers(wrap: str) -> None
     wrapped = WRAPPERS[wrap](network) if wrap in WRAPPERS else network
     with torch.no_grad():
         wrapped(images)  # a compiled network does not see hooks that come after its first call
-    with torch.no_grad(), kd.tapped(wrapped, ["6"]) as seen:
+    with torch.no_grad(), kd.networks.tapped(wrapped, ["6"]) as seen:
         wrapped(images)
     assert seen["6"].shape == (2, 8, 2, 2)
-    with pytest.raises(kd.KdsearchError, match=r"unknown layer .head.; known: 0, 1,"), kd.tapped(wrapped, ["head"]):
+    with (
+        pytest.raises(kd.KdsearchError, match=r"unknown layer .head.; known: 0, 1,"),
+        kd.networks.tapped(wrapped, ["head"]),
+    ):
         pass
 
 
 def test_a_fingerprint_knows_the_normalisation_and_no_wrapper() -> None:
     network = tiny()
     assert weights_hash(nn.DataParallel(network)) == weights_hash(network)
-    assert weights_hash(kd.Normalised(network, [0.5], [0.5])) != weights_hash(kd.Normalised(network, [0.4], [0.5]))
+    assert weights_hash(kd.networks.Normalised(network, [0.5], [0.5])) != weights_hash(
+        kd.networks.Normalised(network, [0.4], [0.5])
+    )
 
 
 def test_a_normalised_network_takes_the_names_of_the_network_in_it() -> None:
-    network, twice = tiny(), kd.Normalised(kd.Normalised(tiny(), [0.5], [0.5]), [0.5], [0.5])
+    network, twice = tiny(), kd.networks.Normalised(kd.networks.Normalised(tiny(), [0.5], [0.5]), [0.5], [0.5])
     twice.load_state_dict(state_tensors(network))
     assert weights_hash(twice.network.network) == weights_hash(network)
-    once = kd.Normalised(tiny(), [0.5], [0.5])
+    once = kd.networks.Normalised(tiny(), [0.5], [0.5])
     once.load_state_dict({f"network.{name}": value for name, value in network.state_dict().items()})
     assert weights_hash(once.network) == weights_hash(network)
 
@@ -132,11 +137,11 @@ def test_extra_state_that_no_file_can_keep_stays_the_networks_own(tmp_path: Path
 
 
 def test_weights_of_any_layout_and_tied_ones_are_kept(tmp_path: Path) -> None:
-    network = kd.small_convnet(2, classes=3, channels=3).to(memory_format=torch.channels_last)
+    network = kd.networks.small_convnet(2, classes=3, channels=3).to(memory_format=torch.channels_last)
     network.add_module("tied", nn.Linear(8, 3))
     network[-1].weight = network[-2].weight
     save_file(state_tensors(network), tmp_path / "w.safetensors")
-    fresh = kd.small_convnet(2, classes=3, channels=3)
+    fresh = kd.networks.small_convnet(2, classes=3, channels=3)
     fresh.add_module("tied", nn.Linear(8, 3))
     fresh.load_state_dict(load_file(tmp_path / "w.safetensors"))
     assert weights_hash(fresh) == weights_hash(network)
@@ -161,7 +166,7 @@ HELD: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     "Lightning, a loss beside": lambda n: {"state_dict": {**under("net.", n), "criterion.weight": torch.ones(3)}},
     "Lightning, EMA beside": lambda n: {"state_dict": {**under("model.", n), **under("ema_model.module.", tiny())}},
     "Lightning, another student": lambda n: {
-        "state_dict": {**under("teacher.", n), **under("student.", kd.small_convnet(3, classes=3))}
+        "state_dict": {**under("teacher.", n), **under("student.", kd.networks.small_convnet(3, classes=3))}
     },
     "in a part": lambda n: {**under("backbone.encoder.", n), "head.weight": torch.ones(3, 3)},
     "compile in Lightning in DDP": lambda n: {"state_dict": under("module.model._orig_mod.", n)},
@@ -176,13 +181,13 @@ HELD: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("held", HELD)
-@pytest.mark.parametrize("into", [tiny, lambda: kd.Normalised(nn.DataParallel(tiny()), [0.5], [0.5])])
+@pytest.mark.parametrize("into", [tiny, lambda: kd.networks.Normalised(nn.DataParallel(tiny()), [0.5], [0.5])])
 def test_weights_are_found_whatever_stands_before_their_names(
     held: str, into: Callable[[], nn.Module], tmp_path: Path
 ) -> None:
     network, other = tiny(), into()
     torch.save(HELD[held](network), tmp_path / "last.ckpt")
-    kd.load_weights(other, tmp_path / "last.ckpt")
+    kd.networks.load_weights(other, tmp_path / "last.ckpt")
     assert weights_hash(unwrap(other)) == weights_hash(network)
 
 
@@ -190,18 +195,18 @@ def test_weights_are_found_whatever_stands_before_their_names(
 def test_files_that_torch_writes_have_many_suffixes(suffix: str, tmp_path: Path) -> None:
     network = tiny()
     torch.save(network.state_dict(), tmp_path / f"w{suffix}")
-    assert weights_hash(kd.load_weights(tiny(), tmp_path / f"w{suffix}")) == weights_hash(network)
+    assert weights_hash(kd.networks.load_weights(tiny(), tmp_path / f"w{suffix}")) == weights_hash(network)
 
 
 def test_of_two_weights_that_fit_one_is_asked_for(tmp_path: Path) -> None:
     student, teacher, path = tiny(), tiny(), tmp_path / "both.ckpt"
     torch.save({"state_dict": {**under("student.", student), **under("teacher.", teacher)}}, path)
     with pytest.raises(kd.KdsearchError, match=r"'state_dict/student.' and 'state_dict/teacher.' fit .* prefix='"):
-        kd.load_weights(tiny(), path)
+        kd.networks.load_weights(tiny(), path)
     for prefix in ("teacher.", "state_dict/teacher."):
-        assert weights_hash(kd.load_weights(tiny(), path, prefix=prefix)) == weights_hash(teacher)
+        assert weights_hash(kd.networks.load_weights(tiny(), path, prefix=prefix)) == weights_hash(teacher)
     with pytest.raises(kd.KdsearchError, match=r"unknown prefix 'techer\.'; did you mean 'teacher\.'"):
-        kd.load_weights(tiny(), path, prefix="techer.")
+        kd.networks.load_weights(tiny(), path, prefix="techer.")
 
 
 @pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
@@ -212,7 +217,7 @@ def test_weights_without_dense_numbers_are_named(odd: str, tmp_path: Path) -> No
     state[name] = value.to("meta") if odd == "meta" else value.to_sparse()
     torch.save(state, tmp_path / "w.pt")
     with pytest.raises(kd.KdsearchError, match=rf"no dense numbers: {name} on (meta as strided|cpu as sparse_coo)"):
-        kd.load_weights(tiny(), tmp_path / "w.pt")
+        kd.networks.load_weights(tiny(), tmp_path / "w.pt")
 
 
 @pytest.mark.parametrize(
@@ -229,17 +234,17 @@ def test_weights_of_more_than_the_network_are_refused(state: dict[str, Tensor], 
     network = tiny()
     before = weights_hash(network)
     with pytest.raises(kd.KdsearchError, match=said):
-        kd.load_weights(network, tmp_path / "w.pt")
+        kd.networks.load_weights(network, tmp_path / "w.pt")
     assert weights_hash(network) == before
 
 
 def test_weights_with_extra_state_are_loaded_and_without_it_too(tmp_path: Path) -> None:
     torch.save(Stateful({"format": 3}).state_dict(), tmp_path / "w.pt")
-    assert kd.load_weights(Stateful(None), tmp_path / "w.pt").state == {"format": 3}
+    assert kd.networks.load_weights(Stateful(None), tmp_path / "w.pt").state == {"format": 3}
     torch.save(under("net.", tiny()), tmp_path / "w.pt")
-    assert kd.load_weights(Stateful(5), tmp_path / "w.pt").state == 5
+    assert kd.networks.load_weights(Stateful(5), tmp_path / "w.pt").state == 5
     save_file(state_tensors(Stateful({"format": 4})), tmp_path / "w.safetensors")
-    assert kd.load_weights(Stateful(None), tmp_path / "w.safetensors").state == {"format": 4}
+    assert kd.networks.load_weights(Stateful(None), tmp_path / "w.safetensors").state == {"format": 4}
 
 
 class Strict(Stateful):
@@ -250,16 +255,16 @@ class Strict(Stateful):
 def test_what_a_users_module_raises_while_loading_is_told(tmp_path: Path) -> None:
     torch.save(Stateful(None).state_dict(), tmp_path / "w.pt")
     with pytest.raises(kd.KdsearchError, match="not the weights of this Strict: SystemExit: not mine"):
-        kd.load_weights(Strict(1), tmp_path / "w.pt")
+        kd.networks.load_weights(Strict(1), tmp_path / "w.pt")
 
 
 def test_lazy_and_meta_networks(tmp_path: Path) -> None:
     network = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     torch.save(network.state_dict(), tmp_path / "w.pt")
-    lazy = kd.load_weights(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), tmp_path / "w.pt")
+    lazy = kd.networks.load_weights(nn.Sequential(nn.Flatten(), nn.LazyLinear(3)), tmp_path / "w.pt")
     assert torch.equal(lazy[1].weight, network[1].weight)
     with pytest.raises(kd.KdsearchError, match="the network is on the meta device"):
-        kd.load_weights(nn.Linear(64, 3, device="meta"), tmp_path / "w.pt")
+        kd.networks.load_weights(nn.Linear(64, 3, device="meta"), tmp_path / "w.pt")
 
 
 def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -272,7 +277,7 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
         r"resnet18: weights DEFAULT cannot be had: URLError: .* put https://.*\.pth there as .*/checkpoints/resnet18-"
     )
     with pytest.raises(kd.KdsearchError, match=said):
-        kd.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
+        kd.networks.torchvision_model("resnet18", classes=1000, weights="DEFAULT")
 
 
 # Networks as they are handed over
@@ -282,7 +287,7 @@ def test_weights_that_cannot_be_downloaded_are_one_sentence(monkeypatch: pytest.
 def good() -> nn.Module:
     """A teacher of bars: 1 to 3 bright rows."""
     torch.manual_seed(0)
-    network, (images, labels) = kd.small_convnet(4, classes=3), bars(200, 1)
+    network, (images, labels) = kd.networks.small_convnet(4, classes=3), bars(200, 1)
     adam = torch.optim.Adam(network.parameters(), lr=0.03)
     for _ in range(40):
         adam.zero_grad()
@@ -317,8 +322,8 @@ def study(tmp_path: Path, good: nn.Module) -> kd.Study:
     (tmp_path / "two.toml").write_text(SPACE)
     return kd.Study(
         name="bars",
-        train=kd.ArrayData(*bars(24, 2)),
-        search_validation=kd.ArrayData(*bars(60, 3)),
+        train=kd.data.ArrayData(*bars(24, 2)),
+        search_validation=kd.data.ArrayData(*bars(60, 3)),
         teacher=deepcopy(good),
         student=tiny,
         classes=3,
@@ -334,7 +339,7 @@ def train(study: kd.Study) -> float:
     policy, every = kd.Policy({"rotate": 20.0, "invert": None}, 1), kd.PolicySteps(interval=1, warm_up=0.0)
     phase = kd.Phase(study.losses, 1, 2, 8, every)
     distiller = kd.Distiller(
-        kd.Teacher(study.teacher), student, policy, kd.Classification.of(3), optimizer=study.optimizer
+        kd.networks.Teacher(study.teacher), student, policy, kd.Classification.of(3), optimizer=study.optimizer
     )
     (record,) = distiller.run(phase, study.train, study.search_validation)
     batch, random = first_batch(study.train, 8), torch.Generator().manual_seed(0)
@@ -368,8 +373,8 @@ TEACHERS: dict[str, Wrap] = {
     "bfloat16": lambda n: n.bfloat16(),
     "float64": lambda n: n.double(),
     "data parallel": nn.DataParallel,
-    "normalised in half": lambda n: kd.Normalised(n.half(), [0.0], [1.0]),
-    "an ensemble of types": lambda n: kd.Ensemble([deepcopy(n).half(), n.double()]),
+    "normalised in half": lambda n: kd.networks.Normalised(n.half(), [0.0], [1.0]),
+    "an ensemble of types": lambda n: kd.networks.Ensemble([deepcopy(n).half(), n.double()]),
     "frozen": lambda n: n.requires_grad_(False),
     "in training": lambda n: n.train(),
 }
@@ -533,7 +538,7 @@ def test_a_teacher_on_the_meta_device_is_refused(study: kd.Study, tmp_path: Path
 
 def test_layers_of_torchscript_are_refused(study: kd.Study) -> None:
     said = "student: layer '6' is TorchScript, which runs whole"
-    says(said, replace(study, student=lambda: scripted(tiny()), loss=kd.LOSSES["rkd"]("6")))
+    says(said, replace(study, student=lambda: scripted(tiny()), loss=kd.losses.rkd("6")))
 
 
 # Data sets and their items
@@ -702,10 +707,10 @@ def test_an_interruption_while_an_item_is_read_stays_one() -> None:
 def test_numpy_arrays_become_tensors() -> None:
     images, labels = bars(6, 0)
     for given in (images.numpy(), images[:, 0].numpy(), images.movedim(1, -1).numpy()):
-        data = kd.ArrayData(given, labels.numpy())
+        data = kd.data.ArrayData(given, labels.numpy())
         assert torch.equal(data.images, images) and torch.equal(data.labels, labels)
-    assert kd.ArrayData(images.numpy() > 0.5, labels.numpy()).images.unique().tolist() == [0, 255]
-    assert not kd.ArrayData(images.clone().requires_grad_(), labels).images.requires_grad
+    assert kd.data.ArrayData(images.numpy() > 0.5, labels.numpy()).images.unique().tolist() == [0, 255]
+    assert not kd.data.ArrayData(images.clone().requires_grad_(), labels).images.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -726,7 +731,7 @@ def test_numpy_arrays_become_tensors() -> None:
 )
 def test_arrays_that_do_not_fit_are_one_sentence(images: Any, labels: Any, said: str) -> None:
     with pytest.raises(kd.KdsearchError, match=said):
-        kd.ArrayData(images, labels)
+        kd.data.ArrayData(images, labels)
 
 
 # Study files
@@ -780,9 +785,9 @@ def test_an_interruption_of_a_study_file_stays_one(tmp_path: Path) -> None:
 def test_a_draw_that_cannot_be_carried_out_is_one_sentence(changes: dict[str, Any], said: str) -> None:
     draw = kd.Policy({"rotate": 20.0, "invert": None}, 2).draw(2)
     images = torch.rand(2, 1, 8, 8)
-    kd.apply(draw, images)
+    kd.operations.apply(draw, images)
     with pytest.raises(kd.KdsearchError, match=said):
-        kd.apply(replace(draw, **changes), images)
+        kd.operations.apply(replace(draw, **changes), images)
 
 
 class Masks(kd.Classification):
@@ -797,10 +802,10 @@ def test_a_fixed_transform_is_refused_where_targets_move() -> None:
     transform, masks = kd.FixedTransform(lambda image: image.flip(-1)), Masks(still_task.class_names)
     images, labels = bars(2, 0)
     draw = transform.draw(2)
-    make_views(Batch(images, labels, labels), draw, transform, still_task, kd.VIEWS["default"])
+    make_views(Batch(images, labels, labels), draw, transform, still_task, kd.Views.named("default"))
     target = torch.arange(64).view(1, 8, 8).repeat(2, 1, 1)
     with pytest.raises(kd.KdsearchError, match="does not tell where it moves pixels, and targets of Masks move"):
-        make_views(Batch(images, target, labels), draw, transform, masks, kd.VIEWS["default"])
+        make_views(Batch(images, target, labels), draw, transform, masks, kd.Views.named("default"))
 
 
 def test_memory_that_grows_with_the_cube_of_a_batch_is_foreseen() -> None:
@@ -808,7 +813,7 @@ def test_memory_that_grows_with_the_cube_of_a_batch_is_foreseen() -> None:
     student, teacher = torch.rand(64, 8, generator=random), torch.rand(64, 8, generator=random)
 
     def step(size: int) -> None:
-        kd.losses.relational.relational_angles(student[:size].clone().requires_grad_(), teacher[:size]).sum().backward()
+        kd.losses.relational.rkd_angle_loss(student[:size].clone().requires_grad_(), teacher[:size]).sum().backward()
 
     foreseen = largest_batch(step, 64, 10**12).needed
     assert foreseen == pytest.approx(peak_bytes(lambda: step(64)), rel=0.1)
@@ -824,7 +829,7 @@ def test_batch_norm_of_few_images_is_warned_of() -> None:
 def test_arrays_without_numbers_or_of_many_shapes_are_refused() -> None:
     labels = torch.zeros(2, dtype=torch.long)
     with pytest.raises(kd.KdsearchError, match="its images are on the meta device, which holds no numbers"):
-        first_batch(kd.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels), 2)
+        first_batch(kd.data.ArrayData(torch.zeros(2, 1, 8, 8, device="meta"), labels), 2)
     nested = torch.nested.nested_tensor([torch.zeros(1, 8, 8), torch.zeros(1, 9, 9)])
     with pytest.raises(kd.KdsearchError, match=r"ArrayData: images is torch.float32 nested"):
-        kd.ArrayData(nested, labels)
+        kd.data.ArrayData(nested, labels)

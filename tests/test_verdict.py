@@ -371,16 +371,16 @@ def test_confirmation_rows_at_chance_confirm_nothing() -> None:
 def test_a_measurement_counts_the_most_frequent_answer_and_the_labels(tiny_study: Study) -> None:
     data, task = tiny_study.search_validation, kd.Classification.of(10)
     assert measure(AlwaysTheSame(), data, task, 32, "cpu").largest_answer == 1
-    answers = kd.Teacher(tiny_study.teacher)(data.images).logits.argmax(1)
+    answers = kd.networks.Teacher(tiny_study.teacher)(data.images).logits.argmax(1)
     most = answers.bincount().max().item() / 100
     assert measure(tiny_study.teacher, data, task, 32, "cpu").largest_answer == pytest.approx(most)
-    labels = measure_teacher(kd.Teacher(tiny_study.teacher), data, task, 32, "cpu").labels
+    labels = measure_teacher(kd.networks.Teacher(tiny_study.teacher), data, task, 32, "cpu").labels
     assert labels == (9, 13, 9, 8, 13, 18, 9, 6, 9, 6)
 
 
 @pytest.mark.parametrize("label", [lambda i: i // 250, lambda i: i % 4, lambda i: int(i == 7)])
 def test_images_for_pictures_are_of_different_classes(label: Any) -> None:
-    data = kd.ArrayData(torch.rand(1000, 1, 4, 4), torch.tensor([label(i) for i in range(1000)]))
+    data = kd.data.ArrayData(torch.rand(1000, 1, 4, 4), torch.tensor([label(i) for i in range(1000)]))
     batch = varied_batch(data, 4)
     assert len(batch) == 4 and torch.equal(batch.ids, varied_batch(data, 4).ids)
     assert torch.equal(batch.images, data.images[batch.ids]) and torch.equal(batch.target, data.labels[batch.ids])

@@ -330,7 +330,7 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few,
 
 
 def test_another_search_in_the_folder_is_refused_before_the_teacher_is_trained(few, tmp_path) -> None:
-    untrained = kd.Recipe(lambda: kd.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
+    untrained = kd.Recipe(lambda: kd.networks.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
     with lock_folder(tmp_path / "run", "search"), pytest.raises(KdsearchError, match="another search is running"):
         kd.search(replace(few, teacher=untrained), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()  # and nothing is left of a search that left nothing
@@ -560,7 +560,7 @@ def test_of_two_that_want_the_same_teacher_one_trains_it(tmp_path: Path) -> None
     assert len(trained) == 1 and torch.equal(got[0].a.weight, got[1].a.weight)
 
 
-PHASE = kd.Phase((kd.LOSSES["kd"](),), epochs=2, steps=2, batch=8, policy_steps=kd.PolicySteps(interval=1, warm_up=0))
+PHASE = kd.Phase((kd.losses.kd(),), epochs=2, steps=2, batch=8, policy_steps=kd.PolicySteps(interval=1, warm_up=0))
 TASK = kd.Classification.of(10)
 
 
@@ -569,7 +569,7 @@ class Draws(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.inner, self.drawn = kd.small_convnet(2), []
+        self.inner, self.drawn = kd.networks.small_convnet(2), []
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.training:
@@ -580,12 +580,12 @@ class Draws(nn.Module):
 def distiller(student: nn.Module | None = None) -> kd.Distiller:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        teacher, mine = kd.Teacher(kd.small_convnet(4)), student or Draws()
+        teacher, mine = kd.networks.Teacher(kd.networks.small_convnet(4)), student or Draws()
     return kd.Distiller(teacher, mine, kd.Policy(["rotate", "invert"], 1), TASK, seed=3, clean_loss=2.3)
 
 
-def digits(first: int, last: int) -> kd.ArrayData:
-    return kd.digits()[0].subset(torch.arange(first, last))
+def digits(first: int, last: int) -> kd.data.ArrayData:
+    return kd.data.digits()[0].subset(torch.arange(first, last))
 
 
 def drawn(made: kd.Distiller) -> list[Any]:
@@ -659,7 +659,9 @@ def test_the_callers_global_generators_are_its_own_between_the_epochs_and_after_
     seeded()
     with suppress(KdsearchError):  # the teacher knows nothing, which is said after it has been trained
         kd.search(
-            replace(few, teacher=kd.Recipe(lambda: kd.small_convnet(2), finish)), out=tmp_path / "run", quiet=True
+            replace(few, teacher=kd.Recipe(lambda: kd.networks.small_convnet(2), finish)),
+            out=tmp_path / "run",
+            quiet=True,
         )
     assert streams() == expected[0]
 

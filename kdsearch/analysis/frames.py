@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.files import as_path, make_folder, write_bytes

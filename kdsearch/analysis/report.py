@@ -24,7 +24,7 @@ ROUNDING = 1e-12  # what is left of differences of equal numbers
 TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
 
-def write_report(folder: Path | str, *, images: bool = True, storage: str | None = None) -> Path:
+def report(folder: Path | str, *, images: bool = True, storage: str | None = None) -> Path:
     """Write `report.html` into a run folder.
 
     Args:

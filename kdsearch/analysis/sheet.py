@@ -13,7 +13,8 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from kdsearch.analysis.plots import ALONE, ShownFigure
-from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec, Setting, format_range
 from kdsearch.core.errors import KdsearchError

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from kdsearch.augment.operations import OPERATIONS, Operation
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import Operation
 from kdsearch.core.errors import KdsearchError, problems, quote, unknown
 from kdsearch.core.files import as_path, read_text
 from kdsearch.core.html import html_paragraph, html_table

@@ -45,7 +45,8 @@ def export(
     storage: Storage = None,
 ) -> None:
     """Write a policy for the library you train with: one readable file."""
-    from kdsearch.augment.export import differing_operations, export_policy, omitted_operations
+    from kdsearch.augment.export import differing_operations, omitted_operations
+    from kdsearch.augment.export import export as export_policy
     from kdsearch.augment.spec import PolicySpec
     from kdsearch.core.files import write_text
 

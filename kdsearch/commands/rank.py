@@ -10,8 +10,9 @@ from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frames, make_frame
 from kdsearch.augment.fixed import FixedTransform
-from kdsearch.augment.operations import OPERATIONS
-from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.presets import trivial
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError, problems, unknown
@@ -97,7 +98,7 @@ def rank(
         data = (
             fewer.train
             if split == "train"
-            else placed(_some(whole, most, study.seed), workers=study.workers, device=device)
+            else placed(_some(whole, most, study.seed), workers=study.readers, device=device)
         )
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")

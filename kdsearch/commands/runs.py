@@ -115,9 +115,9 @@ def report(
     storage: Storage = None,
 ) -> None:
     """Write report.html anew, from the run folder alone."""
-    from kdsearch.analysis.report import write_report
+    from kdsearch.analysis.report import report
 
-    say(write_report(folder, images=images, storage=storage))
+    say(report(folder, images=images, storage=storage))
 
 
 def _typed() -> str:

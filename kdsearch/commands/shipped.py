@@ -34,7 +34,7 @@ def studies() -> None:
 
 def operations() -> None:
     """The operations, in the order in which they are applied."""
-    from kdsearch.augment.operations import OPERATIONS
+    from kdsearch.augment.operations import TABLE as OPERATIONS
 
     def number(value: float | None) -> str:
         return "-" if value is None else f"{value:g}"
@@ -71,7 +71,8 @@ def operations() -> None:
 
 def objectives() -> None:
     """The terms that a policy step may minimise, and what each seeks."""
-    from kdsearch.losses.objectives import OBJECTIVES, TST
+    from kdsearch.losses.objectives import TABLE as OBJECTIVES
+    from kdsearch.losses.objectives import TST
 
     rows = [
         [t.name, t.seeks, t.bound, f"{TST[t.name]:g}" if t.name in TST else "-", t.reference]
@@ -82,7 +83,7 @@ def objectives() -> None:
 
 def losses() -> None:
     """The distillation losses, on logits and on features."""
-    from kdsearch.losses import LOSSES
+    from kdsearch.losses.table import TABLE as LOSSES
 
     rows = [
         [k.name, k.compares, k.says, "relational" if k.relational else "image", k.status, k.reference]

@@ -341,7 +341,7 @@ def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
             batches = iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         cure = "define its class, and the functions it holds, at the top of a module or of the study file"
-        raise KdsearchError(f"{kind}: cannot be sent to worker processes: {error}; {cure}, or take workers=0") from None
+        raise KdsearchError(f"{kind}: cannot be sent to worker processes: {error}; {cure}, or take readers=0") from None
     while True:
         try:
             batch = next(batches)
@@ -349,5 +349,5 @@ def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
             return
         except RuntimeError as error:
             cure = "what a worker said stands above; a script that is run itself needs `if __name__ == '__main__':`"
-            raise KdsearchError(f"{kind}: data loading ended: {error}; {cure}, or take workers=0") from None
+            raise KdsearchError(f"{kind}: data loading ended: {error}; {cure}, or take readers=0") from None
         yield batch

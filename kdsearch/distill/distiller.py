@@ -23,7 +23,7 @@ from kdsearch.distill.estimators import policy_gradient
 from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate_factor
 from kdsearch.distill.records import EpochRecord, PolicyStep, summarise_policy_steps
 from kdsearch.distill.steps import accuracy_by_view, make_views, mean_distillation_loss, split_batch
-from kdsearch.losses import Projections
+from kdsearch.losses.projection import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
@@ -145,7 +145,7 @@ class Distiller:
         every = phase.policy_steps if isinstance(self.policy, Policy) else None
         if not every:
             return _Stretch(schedule)
-        pauses = every.pauses(phase.epochs)
+        pauses = every.pause_epochs(phase.epochs)
         adam = self._adam(every, every.count(phase.epochs, phase.steps, len(train), phase.batch))
         if every.floor is not None and self.clean_loss is None:
             self.clean_loss = measure_teacher(self.teacher, train, self.task, phase.batch, self.device).loss
@@ -283,7 +283,7 @@ class Distiller:
         each = [mean_distillation_loss(loss, rule, student, teacher, views, self.task) for loss in phase.losses]
         distillation = torch.zeros((), device=self.device)
         for loss, value in zip(phase.losses, each, strict=True):
-            distillation = distillation + loss.at(progress) * value
+            distillation = distillation + loss.weight_at(progress) * value
         total = rule.factor(rule.labels) * phase.label_weight * supervised
         total = share * (total + rule.factor(rule.distillation) * distillation)
         if not student.logits.requires_grad:

@@ -9,33 +9,36 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from kdsearch.core.errors import KdsearchError, problems, unknown, wrong_integers
+from kdsearch.core.old_names import old_names
 from kdsearch.distill.estimators import GATES
-from kdsearch.distill.views import VIEWS, Views
-from kdsearch.losses import Loss
-from kdsearch.losses.objectives import OBJECTIVES, TST
+from kdsearch.distill.views import Views
+from kdsearch.losses.loss import Loss
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.objectives import TST
 
 Precision = Literal["float32", "bfloat16"]
 OptimizerFactory = Callable[[Iterable[nn.Parameter]], Optimizer]
 WARMUP = 0.1  # share of the student steps in which the learning rate rises
 
 
+@old_names(phases="pauses")
 @dataclass(frozen=True)
 class PolicySteps:
-    """How the policy learns beside the student: one step every `interval` student steps, or in phases.
+    """How the policy learns beside the student: one step every `interval` student steps, or in pauses of the student.
 
-    With `phases` the student's training stops after these shares of its epochs, and the policy learns on whole passes
+    With `pauses` the student's training stops after these shares of its epochs, and the policy learns on whole passes
     over the training images, its optimiser made anew each time; `interval` and `warm_up` then have no part.
 
     Reference:
-        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation, its phases and the objective
+        Shao et al., Teaching what you should teach, IJCAI 2023, for the alternation, its pauses and the objective
     """
 
     interval: int = 3  # student steps per policy step
     batch: int | None = None  # images of a policy step; None for half as many as of a student step
-    phases: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
-    passes: int = 1  # over the training images, in each phase
+    pauses: tuple[float, ...] = ()  # of the student's epochs; TST's epochs 30 and 90 of 240 are (.125, .375)
+    passes: int = 1  # over the training images, in each pause
     warm_up: float = 0.1  # share of the student's steps without policy steps: its BatchNorm means nothing yet
-    learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each phase
+    learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each pause
     prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
     objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
     floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its clean one
@@ -58,7 +61,7 @@ class PolicySteps:
                 found.append(f"{name} {value:g}; allowed: 0 or more")
         if not 0 <= self.warm_up < 1:
             found.append(f"warm_up {self.warm_up:g}; allowed: 0 to less than 1")
-        found += [f"phases: {share:g}; allowed: between 0 and 1" for share in self.phases if not 0 < share < 1]
+        found += [f"pauses: {share:g}; allowed: between 0 and 1" for share in self.pauses if not 0 < share < 1]
         if found:
             raise problems("policy steps", found)
 
@@ -68,38 +71,38 @@ class PolicySteps:
 
     def due(self, step: int, total: int) -> bool:
         """Does a policy step come before this student step, counted from 1?"""
-        return not self.phases and step > self.warm_up * total and step % self.interval == 0
+        return not self.pauses and step > self.warm_up * total and step % self.interval == 0
 
-    def pauses(self, epochs: int) -> list[int]:
-        """Numbers of epochs after which the student waits for a phase of the policy.
+    def pause_epochs(self, epochs: int) -> list[int]:
+        """Numbers of epochs after which the student waits for the policy.
 
         Raises:
-            KdsearchError: with so few epochs a phase falls before the first or after the last one, or two together.
+            KdsearchError: with so few epochs a pause falls before the first or after the last one, or two together.
         """
-        found = [math.floor(share * epochs + 0.5) for share in self.phases]
+        found = [math.floor(share * epochs + 0.5) for share in self.pauses]
         if found and (found[0] < 1 or found[-1] >= epochs or len({*found}) < len(found)):
-            shares, at = (", ".join(f"{v:g}" for v in values) for values in (self.phases, found))
+            shares, at = (", ".join(f"{v:g}" for v in values) for values in (self.pauses, found))
             raise KdsearchError(
-                f"phases {shares}: with {epochs} epochs they come after epoch {at}; allowed: different ones, the first "
+                f"pauses {shares}: with {epochs} epochs they come after epoch {at}; allowed: different ones, the first "
                 f"after epoch 1 or later, the last before epoch {epochs} ends"
             )
         return found
 
-    def per_phase(self, images: int, batch: int) -> int:
-        """Policy steps of one phase."""
+    def per_pause(self, images: int, batch: int) -> int:
+        """Policy steps of one pause."""
         return math.ceil(self.passes * images / self.images(batch))
 
     def turns(self, epoch: int, epochs: int, steps: int, images: int, batch: int) -> list[bool]:
-        """Whose steps an epoch, counted from 1, is made of: True for the policy's, those of a phase first."""
-        found = [True] * (self.per_phase(images, batch) if epoch - 1 in self.pauses(epochs) else 0)
+        """Whose steps an epoch, counted from 1, is made of: True for the policy's, those of a pause first."""
+        found = [True] * (self.per_pause(images, batch) if epoch - 1 in self.pause_epochs(epochs) else 0)
         for step in range((epoch - 1) * steps + 1, epoch * steps + 1):
             found += [True, False] if self.due(step, epochs * steps) else [False]
         return found
 
     def count(self, epochs: int, steps: int, images: int, batch: int) -> int:
         """Policy steps of a whole run: as many turns as are the policy's."""
-        if self.phases:
-            return len(self.pauses(epochs)) * self.per_phase(images, batch)
+        if self.pauses:
+            return len(self.pause_epochs(epochs)) * self.per_pause(images, batch)
         total = epochs * steps
         return total // self.interval - math.floor(self.warm_up * total) // self.interval
 
@@ -114,7 +117,7 @@ class Phase:
     batch: int = 64
     policy_steps: PolicySteps | None = None  # None: the policy stays as it is
     label_weight: float = 1.0  # of the cross-entropy
-    views: Views = VIEWS["default"]
+    views: Views = field(default_factory=Views)
     parts: int = 1  # of a batch, one after another: less memory; BatchNorm and relational losses see one part
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
 from kdsearch.distill.views import Views, keep_geometry
-from kdsearch.losses import Loss
+from kdsearch.losses.loss import Loss
 from kdsearch.tasks import Task
 
 

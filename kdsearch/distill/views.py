@@ -6,7 +6,7 @@ from typing import Literal, get_args
 
 import torch
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.errors import KdsearchError, problems, unknown
 from kdsearch.core.values import Draw
 
@@ -22,7 +22,7 @@ class Views:
     student the views share the statistics of BatchNorm, "separate" ones have their own. A teacher that sees "weak" gets
     the second view with its geometry alone; one that sees "clean" labels both views by the base view.
 
-    >>> VIEWS["tst"].labels, VIEWS["wang"].student
+    >>> Views.named("tst").labels, Views.named("wang").student
     ('both', 'separate')
     """
 
@@ -40,6 +40,17 @@ class Views:
         ]
         if found:
             raise problems("views", found)
+
+    @classmethod
+    def named(cls, name: str) -> "Views":
+        """The rule of a published method: "default", "one", "tst" or "wang".
+
+        Raises:
+            KdsearchError: there is no such rule.
+        """
+        if name not in VIEWS:
+            raise KdsearchError(unknown("views", name, VIEWS))
+        return VIEWS[name]
 
     @property
     def used(self) -> Which:

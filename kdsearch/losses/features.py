@@ -9,13 +9,13 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 from kdsearch.augment.operations import inside
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import ViewBatch
-from kdsearch.losses.loss import Loss, Pairs, between
+from kdsearch.losses.loss import Kind, Loss, Pairs, between
 
 SHAPES = {2: "vectors (B, D)", 3: "tokens (B, N, D)", 4: "maps (B, C, H, W)"}
 CHANNELS = {2: 1, 3: 2, 4: 1}  # the axis of the channels
 
 
-def hint(student: Tensor, teacher: Tensor) -> Tensor:
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of features.
 
     Of two maps the larger is averaged down to the size of the smaller. The paper trains on half the sum of squares
@@ -34,7 +34,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     Reference:
         Romero et al., FitNets: hints for thin deep nets, ICLR 2015, arXiv:1412.6550
 
-    >>> hint(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]])).item()
+    >>> hint_loss(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 5.0]])).item()
     4.5
     """
     _check(student, teacher, (2, 3, 4), channels=True)
@@ -43,7 +43,7 @@ def hint(student: Tensor, teacher: Tensor) -> Tensor:
     return (student - teacher).square().flatten(1).mean(1)
 
 
-def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
+def at_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of attention: the mean over the channels of the squares at each position, with norm 1.
 
     Of two maps the larger is averaged down to the size of the smaller; channels may differ. The authors' weight is 1000
@@ -62,7 +62,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     Reference:
         Zagoruyko and Komodakis, Paying more attention to attention, ICLR 2017, arXiv:1612.03928
 
-    >>> attention_transfer(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 7.0]]]])).item()
+    >>> at_loss(torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([[[[0.0, 7.0]]]])).item()
     1.0
     """
     _check(student, teacher, (4,), channels=False)
@@ -70,7 +70,7 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
     return (a - b).square().mean(1)
 
 
-def normalised_features(student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
+def nfd_loss(student: Tensor, teacher: Tensor, valid: Tensor | None = None, *, eps: float = 1e-5) -> Tensor:
     """Mean squared difference of maps of which each has mean 0 and variance 1 over its positions.
 
     `(f - mean) / sqrt(var + eps)` per image and channel; the result is `2 (1 - r)`, r the correlation of the two maps,
@@ -92,7 +92,7 @@ def normalised_features(student: Tensor, teacher: Tensor, valid: Tensor | None =
         Liu et al., Normalized feature distillation for semantic segmentation, 2022, arXiv:2207.05256
 
     >>> f = torch.tensor([[[[1.0, 2.0, 4.0]]]])
-    >>> normalised_features(3 * f + 5, f).item() < 1e-6, round(normalised_features(-f, f).item(), 3)
+    >>> nfd_loss(3 * f + 5, f).item() < 1e-6, round(nfd_loss(-f, f).item(), 3)
     (True, 4.0)
     """
     _check(student, teacher, (4,), channels=True)
@@ -135,26 +135,75 @@ def _pooled(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-# What the table makes
+# What a study is given
 
 
-def hints(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return between("hint", lambda s, t, views: hint(s, t), student, teacher, pairs, projects=True)
+def hint(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
+    """Mean squared difference of features, where channels differ of what a learned projection makes: `hint_loss`.
+
+    Args:
+        student: Module path in the student.
+        teacher: Module path in the teacher; the student's by default.
+        pairs: Several such pairs, summed.
+
+    Reference:
+        Romero et al., FitNets: hints for thin deep nets, ICLR 2015, arXiv:1412.6550
+    """
+    return between("hint", lambda s, t, views: hint_loss(s, t), student, teacher, pairs, projects=True)
 
 
 def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return between("at", lambda s, t, views: attention_transfer(s, t), student, teacher, pairs)
+    """Attention transfer, of maps of any channels: `at_loss`; arguments as of `hint`.
+
+    Reference:
+        Zagoruyko and Komodakis, Paying more attention to attention, ICLR 2017, arXiv:1612.03928
+    """
+    return between("at", lambda s, t, views: at_loss(s, t), student, teacher, pairs)
 
 
 def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = (), valid: bool = False) -> Loss:
-    """With `valid` the positions are left out of which the policy's geometry filled more than half of the pixels."""
+    """Normalised features, of what a projection makes where channels differ: `nfd_loss`; arguments as of `hint`.
+
+    With `valid` the positions are left out of which the policy's geometry filled more than half of the pixels.
+
+    Reference:
+        Liu et al., Normalized feature distillation for semantic segmentation, 2022, arXiv:2207.05256
+    """
 
     def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
         counts = None
         if valid:
             here = inside(views.matrix, views.images)
             counts = adaptive_avg_pool2d(here.to(teacher.dtype), (teacher.shape[2], teacher.shape[3])) >= 0.5
-        return normalised_features(student, teacher, counts)
+        return nfd_loss(student, teacher, counts)
 
     made = between("nfd", compare, student, teacher, pairs, projects=True)
     return replace(made, name=f"{made.name}, valid positions") if valid else made
+
+
+KINDS = (
+    Kind(
+        "hint",
+        hint,
+        "mean (f_S - f_T)^2",
+        "paper form",
+        "Romero et al., FitNets: hints for thin deep nets, ICLR 2015",
+        compares="features",
+    ),
+    Kind(
+        "at",
+        at,
+        "mean (a_S - a_T)^2, a = mean_c f^2 with norm 1",
+        "faithful",
+        "Zagoruyko and Komodakis, Paying more attention to attention, ICLR 2017",
+        compares="features",
+    ),
+    Kind(
+        "nfd",
+        nfd,
+        "mean (n(f_S) - n(f_T))^2 = 2 (1 - r), n: mean 0, variance 1",
+        "reconstruction",
+        "Liu et al., Normalized feature distillation, 2022",
+        compares="features",
+    ),
+)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from kdsearch.core.errors import KdsearchError, calling, problems, unknown
+from kdsearch.core.old_names import old_names
 from kdsearch.core.values import Outputs, ViewBatch
 
 Function = Callable[[Outputs, Outputs, ViewBatch], Tensor]  # student, teacher, views -> (B,) or (B, *space)
@@ -35,6 +36,7 @@ class Ramp:
         return self.first + (self.last - self.first) * min(1.0, progress / self.over)
 
 
+@old_names(at="weight_at")
 @dataclass(frozen=True)
 class Loss:
     """A distillation loss: the outputs of student and teacher to one number per image or per point.
@@ -73,7 +75,7 @@ class Loss:
         """The same loss with another weight."""
         return replace(self, weight=weight)
 
-    def at(self, progress: float) -> float:
+    def weight_at(self, progress: float) -> float:
         """The weight at a share of the phase."""
         return self.weight(progress) if isinstance(self.weight, Ramp) else self.weight
 
@@ -111,7 +113,7 @@ def between(
     if not given:
         raise KdsearchError(
             f"{name}: no pair of layers; allowed: module paths in student and teacher, such as "
-            f'LOSSES["{name}"]("layer2", "layer3"), or pairs=[("layer2", "layer3"), ...]'
+            f'kdsearch.losses.{name}("layer2", "layer3"), or pairs=[("layer2", "layer3"), ...]'
         )
 
     def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:

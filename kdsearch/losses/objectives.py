@@ -116,20 +116,20 @@ _TERMS = (
     Objective("divergence", divergence, "student and teacher differ, whoever is right", "-2 log K to 0", PICK_PAPER),
     Objective("teacher_entropy", teacher_entropy, "the teacher is unsure", "-log K to 0", PICK_PAPER),
 )
-OBJECTIVES: Mapping[str, Objective] = {term.name: term for term in _TERMS}
+TABLE: Mapping[str, Objective] = {term.name: term for term in _TERMS}
 TST: Mapping[str, float] = {"teacher_right": 1.0, "student_wrong": 1.0}
 
 
-def objective(weights: Mapping[str, float], student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+def weighted_sum(weights: Mapping[str, float], student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     """Weighted sum of terms, (B, *space), in nats.
 
     Raises:
         KdsearchError: no terms, or an unknown one.
     """
-    if not weights or weights.keys() - OBJECTIVES.keys():
-        wrong = [unknown("term", name, OBJECTIVES) for name in weights if name not in OBJECTIVES]
-        raise problems("objective", wrong or [f"no terms; known: {', '.join(OBJECTIVES)}"])
-    return torch.stack([w * OBJECTIVES[name].function(student, teacher, target) for name, w in weights.items()]).sum(0)
+    if not weights or weights.keys() - TABLE.keys():
+        wrong = [unknown("term", name, TABLE) for name in weights if name not in TABLE]
+        raise problems("objective", wrong or [f"no terms; known: {', '.join(TABLE)}"])
+    return torch.stack([w * TABLE[name].function(student, teacher, target) for name, w in weights.items()]).sum(0)
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -11,14 +11,14 @@ from torch.utils.checkpoint import checkpoint
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import CUBED
 from kdsearch.core.values import Outputs, ViewBatch
-from kdsearch.losses.loss import Loss, Pairs, between, check_temperature
+from kdsearch.losses.loss import Kind, Loss, Pairs, between, check_temperature
 
 SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient
 MOST_NUMBERS = CUBED  # that the angles hold at once
 
 
-def class_correlation(
+def dist_loss(
     student: Tensor, teacher: Tensor, *, temperature: float = 1.0, inter: float = 1.0, intra: float = 1.0
 ) -> Tensor:
     """`T^2 * (inter (1 - r over the classes) + intra (1 - r over the images, mean of the classes))`.
@@ -40,7 +40,7 @@ def class_correlation(
         Huang et al., Knowledge distillation from a stronger teacher, NeurIPS 2022, arXiv:2205.10536
 
     >>> x = torch.tensor([[2.0, 0.0, 1.0], [0.0, 1.0, 1.0]])
-    >>> class_correlation(x, x).tolist()
+    >>> dist_loss(x, x).tolist()
     [0.0, 0.0]
     """
     q, p = ((logits / temperature).softmax(1) for logits in (student, teacher))
@@ -49,7 +49,7 @@ def class_correlation(
     return temperature**2 * (inter * over_classes + intra * over_images)
 
 
-def relational_distances(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_distance_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 difference of the distances between images, each network's divided by their mean over its pairs.
 
     Mean over all B images, the image itself included with 0, as the authors have it.
@@ -68,14 +68,14 @@ def relational_distances(student: Tensor, teacher: Tensor) -> Tensor:
         Park et al., Relational knowledge distillation, CVPR 2019, arXiv:1904.05068
 
     >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
-    >>> bool((relational_distances(7 * x.flip(1) + 2, x) < 1e-9).all())
+    >>> bool((rkd_distance_loss(7 * x.flip(1) + 2, x) < 1e-9).all())
     True
     """
     a, b = (_distances(_vectors(f)) for f in _same_images(student, teacher))
     return smooth_l1_loss(a, b, reduction="none").mean(1)
 
 
-def relational_angles(student: Tensor, teacher: Tensor) -> Tensor:
+def rkd_angle_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Smooth L1 difference of the cosines of the angles at an image between each two images, mean over all B^2.
 
     In parts of images, each computed again for the gradient, where all the B^3 angles are many: memory stays bounded.
@@ -94,7 +94,7 @@ def relational_angles(student: Tensor, teacher: Tensor) -> Tensor:
         Park et al., Relational knowledge distillation, CVPR 2019, arXiv:1904.05068
 
     >>> x = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 1.0]])
-    >>> bool((relational_angles(7 * x.flip(1) + 2, x) < 1e-9).all())
+    >>> bool((rkd_angle_loss(7 * x.flip(1) + 2, x) < 1e-9).all())
     True
     """
     a, b = (_vectors(f) for f in _same_images(student, teacher))
@@ -106,7 +106,7 @@ def relational_angles(student: Tensor, teacher: Tensor) -> Tensor:
     return torch.cat([again(a, b, first, first + part) for first in range(0, size, part)])
 
 
-def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
+def sp_loss(student: Tensor, teacher: Tensor) -> Tensor:
     """Mean squared difference of the rows of `F F^T`, F the features as vectors, each row with norm 1.
 
     The paper divides the sum by B^2 also, and weighs it by 3000.
@@ -125,7 +125,7 @@ def similarity_preserving(student: Tensor, teacher: Tensor) -> Tensor:
         Tung and Mori, Similarity-preserving knowledge distillation, ICCV 2019, arXiv:1907.09682
 
     >>> x = torch.tensor([[0.0, 1.0], [3.0, 4.0]])
-    >>> bool((similarity_preserving(7 * x.flip(1), x) < 1e-9).all())
+    >>> bool((sp_loss(7 * x.flip(1), x) < 1e-9).all())
     True
     """
     a, b = (f.flatten(1) for f in _same_images(student, teacher))
@@ -172,14 +172,19 @@ def _same_images(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return student, teacher
 
 
-# What the table makes
+# What a study is given
 
 
 def dist(temperature: float = 1.0, inter: float = 1.0, intra: float = 1.0) -> Loss:
+    """Correlation over classes and over images, relational: `dist_loss`.
+
+    Reference:
+        Huang et al., Knowledge distillation from a stronger teacher, NeurIPS 2022, arXiv:2205.10536
+    """
     check_temperature("dist", temperature)
 
     def loss(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
-        return class_correlation(student.logits, teacher.logits, temperature=temperature, inter=inter, intra=intra)
+        return dist_loss(student.logits, teacher.logits, temperature=temperature, inter=inter, intra=intra)
 
     name = f"dist, inter {inter:g}, intra {intra:g}, temperature {temperature:g}"
     return Loss(name, loss, relational=True)
@@ -193,16 +198,60 @@ def rkd(
     distance: float = 25.0,
     angle: float = 50.0,
 ) -> Loss:
-    """Weights as for classification; the authors' metric learning has 1 and 2."""
+    """Distances and angles between the images of a view, relational: `rkd_distance_loss`, `rkd_angle_loss`.
+
+    Weights as for classification; the authors' metric learning has 1 and 2.
+
+    Args:
+        student: Module path in the student.
+        teacher: Module path in the teacher; the student's by default.
+        pairs: Several such pairs, summed.
+
+    Reference:
+        Park et al., Relational knowledge distillation, CVPR 2019, arXiv:1904.05068
+    """
 
     def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
-        return distance * relational_distances(student, teacher) + angle * relational_angles(student, teacher)
+        return distance * rkd_distance_loss(student, teacher) + angle * rkd_angle_loss(student, teacher)
 
     made = between("rkd", compare, student, teacher, pairs)
     return replace(made, name=f"{made.name}, distance {distance:g}, angle {angle:g}", relational=True)
 
 
 def sp(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
-    return replace(
-        between("sp", lambda s, t, views: similarity_preserving(s, t), student, teacher, pairs), relational=True
-    )
+    """Similarities of the images of a view, relational: `sp_loss`; arguments as of `rkd`.
+
+    Reference:
+        Tung and Mori, Similarity-preserving knowledge distillation, ICCV 2019, arXiv:1907.09682
+    """
+    return replace(between("sp", lambda s, t, views: sp_loss(s, t), student, teacher, pairs), relational=True)
+
+
+KINDS = (
+    Kind(
+        "dist",
+        dist,
+        "T^2 (1 - r over classes + 1 - r over images)",
+        "faithful",
+        "Huang et al., Knowledge distillation from a stronger teacher, NeurIPS 2022",
+        relational=True,
+    ),
+    Kind(
+        "rkd",
+        rkd,
+        "25 |d_S - d_T| + 50 |cos_S - cos_T|, smooth L1",
+        "faithful",
+        "Park et al., Relational knowledge distillation, CVPR 2019",
+        compares="features",
+        relational=True,
+    ),
+    Kind(
+        "sp",
+        sp,
+        "mean (G_S - G_T)^2, G = F F^T with rows of norm 1",
+        "paper form",
+        "Tung and Mori, Similarity-preserving knowledge distillation, ICCV 2019",
+        compares="features",
+        relational=True,
+    ),
+)

@@ -1,1 +1,5 @@
 """Whatever answers: adapters to networks, their weights, teachers, fresh students."""
+
+from kdsearch.core.lazy import lazy_names
+
+__getattr__, __dir__, __all__ = lazy_names(__name__, __file__)

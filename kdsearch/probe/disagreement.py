@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.augment.fixed import FixedTransform
-from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import clopper_pearson, generator
 from kdsearch.core.values import Draw, Outputs
 from kdsearch.data.batches import batches_at
 from kdsearch.data.items import MapStyle
-from kdsearch.losses import soft_targets
+from kdsearch.losses.logits import kd_loss
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Classification
@@ -255,7 +256,7 @@ class Probe:
                 teacher = Outputs(known[start : start + len(batch)].to(self.device))
             start += len(batch)
             own = run_network(student, images, "student")
-            kl = soft_targets(own.logits, teacher.logits, temperature=1.0)
+            kl = kd_loss(own.logits, teacher.logits, temperature=1.0)
             teacher_right, student_right = (self.task.correct(side, batch.target) for side in (teacher, own))
             yield _Seen(teacher_right, student_right, kl, batch.target)
         if known is None and key and sum(a.numel() for a in answers) <= self._room:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.sources import hash_source
 from kdsearch.networks.factories import fresh_optimizer
 from kdsearch.study.fingerprint import network_digest, student_digest

@@ -10,7 +10,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch import Tensor, nn
 
-from kdsearch.augment.operations import OPERATIONS, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from kdsearch.augment.policy import Policy, trivial
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.presets import trivial
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Teacher
@@ -56,8 +57,8 @@ class Ready:
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(
-            interval=settings.interval or 1,  # no part where there are phases
-            phases=settings.phases,
+            interval=settings.interval or 1,  # no part where there are pauses
+            pauses=settings.pauses,
             passes=settings.passes or 1,
             warm_up=settings.warm_up,
             learning_rate=settings.learning_rate,

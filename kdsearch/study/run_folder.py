@@ -18,7 +18,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, 
 from torch import Tensor
 from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
 
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
 from kdsearch.data.images import load_images

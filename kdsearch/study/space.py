@@ -10,10 +10,12 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from kdsearch.augment.operations import FILLS, OPERATIONS
+from kdsearch.augment.operations import FILLS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.errors import KdsearchError, problems, quote, unknown
 from kdsearch.core.files import read_text
-from kdsearch.losses.objectives import OBJECTIVES, TST
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.objectives import TST
 from kdsearch.study.catalogue import find_shipped
 
 MOST_BYTES, MOST_LETTERS = 64_000, 1_000  # of a file, in a line: reading a key takes the square of its dots
@@ -22,13 +24,13 @@ Number = Annotated[float, Field(allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Settings:
-    """The numbers of one trial: how the policy starts and how it learns, every `interval` steps or in `phases`."""
+    """The numbers of one trial: how the policy starts and how it learns, every `interval` steps or in `pauses`."""
 
     learning_rate: float  # of Adam, on logits
     prior_strength: float | None  # nats; None: no prior
     operations_per_image: int
-    interval: int | None  # student steps per policy step; None: in phases
-    phases: tuple[float, ...]  # shares of the epochs after which the policy learns; empty: every `interval` steps
+    interval: int | None  # student steps per policy step; None: in pauses
+    pauses: tuple[float, ...]  # shares of the epochs after which the policy learns; empty: every `interval` steps
     passes: int | None  # over the training images, in each phase
     warm_up: float  # share of the student steps before the first policy step
     probability: float  # where every probability starts, and the centre of its prior
@@ -37,10 +39,10 @@ class Settings:
     objective: Mapping[str, float]  # weights of terms in OBJECTIVES
 
     def numbers(self) -> dict[str, float | int | str | None]:
-        """All of it as flat plain values: weights under their term's name, phases as text."""
-        flat = {name: value for name, value in asdict(self).items() if name not in ("phases", "objective")}
-        phases = ", ".join(f"{share:g}" for share in self.phases)
-        return {**flat, "phases": phases or None, **self.objective}
+        """All of it as flat plain values: weights under their term's name, pauses as text."""
+        flat = {name: value for name, value in asdict(self).items() if name not in ("pauses", "objective")}
+        pauses = ", ".join(f"{share:g}" for share in self.pauses)
+        return {**flat, "pauses": pauses or None, **self.objective}
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ NEEDED = ("learning_rate", "prior_strength", "operations_per_image")
 NUMBERS: Mapping[str, Allowed] = {**POLICY, **dict.fromkeys(OBJECTIVES, Allowed(0))}  # of a policy, weights of terms
 WHOLE = {name for name, allowed in NUMBERS.items() if allowed.whole}
 UNNAMED: Mapping[str, float | None] = {"warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, **TST}
-assert not {*POLICY, "phases", "objective"} & set(OBJECTIVES)  # they share one name space in trials and frames
+assert not {*POLICY, "pauses", "objective"} & set(OBJECTIVES)  # they share one name space in trials and frames
 
 
 class Range(BaseModel):
@@ -126,7 +128,7 @@ class SearchSpace:
     numbers: Mapping[str, Range | float | None]  # those the file names: a range for the search, held fixed, or off
     limits: Mapping[str, float | None]  # of operations, in their units; None without a magnitude
     fill: str = "zero"  # where geometry finds no pixel: zero, mean or reflect
-    phases: tuple[float, ...] = ()  # shares of the epochs after which the policy learns, in place of an interval
+    pauses: tuple[float, ...] = ()  # shares of the epochs after which the policy learns, in place of an interval
     unnamed: Mapping[str, float | None] = field(default_factory=lambda: UNNAMED)  # numbers where the file names none
 
     @property
@@ -147,7 +149,7 @@ class SearchSpace:
             for name, v in {"interval": None, "passes": None, **rest, **(chosen or {})}.items()
         }
         weights = {name: values.pop(name) for name in [*values] if name in OBJECTIVES}
-        return Settings(**values, phases=self.phases, objective=weights)
+        return Settings(**values, pauses=self.pauses, objective=weights)
 
     def drop(self, names: Iterable[str]) -> "SearchSpace":
         """The space with some operations left out; fewer per image where not so many are left."""
@@ -173,7 +175,7 @@ class SearchSpace:
             )
             for name, v in self._complete().items()
         }
-        return {**numbers, "policy.phases": list(self.phases), "limits": dict(self.limits), "fill": self.fill}
+        return {**numbers, "policy.pauses": list(self.pauses), "limits": dict(self.limits), "fill": self.fill}
 
     def _complete(self) -> dict[str, Range | float | None]:
         return {**self.unnamed, **self.numbers}
@@ -191,14 +193,16 @@ class SearchSpace:
             file = _File.model_validate(data)
         except ValidationError as error:
             raise problems(str(path), sorted({_line(dict(e)) for e in error.errors()})) from None
+        if "phases" in file.policy:
+            raise KdsearchError(f"{path}: [policy.phases] is of an earlier kdsearch; it is called 'pauses' now")
         found = [] if file.fill in FILLS else [f"[fill] {unknown('fill', file.fill, FILLS)}"]
         found += [*_wrong_numbers(file), *_wrong_timing(file), *_wrong_operations(file)]
         if found:
             raise problems(str(path), found)
         numbers: dict[str, Any] = {n: None if v is False else v for n, v in {**file.policy, **file.objective}.items()}
-        phases = tuple(numbers.pop("phases", ()))
+        pauses = tuple(numbers.pop("pauses", ()))
         limits = {op.name: file.operations[op.name].limit or op.limit for op in _ops(file.operations)}
-        return cls(path.stem, file.summary, numbers, limits, file.fill, phases)
+        return cls(path.stem, file.summary, numbers, limits, file.fill, pauses)
 
 
 def _parsed(path: Path) -> dict[str, Any]:
@@ -221,13 +225,13 @@ def _ops(names: Iterable[str]) -> list[Any]:
 def _wrong_numbers(file: _File) -> list[str]:
     found = [f"[policy.{name}] is missing" for name in NEEDED if name not in file.policy]
     for table, given, kind, known in (
-        ("policy", file.policy, "number", [*POLICY, "phases"]),
+        ("policy", file.policy, "number", [*POLICY, "pauses"]),
         ("objective", file.objective, "term", list(OBJECTIVES)),
     ):
         for name, value in given.items():
             if name not in known:
                 found.append(f"[{table}.{name}] {unknown(kind, name, known)}")
-            elif name != "phases":
+            elif name != "pauses":
                 found += [f"[{table}.{name}] {wrong}" for wrong in _wrong_number(name, value, len(file.operations))]
     return found
 
@@ -249,24 +253,24 @@ def _wrong_number(name: str, value: Any, operations: int) -> list[str]:
 
 
 def _wrong_timing(file: _File) -> list[str]:
-    """The policy learns every `interval` steps, or in `phases` of `passes`: one of the two."""
-    given = [name for name in ("interval", "phases", "passes") if name in file.policy]
+    """The policy learns every `interval` steps, or in `pauses` of `passes`: one of the two."""
+    given = [name for name in ("interval", "pauses", "passes") if name in file.policy]
     found = []
     if not given:
-        found.append("[policy.interval] is missing; allowed in its place: phases together with passes")
+        found.append("[policy.interval] is missing; allowed in its place: pauses together with passes")
     elif "interval" in given and len(given) > 1:
-        found.append(f"[policy] allowed: interval, or phases together with passes; got {', '.join(given)}")
-    elif given in (["phases"], ["passes"]):
-        other = "passes" if given == ["phases"] else "phases"
+        found.append(f"[policy] allowed: interval, or pauses together with passes; got {', '.join(given)}")
+    elif given in (["pauses"], ["passes"]):
+        other = "passes" if given == ["pauses"] else "pauses"
         found.append(f"[policy.{other}] is missing; {given[0]} needs it")
-    if "phases" in given and "warm_up" in file.policy:
-        found.append("[policy.warm_up] has no part where there are phases; leave it out")
-    shares = file.policy.get("phases", [0.5])
+    if "pauses" in given and "warm_up" in file.policy:
+        found.append("[policy.warm_up] has no part where there are pauses; leave it out")
+    shares = file.policy.get("pauses", [0.5])
     if not isinstance(shares, list):
         got = "a range" if isinstance(shares, Range) else str(shares).lower()
-        found.append(f"[policy.phases] allowed: a list of shares of the epochs; got {got}")
+        found.append(f"[policy.pauses] allowed: a list of shares of the epochs; got {got}")
     elif not shares or shares[0] <= 0 or shares[-1] >= 1 or any(a >= b for a, b in pairwise(shares)):
-        found.append(f"[policy.phases] allowed: shares of the epochs between 0 and 1, increasing; got {shares}")
+        found.append(f"[policy.pauses] allowed: shares of the epochs between 0 and 1, increasing; got {shares}")
     return found
 
 

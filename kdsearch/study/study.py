@@ -12,14 +12,16 @@ from torch import nn
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.html import html_facts, html_paragraph
+from kdsearch.core.old_names import old_names
 from kdsearch.core.terminal import number_of
 from kdsearch.data.batches import ArrayData, first_batch, placed
 from kdsearch.data.folders import ImageFolder
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
 from kdsearch.distill.phase import OptimizerFactory, Precision, adamw
-from kdsearch.distill.views import VIEWS, Views
-from kdsearch.losses import LOSSES, Loss
+from kdsearch.distill.views import Views
+from kdsearch.losses.logits import kd
+from kdsearch.losses.loss import Loss
 from kdsearch.losses.objectives import TST
 from kdsearch.networks.factories import build_lazy, fresh_network, is_unbuilt
 from kdsearch.networks.teachers import Recipe
@@ -62,6 +64,7 @@ class Budget:
     look_operations: int | None = None
 
 
+@old_names(workers="readers")
 @dataclass(frozen=True)
 class Study:
     """One question: which augmentation makes this student learn most from this teacher on these images?
@@ -76,9 +79,10 @@ class Study:
         classes: How many, or their names.
         test: Never touched by a search; for your own last measurement.
         space: Name of a shipped search space, or path of a TOML file.
-        loss: A distillation loss out of `LOSSES` or your own, or several; `loss.times(2)` weighs it twice.
+        loss: A distillation loss out of `kdsearch.losses` or your own, or several; `loss.times(2)` weighs it twice.
         label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
-        views: Which views get cross-entropy, which distillation, and what each network sees; some are in `VIEWS`.
+        views: Which views get cross-entropy, which distillation, and what each network sees; `Views.named("tst")` is
+            that of TST.
         optimizer: From the student's parameters; its rate warms up over a tenth of the steps and falls as a cosine.
         teacher_saw: Which of these images the teacher was trained on: "none", "train", or "both". What it gets right on
             images it has seen is memory, and marked so; where it is "unknown", the preflight guesses and says so.
@@ -88,9 +92,9 @@ class Study:
         compiled: Run both networks through `torch.compile`, which takes a while at first; not with losses on features,
             which are tapped while a network runs.
         device: Where all of it runs unless a search is told otherwise: "cpu", "cuda", "cuda:1", "mps".
-        workers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
-        objective: Weights of the terms that a policy step minimises, out of `OBJECTIVES`; those that the space names
-            are the space's.
+        readers: Processes that read the items of data sets which are not in memory; with 0 they are read in this one.
+        objective: Weights of the terms that a policy step minimises, out of `kdsearch.objectives`; those that the space
+            names are the space's.
         floor: How many nats the teacher's cross-entropy may rise on augmented images, unless the space names it; None
             for no floor.
     """
@@ -104,16 +108,16 @@ class Study:
     test: MapStyle | None = None
     space: str = "default"
     budget: Budget = Budget()
-    loss: Loss | Sequence[Loss] = field(default_factory=LOSSES["kd"])
+    loss: Loss | Sequence[Loss] = field(default_factory=kd)
     label_weight: float = 1.0
-    views: Views = VIEWS["default"]
+    views: Views = field(default_factory=Views)
     optimizer: OptimizerFactory = adamw
     teacher_saw: Saw = "unknown"
     metric: Metric | None = None
     precision: Precision = "float32"
     compiled: bool = False
     device: str = "cpu"
-    workers: int = 0
+    readers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
     floor: float | None = 0.3
     seed: int = 0
@@ -162,9 +166,9 @@ class Study:
         return network
 
     def place_data(self, device: str) -> "Study":
-        """The same study, its images in the device's memory, or read by its worker processes."""
+        """The same study, its images in the device's memory, or read by its reader processes."""
         train, validation = (
-            placed(data, workers=self.workers, device=device) for data in (self.train, self.search_validation)
+            placed(data, workers=self.readers, device=device) for data in (self.train, self.search_validation)
         )
         return replace(self, train=train, search_validation=validation)
 

@@ -13,8 +13,9 @@ from kdsearch.core.errors import KdsearchError, calling, problems, unknown, wron
 from kdsearch.data.items import Spawned
 from kdsearch.distill.phase import Precision
 from kdsearch.distill.views import Views
-from kdsearch.losses import LOSSES, Kind, Loss, Ramp
-from kdsearch.losses.objectives import OBJECTIVES
+from kdsearch.losses.loss import Loss, Ramp
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.table import TABLE
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
@@ -51,12 +52,12 @@ def check_kinds(study: Study) -> None:
         ("space", lambda v: isinstance(v, str | PathLike), "the name of a search space, or the path of a TOML file"),
         ("budget", lambda v: isinstance(v, Budget), "a kdsearch.Budget"),
         ("label_weight", number, "a number"),
-        ("views", lambda v: isinstance(v, Views), "a kdsearch.Views, such as VIEWS['tst']"),
+        ("views", lambda v: isinstance(v, Views), "a kdsearch.Views, such as kdsearch.Views.named('tst')"),
         ("compiled", lambda v: isinstance(v, bool), "True or False"),
         ("teacher_saw", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Saw))),
         ("precision", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Precision))),
         ("device", lambda v: isinstance(v, str), "text, such as 'cuda'"),
-        ("workers", whole, "a whole number"),
+        ("readers", whole, "a whole number"),
         ("objective", weights, "weights of terms by name"),
         ("floor", lambda v: v is None or number(v), "a number of nats, or None"),
         ("seed", lambda v: whole(v) and -MOST_WHOLE <= v < MOST_WHOLE, "a whole number of 64 bits"),
@@ -183,8 +184,9 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
             found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
     for loss in study.losses:
         if not isinstance(loss, Loss):
-            named = isinstance(loss, Kind) or (isinstance(loss, str) and loss in LOSSES)
-            cure = "call it, as LOSSES['kd']()" if named else "an entry of LOSSES called, or a Loss"
+            made = [*TABLE, *TABLE.values(), *(kind.make for kind in TABLE.values())]
+            named = any(loss is one or (isinstance(loss, str) and loss == one) for one in made)
+            cure = "call it, as kdsearch.losses.kd()" if named else "one of kdsearch.losses, or a Loss"
             found.append(f"loss is {type(loss).__name__}; allowed: {cure}")
         elif not isinstance(loss.name, str):
             found.append(f"loss is called {ascii(loss.name)[:30]}; allowed: text")
@@ -195,15 +197,15 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
                     f"loss {loss.name}: its weight is {ascii(loss.weight)[:60]}; allowed: 0 or more, or a Ramp"
                 )
     if not study.losses:
-        found.append("loss is an empty list; allowed: one or several entries of LOSSES called")
+        found.append("loss is an empty list; allowed: one or several of kdsearch.losses")
     names = [loss.name for loss in study.losses if isinstance(loss, Loss) and isinstance(loss.name, str)]
     found += [
         f"loss: {name} is there twice; allowed: once, with a weight"
         for name in dict.fromkeys(names)
         if names.count(name) > 1
     ]
-    if not 0 <= study.workers <= 1024:
-        found.append(f"workers is {study.workers}; allowed: 0 or more" + (", up to 1024" if study.workers > 0 else ""))
+    if not 0 <= study.readers <= 1024:
+        found.append(f"readers is {study.readers}; allowed: 0 or more" + (", up to 1024" if study.readers > 0 else ""))
     if study.precision not in get_args(Precision):
         found.append(unknown("precision", study.precision, get_args(Precision)))
     if study.compiled and any(loss.pairs for loss in study.losses if isinstance(loss, Loss)):

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import Outputs
-from kdsearch.losses.objectives import objective
+from kdsearch.losses.objectives import weighted_sum
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Classification:
 
     def objective(self, weights: Mapping[str, float], student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
         """Weighted sum of terms per image, (B,), in nats."""
-        return objective(weights, student.logits, teacher.logits, target)
+        return weighted_sum(weights, student.logits, teacher.logits, target)
 
     def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
         """A label stays what it is wherever the pixels go; `matrix` is (B, 3, 3)."""

@@ -28,7 +28,7 @@ class Task(Protocol):
         """A distillation loss per image, (B,), from one per image (B,) or per point (B, *space)."""
 
     def objective(self, weights: Mapping[str, float], student: Outputs, teacher: Outputs, target: Tensor) -> Tensor:
-        """What a policy step minimises, per image, (B,): the weighted sum of terms in `OBJECTIVES`, in nats."""
+        """What a policy step minimises, per image, (B,): the weighted sum of terms out of `objectives`, in nats."""
 
     def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
         """The target where a draw has moved pixels by `matrix` (B, 3, 3), pixels relative to the image centre."""

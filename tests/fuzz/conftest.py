@@ -58,7 +58,7 @@ def bars(count: int, seed: int, size: int = 8) -> tuple[torch.Tensor, torch.Tens
 def bars_study(tmp_path_factory: pytest.TempPathFactory) -> kd.Study:
     """The smallest study that has all its parts."""
     torch.manual_seed(0)
-    teacher, (images, labels) = kd.small_convnet(8, classes=3), bars(200, 1)
+    teacher, (images, labels) = kd.networks.small_convnet(8, classes=3), bars(200, 1)
     adam = torch.optim.Adam(teacher.parameters(), lr=0.02)
     for _ in range(60):
         adam.zero_grad()
@@ -68,10 +68,10 @@ def bars_study(tmp_path_factory: pytest.TempPathFactory) -> kd.Study:
     space.write_text(SPACE)
     return kd.Study(
         name="bars",
-        train=kd.ArrayData(*bars(40, 2)),
-        search_validation=kd.ArrayData(*bars(60, 3)),
+        train=kd.data.ArrayData(*bars(40, 2)),
+        search_validation=kd.data.ArrayData(*bars(60, 3)),
         teacher=teacher,
-        student=lambda: kd.small_convnet(4, classes=3),
+        student=lambda: kd.networks.small_convnet(4, classes=3),
         classes=["lying", "upright", "cross"],
         teacher_saw="none",
         space=str(space),

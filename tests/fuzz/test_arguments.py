@@ -22,9 +22,10 @@ def train(network):
     raise kd.KdsearchError("here training would begin")
 
 images, labels = torch.rand(12, 1, 8, 8), torch.arange(12) % 3
-study = kd.Study(name="bars", train=kd.ArrayData(images, labels), search_validation=kd.ArrayData(images, labels),
-                 teacher=kd.Recipe(lambda: kd.small_convnet(2, classes=3), train), classes=3, seed=0,
-                 student=lambda: kd.small_convnet(2, classes=3))
+data = kd.data.ArrayData(images, labels)
+study = kd.Study(name="bars", train=data, search_validation=data,
+                 teacher=kd.Recipe(lambda: kd.networks.small_convnet(2, classes=3), train), classes=3, seed=0,
+                 student=lambda: kd.networks.small_convnet(2, classes=3))
 """
 GIVEN = (
     "run",
@@ -124,14 +125,14 @@ def test_any_command_line(world, run_folder, line):
 READERS: Mapping[str, tuple[str, Callable[[Path], object]]] = {
     "policy": (".json", kd.PolicySpec.load),
     "space": (".toml", lambda path: kd.SearchSpace.load(str(path))),
-    "weights": (".pt", lambda path: kd.load_weights(kd.small_convnet(2), path)),
-    "safetensors": (".safetensors", lambda path: kd.load_weights(kd.small_convnet(2), path)),
-    "weights of arrays": (".npz", lambda path: kd.load_weights(kd.small_convnet(2), path)),
-    "arrays": (".npz", kd.load_arrays),
-    "pictures of arrays": (".npz", kd.load_images),
-    "picture": (".png", kd.load_images),
-    "pictures": ("", kd.load_images),
-    "image folder": ("", lambda path: kd.in_memory(kd.image_folder(path, size=8))),
+    "weights": (".pt", lambda path: kd.networks.load_weights(kd.networks.small_convnet(2), path)),
+    "safetensors": (".safetensors", lambda path: kd.networks.load_weights(kd.networks.small_convnet(2), path)),
+    "weights of arrays": (".npz", lambda path: kd.networks.load_weights(kd.networks.small_convnet(2), path)),
+    "arrays": (".npz", kd.data.load_arrays),
+    "pictures of arrays": (".npz", kd.data.load_images),
+    "picture": (".png", kd.data.load_images),
+    "pictures": ("", kd.data.load_images),
+    "image folder": ("", lambda path: kd.data.in_memory(kd.data.image_folder(path, size=8))),
     "frames": ("", kd.frames),
     "study": (".py", lambda path: command("search", str(path))),
     "export": (".json", lambda path: command("export", str(path), "--to", "json")),

@@ -20,8 +20,8 @@ def content(file: Npz | str) -> bytes:
 @pytest.fixture(scope="module", autouse=True)
 def warm(world):
     path = world.put("arrays.npz", npz(Npz(GOOD_ARRAYS)))
-    next(kd.shuffled(kd.load_arrays(path), 2, 1, 0))
-    kd.load_images(path)
+    next(kd.data.shuffled(kd.data.load_arrays(path), 2, 1, 0))
+    kd.data.load_images(path)
 
 
 @inputs("arrays")
@@ -46,13 +46,13 @@ def test_any_file_of_arrays(world, file, reader):
     path = world.put("arrays.npz", content(file))
     with holds(world, "arrays") as outcome:
         if reader == "images":
-            images = kd.load_images(path)
+            images = kd.data.load_images(path)
             assert images.ndim == 4
             assert images.dtype == torch.float32
             assert bool(((images >= 0) & (images <= 1)).all())
         else:
-            data = kd.load_arrays(path, split="train" if reader == "split" else None)
-            batch = next(kd.shuffled(data, 2, 1, 0))
+            data = kd.data.load_arrays(path, split="train" if reader == "split" else None)
+            batch = next(kd.data.shuffled(data, 2, 1, 0))
             assert batch.images.shape[1] in (1, 3)
             assert len(batch.target) == 2
     if file == Npz(GOOD_ARRAYS) and reader != "split":

@@ -161,15 +161,15 @@ def put(world, pictures: tuple[Picture, ...]) -> None:
 def read(world, reader: str) -> None:
     """A folder's images by one of the readers."""
     if reader == "images":
-        assert kd.load_images(world.given, most=8).ndim == 4
+        assert kd.data.load_images(world.given, most=8).ndim == 4
     elif reader == "each":
         for file in sorted((world.given / "class 0").iterdir()):
-            assert kd.load_images(file).ndim == 4
+            assert kd.data.load_images(file).ndim == 4
     else:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*are left out")
-            data = kd.image_folder(world.given, size=8, skip_unreadable=reader == "skip")
-        assert kd.in_memory(data).images.shape == (len(data), 3, 8, 8)
+            data = kd.data.image_folder(world.given, size=8, skip_unreadable=reader == "skip")
+        assert kd.data.in_memory(data).images.shape == (len(data), 3, 8, 8)
 
 
 @pytest.fixture(scope="module", autouse=True)

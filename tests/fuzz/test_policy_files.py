@@ -25,7 +25,7 @@ from strategies import (
 
 import kdsearch as kd
 from kdsearch.augment.export import EXPORTERS, differing_operations, omitted_operations
-from kdsearch.augment.operations import OPERATIONS
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import Limits, Setting, Snapshot
 from kdsearch.core.maths import generator
 
@@ -53,12 +53,12 @@ def use(spec: kd.PolicySpec) -> None:
         policy = kd.Policy.from_spec(spec, which)
         draw = policy.draw(4, generator("fuzz"))
         images = torch.rand(4, 3, 8, 8, generator=generator("images"))
-        shown = kd.apply(draw, images).images
+        shown = kd.operations.apply(draw, images).images
         assert shown.shape == images.shape
         assert torch.isfinite(shown).all()
         for to in EXPORTERS:
             try:
-                text = kd.export_policy(spec, to, which)
+                text = kd.export(spec, to, which)
             except kd.KdsearchError:
                 assert to == "albumentations"  # which cannot express them all
                 continue

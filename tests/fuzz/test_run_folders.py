@@ -85,7 +85,7 @@ def read(world, reader: str) -> str | None:
             kd.regions(folder)
         return None
     if reader == "report":
-        kd.write_report(folder)
+        kd.report(folder)
         return None
     more = {
         "sheet": ["-o", "sheet.png", "--most", "1"],

@@ -33,7 +33,7 @@ SMALL = """\
 summary = "x"
 fill = "mean"
 policy = {learning_rate = {low = 0.03, high = 0.3, log = true, default = 0.1}, prior_strength = false, \
-operations_per_image = {low = 1, high = 2, default = 1}, phases = [0.25, 0.5], passes = 2, floor = false}
+operations_per_image = {low = 1, high = 2, default = 1}, pauses = [0.25, 0.5], passes = 2, floor = false}
 objective = {student_wrong = {low = 0.0, high = 1.0, default = 0.5}}
 operations = {rotate = {limit = 20.0}, invert = {}, erase = {limit = 0.5}}
 """
@@ -42,7 +42,7 @@ BASES = {"small": SMALL, **SHIPPED}
 
 def use(space: kd.SearchSpace) -> None:
     """All that is done with a space before a trial."""
-    whole = space.with_defaults(dict(kd.TST), 0.3)
+    whole = space.with_defaults(dict(kd.objectives.TST), 0.3)
     space.fingerprint(), whole.fingerprint()
     settings = whole.settings({name: value.high for name, value in space.ranges.items()})
     settings.numbers()

@@ -40,7 +40,7 @@ import kdsearch as kd
 from kdsearch.distill.checkpoint import Checkpoint
 
 torch.manual_seed(0)
-NETWORK = kd.small_convnet(2, classes=3)
+NETWORK = kd.networks.small_convnet(2, classes=3)
 STATE = {name: value.clone() for name, value in NETWORK.state_dict().items()}
 NAMES = list(STATE)
 
@@ -238,7 +238,7 @@ def _check(network: torch.nn.Module, refused: str | None) -> None:
 
 
 def _fresh() -> torch.nn.Module:
-    made = kd.small_convnet(2, classes=3)
+    made = kd.networks.small_convnet(2, classes=3)
     made.load_state_dict(STATE)
     return made.eval()
 
@@ -246,7 +246,7 @@ def _fresh() -> torch.nn.Module:
 @pytest.fixture(scope="module", autouse=True)
 def warm(world):
     for kind in FORMATS[:-2]:
-        kd.load_weights(_fresh(), world.put(f"weights{kind.split()[0]}", content(File(kind))))
+        kd.networks.load_weights(_fresh(), world.put(f"weights{kind.split()[0]}", content(File(kind))))
 
 
 @inputs("weights")
@@ -277,7 +277,7 @@ def test_any_weights_file(world, file):
     else:
         path = world.put("weights.npz", npz(Npz((file,))))
     with holds(world, "weights") as outcome:
-        kd.load_weights(network, path)
+        kd.networks.load_weights(network, path)
     _check(network, outcome.refused)
     if file == File():
         assert outcome.refused is None

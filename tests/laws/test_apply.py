@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torchvision.transforms.v2 import functional as tv
 
-from kdsearch.augment.operations import FILLS, LINEAR, OPERATIONS, apply
+from kdsearch.augment.operations import FILLS, LINEAR, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations.colour import luma
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError

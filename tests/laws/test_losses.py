@@ -12,33 +12,24 @@ from torch.nn.functional import adaptive_avg_pool2d, kl_div
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
-from kdsearch.losses import (
-    LOSSES,
-    Loss,
-    Projections,
-    attention_transfer,
-    class_correlation,
-    decoupled,
-    hint,
-    normalised_features,
-    relational,
-    relational_angles,
-    relational_distances,
-    similarity_preserving,
-    soft_targets,
-    standardised,
-)
+from kdsearch.losses import relational
+from kdsearch.losses.features import at_loss, hint_loss, nfd_loss
+from kdsearch.losses.logits import dkd_loss, kd_loss, standardised_loss
+from kdsearch.losses.loss import Loss
+from kdsearch.losses.projection import Projections
+from kdsearch.losses.relational import dist_loss, rkd_angle_loss, rkd_distance_loss, sp_loss
+from kdsearch.losses.table import TABLE as LOSSES
 
 FUNCTIONS: dict[str, list[Callable]] = {
-    "kd": [soft_targets],
-    "dkd": [decoupled],
-    "standardised": [standardised],
-    "dist": [class_correlation],
-    "hint": [hint],
-    "at": [attention_transfer],
-    "nfd": [normalised_features],
-    "rkd": [relational_distances, relational_angles],
-    "sp": [similarity_preserving],
+    "kd": [kd_loss],
+    "dkd": [dkd_loss],
+    "standardised": [standardised_loss],
+    "dist": [dist_loss],
+    "hint": [hint_loss],
+    "at": [at_loss],
+    "nfd": [nfd_loss],
+    "rkd": [rkd_distance_loss, rkd_angle_loss],
+    "sp": [sp_loss],
 }
 RELATIONAL = [name for name, kind in LOSSES.items() if kind.relational]
 POINTS = ["kd", "standardised"]  # that take dense logits as well
@@ -245,7 +236,7 @@ def test_features_that_cannot_be_compared_are_named(name: str, student: tuple, t
     assert says in str(raised.value)
 
 
-@pytest.mark.parametrize("function", [hint, attention_transfer])
+@pytest.mark.parametrize("function", [hint_loss, at_loss])
 def test_the_larger_map_is_averaged_down_to_the_smaller(function: Callable) -> None:
     large, small = maps("l", side=6), maps("s", side=3)
     expected = function(adaptive_avg_pool2d(large, 3), small)
@@ -255,9 +246,9 @@ def test_the_larger_map_is_averaged_down_to_the_smaller(function: Callable) -> N
 
 def test_a_normalised_map_of_the_student_has_the_size_of_the_teachers() -> None:
     large, small = maps("l", side=6), maps("s", side=3)  # halved bilinearly: the means of two by two
-    expected = normalised_features(adaptive_avg_pool2d(large, 3), small)
-    torch.testing.assert_close(normalised_features(large, small), expected)
-    assert normalised_features(maps("s", side=3), maps("t", side=5)).shape == (B,)
+    expected = nfd_loss(adaptive_avg_pool2d(large, 3), small)
+    torch.testing.assert_close(nfd_loss(large, small), expected)
+    assert nfd_loss(maps("s", side=3), maps("t", side=5)).shape == (B,)
 
 
 @pytest.mark.parametrize("name", ["hint", "nfd"])
@@ -296,7 +287,7 @@ def test_normalised_maps_leave_out_what_the_geometry_filled() -> None:
     value = [loss(features(x=student), features(x=t), moved) for loss in (valid, whole) for t in (teacher, other)]
     torch.testing.assert_close(value[0], value[1])
     assert (value[2] - value[3]).abs().min() > 1e-3
-    torch.testing.assert_close(value[0], normalised_features(student[..., 2:], teacher[..., 2:]))
+    torch.testing.assert_close(value[0], nfd_loss(student[..., 2:], teacher[..., 2:]))
     still = views(torch.zeros(B))
     torch.testing.assert_close(valid(features(x=student), features(x=teacher), still), value[2])
 
@@ -307,7 +298,7 @@ def test_normalised_maps_leave_out_what_the_geometry_filled() -> None:
 def test_soft_targets_worked_out_by_hand() -> None:
     """Teacher (3/4, 1/4) at temperature 4, student (1/2, 1/2): .75 log 1.5 + .25 log .5, times 16."""
     teacher = torch.tensor([[4 * math.log(3), 0.0], [1.0, 1.0]], dtype=torch.float64)
-    loss = soft_targets(torch.zeros(2, 2).double(), teacher, 4.0)
+    loss = kd_loss(torch.zeros(2, 2).double(), teacher, 4.0)
     assert loss[0].item() == pytest.approx(16 * (0.75 * math.log(1.5) + 0.25 * math.log(0.5)))
     assert loss[0].item() == pytest.approx(2.0930, abs=1e-4)
     assert loss.mean().item() == pytest.approx(1.0465, abs=1e-4)  # over 2 images, not over 4 elements
@@ -316,13 +307,11 @@ def test_soft_targets_worked_out_by_hand() -> None:
 def test_soft_targets_are_torchs_divergence_in_direction_and_size() -> None:
     student, teacher = logits("s"), logits("t")
     arguments = (student / 3).log_softmax(1), (teacher / 3).softmax(1)
-    torch.testing.assert_close(
-        soft_targets(student, teacher, 3.0).mean(), 9 * kl_div(*arguments, reduction="batchmean")
-    )
+    torch.testing.assert_close(kd_loss(student, teacher, 3.0).mean(), 9 * kl_div(*arguments, reduction="batchmean"))
 
 
 def test_the_default_distillation_loss_has_temperature_four() -> None:
-    expected = soft_targets(logits("s"), logits("t"), 4.0)
+    expected = kd_loss(logits("s"), logits("t"), 4.0)
     torch.testing.assert_close(value("kd", logits("s"), logits("t")), expected)
 
 
@@ -330,7 +319,7 @@ def test_the_temperature_changes_the_gradient_in_shape_and_not_in_size() -> None
     sizes = []
     for temperature in (50.0, 100.0):
         student = (logits("s") / 10).requires_grad_()
-        soft_targets(student, logits("t") / 10, temperature).sum().backward()
+        kd_loss(student, logits("t") / 10, temperature).sum().backward()
         sizes.append(student.grad.norm().item())
     assert sizes[0] == pytest.approx(sizes[1], rel=0.01)
 
@@ -347,32 +336,32 @@ def test_decoupled_worked_out_by_hand() -> None:
     """Teacher (1/2, 1/3, 1/6), student even, label 0: TKD (1/2) log(9/8), NKD (2/3) log(4/3) + (1/3) log(2/3)."""
     teacher, student, label = log(1 / 2, 1 / 3, 1 / 6)[None], torch.zeros(1, 3).double(), torch.tensor([0])
     tkd, nkd = 0.5 * math.log(9 / 8), 2 / 3 * math.log(4 / 3) + 1 / 3 * math.log(2 / 3)
-    assert decoupled(student, teacher, label, temperature=1.0).item() == pytest.approx(tkd + 8 * nkd)
-    assert decoupled(student, teacher, label, temperature=1.0).item() == pytest.approx(0.51196, abs=1e-5)
-    assert decoupled(4 * student, 4 * teacher, label).item() == pytest.approx(16 * (tkd + 8 * nkd))
+    assert dkd_loss(student, teacher, label, temperature=1.0).item() == pytest.approx(tkd + 8 * nkd)
+    assert dkd_loss(student, teacher, label, temperature=1.0).item() == pytest.approx(0.51196, abs=1e-5)
+    assert dkd_loss(4 * student, 4 * teacher, label).item() == pytest.approx(16 * (tkd + 8 * nkd))
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_soft_targets_are_the_target_part_and_the_rest_by_its_share(temperature: float) -> None:
     student, teacher, label = logits("s"), logits("t"), torch.arange(16) % 5
-    tkd = decoupled(student, teacher, label, beta=0.0, temperature=temperature)
-    nkd = decoupled(student, teacher, label, alpha=0.0, beta=1.0, temperature=temperature)
+    tkd = dkd_loss(student, teacher, label, beta=0.0, temperature=temperature)
+    nkd = dkd_loss(student, teacher, label, alpha=0.0, beta=1.0, temperature=temperature)
     share = (teacher / temperature).softmax(1).gather(1, label[:, None])[:, 0]
-    torch.testing.assert_close(tkd + (1 - share) * nkd, soft_targets(student, teacher, temperature))
+    torch.testing.assert_close(tkd + (1 - share) * nkd, kd_loss(student, teacher, temperature))
 
 
 def test_the_rest_does_not_see_the_label() -> None:
     student, teacher, label = logits("s").requires_grad_(), logits("t"), torch.arange(16) % 5
-    rest = decoupled(student, teacher, label, alpha=0.0)
+    rest = dkd_loss(student, teacher, label, alpha=0.0)
     rest.sum().backward()
     assert (student.grad.gather(1, label[:, None]) == 0).all()
     sure = teacher.scatter_add(1, label[:, None], torch.full((16, 1), 1e4).double())
-    torch.testing.assert_close(decoupled(student, sure, label, alpha=0.0), rest)
+    torch.testing.assert_close(dkd_loss(student, sure, label, alpha=0.0), rest)
 
 
 def test_the_weight_of_decoupled_rises_over_a_twelfth_of_the_phase() -> None:
     loss = LOSSES["dkd"]()
-    assert [round(loss.at(p), 6) for p in (0.0, 1 / 24, 1 / 12, 1.0)] == [0.0, 0.5, 1.0, 1.0]
+    assert [round(loss.weight_at(p), 6) for p in (0.0, 1 / 24, 1 / 12, 1.0)] == [0.0, 0.5, 1.0, 1.0]
 
 
 def test_standardised_worked_out_by_hand() -> None:
@@ -380,15 +369,15 @@ def test_standardised_worked_out_by_hand() -> None:
     student, teacher = torch.tensor([[0.0, 3.0]]).double(), torch.tensor([[5.0, 1.0]]).double()
     odds = 1 / math.sqrt(2)
     by_hand = 4 * odds * (2 / (1 + math.exp(-odds)) - 1)
-    assert standardised(student, teacher).item() == pytest.approx(by_hand) == pytest.approx(0.9603, abs=1e-4)
+    assert standardised_loss(student, teacher).item() == pytest.approx(by_hand) == pytest.approx(0.9603, abs=1e-4)
 
 
 def test_standardised_does_not_see_shift_and_scale_of_an_images_logits() -> None:
     student, teacher = logits("s"), logits("t")
     scale, shift = torch.rand(2, 16, 1, generator=generator("affine")).double() * 9 + 0.1
-    expected = standardised(student, teacher)
-    torch.testing.assert_close(standardised(scale * student - shift, shift * teacher + scale), expected)
-    assert (standardised(-student, teacher) - expected).abs().min() > 1e-3
+    expected = standardised_loss(student, teacher)
+    torch.testing.assert_close(standardised_loss(scale * student - shift, shift * teacher + scale), expected)
+    assert (standardised_loss(-student, teacher) - expected).abs().min() > 1e-3
 
 
 # Features
@@ -397,50 +386,50 @@ def test_standardised_does_not_see_shift_and_scale_of_an_images_logits() -> None
 def test_attention_transfer_worked_out_by_hand() -> None:
     """Means of squares (5, 2) and (1, 0): half of `|(5, 2) / sqrt 29 - (1, 0)|^2 = 2 - 10 / sqrt 29`."""
     student = torch.tensor([[[[3.0, 0.0]], [[1.0, 2.0]]]]).double()
-    result = attention_transfer(student, torch.tensor([[[[7.0, 0.0]]]]).double())
+    result = at_loss(student, torch.tensor([[[[7.0, 0.0]]]]).double())
     assert result.item() == pytest.approx(1 - 5 / math.sqrt(29)) == pytest.approx(0.07152, abs=1e-5)
 
 
 def test_attention_does_not_see_scale_and_order_of_channels() -> None:
     student, teacher = maps("s"), maps("t", channels=4)
-    expected = attention_transfer(student, teacher)
-    torch.testing.assert_close(attention_transfer(-3 * student.flip(1), 0.2 * teacher.flip(1)), expected)
-    assert (attention_transfer(student + 1, teacher) - expected).abs().min() > 1e-4
+    expected = at_loss(student, teacher)
+    torch.testing.assert_close(at_loss(-3 * student.flip(1), 0.2 * teacher.flip(1)), expected)
+    assert (at_loss(student + 1, teacher) - expected).abs().min() > 1e-4
 
 
 def test_hints_of_tokens_and_vectors_worked_out_by_hand() -> None:
     tokens = torch.tensor([[[1.0, 2.0], [3.0, 4.0]], [[0.0, 0.0], [0.0, 2.0]]])
-    assert hint(tokens, torch.zeros(2, 2, 2)).tolist() == [7.5, 1.0]
-    assert hint(tokens[:, 0], torch.zeros(2, 2)).tolist() == [2.5, 0.0]
+    assert hint_loss(tokens, torch.zeros(2, 2, 2)).tolist() == [7.5, 1.0]
+    assert hint_loss(tokens[:, 0], torch.zeros(2, 2)).tolist() == [2.5, 0.0]
 
 
 def test_normalised_features_worked_out_by_hand() -> None:
     """(1, 2, 3) and (1, 3, 2) correlate by 1/2: 2 (1 - 1/2)."""
     student, teacher = (torch.tensor(x).double().view(1, 1, 1, 3) for x in ([1.0, 2.0, 3.0], [1.0, 3.0, 2.0]))
-    assert normalised_features(student, teacher, eps=0).item() == pytest.approx(1.0)
+    assert nfd_loss(student, teacher, eps=0).item() == pytest.approx(1.0)
 
 
 def test_normalised_features_are_two_times_one_minus_the_correlation() -> None:
     student, teacher = maps("s"), maps("t")
     pairs = zip(student.flatten(0, 1).flatten(1), teacher.flatten(0, 1).flatten(1), strict=True)
     r = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs]).view(B, 3)
-    torch.testing.assert_close(normalised_features(student, teacher, eps=0), 2 * (1 - r).mean(1))
+    torch.testing.assert_close(nfd_loss(student, teacher, eps=0), 2 * (1 - r).mean(1))
 
 
 def test_normalised_features_do_not_see_scale_and_shift_of_a_channel_but_its_sign() -> None:
     f, scale, shift = maps("t"), torch.tensor([0.5, 2.0, 9.0]).view(3, 1, 1), torch.tensor([1.0, -4.0, 0.0])
-    assert normalised_features(scale * f + shift.view(3, 1, 1), f).max() < 1e-8
-    torch.testing.assert_close(normalised_features(-scale * f, f, eps=0), torch.full((B,), 4.0).double())
-    assert hint(scale * f, f).min() > 0.1
+    assert nfd_loss(scale * f + shift.view(3, 1, 1), f).max() < 1e-8
+    torch.testing.assert_close(nfd_loss(-scale * f, f, eps=0), torch.full((B,), 4.0).double())
+    assert hint_loss(scale * f, f).min() > 0.1
 
 
 def test_pixels_that_are_not_valid_change_nothing() -> None:
     student, teacher, valid = maps("s"), maps("t"), torch.ones(B, 1, 3, 3, dtype=torch.bool)
     valid[:, :, 0] = False
-    inside = normalised_features(student[:, :, 1:], teacher[:, :, 1:])
-    torch.testing.assert_close(normalised_features(student, teacher, valid), inside)
-    torch.testing.assert_close(normalised_features(student + ~valid * 50, teacher, valid), inside)
-    assert (normalised_features(student, teacher, ~valid & valid) == 0).all()
+    inside = nfd_loss(student[:, :, 1:], teacher[:, :, 1:])
+    torch.testing.assert_close(nfd_loss(student, teacher, valid), inside)
+    torch.testing.assert_close(nfd_loss(student + ~valid * 50, teacher, valid), inside)
+    assert (nfd_loss(student, teacher, ~valid & valid) == 0).all()
 
 
 # Relations between images
@@ -450,9 +439,9 @@ def test_correlation_worked_out_by_hand() -> None:
     """Each image correlates by 1/2 over the classes, the classes by 1, -1 and 1 over the images: 1/2 + 2/3."""
     teacher = torch.stack([log(1 / 2, 1 / 3, 1 / 6), log(1 / 6, 1 / 2, 1 / 3)])
     student = torch.stack([log(1 / 3, 1 / 2, 1 / 6), log(1 / 6, 1 / 3, 1 / 2)])
-    assert class_correlation(student, teacher, intra=0.0).tolist() == pytest.approx([1 / 2] * 2)
-    assert class_correlation(student, teacher, inter=0.0).tolist() == pytest.approx([2 / 3] * 2)
-    result = class_correlation(4 * student, 4 * teacher, temperature=4.0)
+    assert dist_loss(student, teacher, intra=0.0).tolist() == pytest.approx([1 / 2] * 2)
+    assert dist_loss(student, teacher, inter=0.0).tolist() == pytest.approx([2 / 3] * 2)
+    result = dist_loss(4 * student, 4 * teacher, temperature=4.0)
     assert result.tolist() == pytest.approx([16 * 7 / 6] * 2)
 
 
@@ -461,17 +450,17 @@ def test_correlation_is_torchs_over_classes_and_over_images() -> None:
     p, q = student.softmax(1), teacher.softmax(1)
     rows = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p, q, strict=True)])
     columns = torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in zip(p.T, q.T, strict=True)])
-    torch.testing.assert_close(class_correlation(student, teacher, intra=0.0), 1 - rows)
-    torch.testing.assert_close(class_correlation(student, teacher, inter=0.0).mean(), 1 - columns.mean())
+    torch.testing.assert_close(dist_loss(student, teacher, intra=0.0), 1 - rows)
+    torch.testing.assert_close(dist_loss(student, teacher, inter=0.0).mean(), 1 - columns.mean())
 
 
 def test_correlation_does_not_see_scale_and_shift_of_probabilities() -> None:
     """A mixture with even probabilities: the same for all images, or over the classes also one for each."""
     teacher, share = logits("t"), torch.linspace(0.1, 0.9, 16).double()[:, None]
     p = teacher.softmax(1)
-    assert class_correlation((0.3 * p + 0.7 / 5).log(), teacher).max() < 1e-9
+    assert dist_loss((0.3 * p + 0.7 / 5).log(), teacher).max() < 1e-9
     own = (share * p + (1 - share) / 5).log()
-    assert class_correlation(own, teacher, intra=0.0).max() < 1e-9 < class_correlation(own, teacher).min()
+    assert dist_loss(own, teacher, intra=0.0).max() < 1e-9 < dist_loss(own, teacher).min()
 
 
 COLLINEAR = torch.tensor([[0.0], [1.0], [2.0]]).double()
@@ -480,22 +469,22 @@ EQUILATERAL = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.5, math.sqrt(0.75)]]).dou
 
 def test_distances_worked_out_by_hand() -> None:
     """1, 2, 1 become 3/4, 3/2, 3/4 beside 1, 1, 1: half squares 1/32 and 1/8, a third of their sum at each image."""
-    result = relational_distances(EQUILATERAL, COLLINEAR)
+    result = rkd_distance_loss(EQUILATERAL, COLLINEAR)
     assert result.tolist() == pytest.approx([5 / 96, 2 / 96, 5 / 96])
     at_one_point = torch.ones(3, 2).double()  # as far apart as the shortest distance, hence as the equilateral ones
-    torch.testing.assert_close(relational_distances(at_one_point, COLLINEAR), result)
+    torch.testing.assert_close(rkd_distance_loss(at_one_point, COLLINEAR), result)
 
 
 def test_an_image_that_is_there_twice_has_no_angle_and_no_gradient_of_its_own() -> None:
     twice, teacher = maps("s").flatten(1), maps("t").flatten(1)
     twice[1] = twice[0]
-    slope = torch.autograd.functional.jacobian(lambda x: relational_angles(x, teacher).sum(), twice)
+    slope = torch.autograd.functional.jacobian(lambda x: rkd_angle_loss(x, teacher).sum(), twice)
     assert slope.abs().max() < 1  # a direction of length 0 would have 1 / 1e-6
 
 
 def test_angles_worked_out_by_hand() -> None:
     """Cosines 1, -1, 1 beside 1/2: smooth L1 1/8, 1, 1/8, twice among the nine."""
-    result = relational_angles(EQUILATERAL, COLLINEAR)
+    result = rkd_angle_loss(EQUILATERAL, COLLINEAR)
     assert result.tolist() == pytest.approx([1 / 36, 2 / 9, 1 / 36])
     both = value("rkd", EQUILATERAL, COLLINEAR)
     assert both.tolist() == pytest.approx([25 * 5 / 96 + 50 / 36, 25 * 2 / 96 + 100 / 9, 25 * 5 / 96 + 50 / 36])
@@ -509,7 +498,7 @@ def test_relations_do_not_see_turns_shifts_and_one_scale_but_several(function: C
     assert function(x * torch.linspace(0.1, 3, 27).double(), x).min() > 1e-5
 
 
-@pytest.mark.parametrize("function", [*FUNCTIONS["rkd"], similarity_preserving])
+@pytest.mark.parametrize("function", [*FUNCTIONS["rkd"], sp_loss])
 def test_relations_compare_any_numbers_of_channels_and_positions(function: Callable) -> None:
     assert function(maps("s", channels=2, side=4), maps("t", channels=5)).shape == (B,)
     tokens = maps("s").flatten(2).mT
@@ -536,10 +525,10 @@ def test_angles_in_parts_are_the_angles_at_once(monkeypatch: pytest.MonkeyPatch)
 
 def test_too_few_images_have_no_relations() -> None:
     s, t = maps("s"), maps("t")
-    assert relational_distances(s[:1], t[:1]).tolist() == [0.0]
-    assert relational_angles(s[:2], t[:2]).abs().max() < 1e-12
-    assert similarity_preserving(s[:1], t[:1]).tolist() == [0.0]
-    assert class_correlation(logits("s")[:1], logits("t")[:1], inter=0.0).tolist() == [0.0]
+    assert rkd_distance_loss(s[:1], t[:1]).tolist() == [0.0]
+    assert rkd_angle_loss(s[:2], t[:2]).abs().max() < 1e-12
+    assert sp_loss(s[:1], t[:1]).tolist() == [0.0]
+    assert dist_loss(logits("s")[:1], logits("t")[:1], inter=0.0).tolist() == [0.0]
     for name in RELATIONAL:
         slope = gradient(name, said(name, "s")[:1], said(name, "t")[:1])
         assert torch.isfinite(slope).all() and (name == "dist" or slope.abs().max() < 1e-12)
@@ -547,13 +536,13 @@ def test_too_few_images_have_no_relations() -> None:
 
 def test_similarity_worked_out_by_hand() -> None:
     """Rows (1, 1) / sqrt 2 beside (1, 0) and (0, 1): half of 2 - sqrt 2."""
-    result = similarity_preserving(torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double(), torch.eye(2).double())
+    result = sp_loss(torch.tensor([[1.0, 0.0], [1.0, 0.0]]).double(), torch.eye(2).double())
     assert result.tolist() == pytest.approx([1 - 1 / math.sqrt(2)] * 2)
 
 
 def test_similarity_does_not_see_turns_and_scale_but_shifts() -> None:
     student, teacher = maps("s").flatten(1), maps("t").flatten(1)
     turn = torch.linalg.qr(torch.randn(27, 27, generator=generator("turn")).double()).Q
-    expected = similarity_preserving(student, teacher)
-    torch.testing.assert_close(similarity_preserving(4 * student @ turn, teacher), expected)
-    assert (similarity_preserving(student + 3, teacher) - expected).abs().min() > 1e-5
+    expected = sp_loss(student, teacher)
+    torch.testing.assert_close(sp_loss(4 * student @ turn, teacher), expected)
+    assert (sp_loss(student + 3, teacher) - expected).abs().min() > 1e-5

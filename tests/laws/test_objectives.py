@@ -9,7 +9,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from kdsearch.core.maths import generator
-from kdsearch.losses.objectives import OBJECTIVES, TST, Term, objective, student_wrong, teacher_right
+from kdsearch.losses.objectives import TABLE as OBJECTIVES
+from kdsearch.losses.objectives import TST, Term, student_wrong, teacher_right, weighted_sum
 
 ROOT = math.sqrt(2)
 LOW: dict[str, Callable[[int], float]] = {
@@ -273,6 +274,6 @@ def test_what_is_sought_has_the_smaller_value(
 
 def test_an_objective_is_the_weighted_sum_of_its_terms() -> None:
     arguments = logits("s"), logits("t"), labels()
-    both = objective({"teacher_right": 0.5, "student_wrong": 2.0}, *arguments)
+    both = weighted_sum({"teacher_right": 0.5, "student_wrong": 2.0}, *arguments)
     torch.testing.assert_close(both, 0.5 * teacher_right(*arguments) + 2 * student_wrong(*arguments))
-    torch.testing.assert_close(objective(TST, *arguments), teacher_right(*arguments) + student_wrong(*arguments))
+    torch.testing.assert_close(weighted_sum(TST, *arguments), teacher_right(*arguments) + student_wrong(*arguments))

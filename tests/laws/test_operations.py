@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as tv
 
-from kdsearch.augment.operations import LINEAR, OPERATIONS, Operation, apply
+from kdsearch.augment.operations import LINEAR, Operation, apply
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations.warp import warp
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw

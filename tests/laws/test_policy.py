@@ -9,8 +9,10 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from kdsearch.augment.operations import OPERATIONS, apply
-from kdsearch.augment.policy import LOW_START, Policy, random_resized_crop, trivial
+from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
+from kdsearch.augment.policy import LOW_START, Policy
+from kdsearch.augment.presets import random_resized_crop, trivial
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Batch, Draw

@@ -7,7 +7,7 @@ from kdsearch.augment.export.source import applied_operations
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown
 
-__all__ = ["EXPORTERS", "differing_operations", "export_policy", "omitted_operations"]
+__all__ = ["EXPORTERS", "differing_operations", "export", "omitted_operations"]
 
 EXPORTERS: Mapping[str, Callable[[PolicySpec, str], str]] = {
     "albumentations": albumentations.source,
@@ -19,7 +19,7 @@ _LEFT_OUT: Mapping[str, Mapping[str, str]] = {"albumentations": albumentations.L
 _DIFFERENCES: Mapping[str, Callable[[PolicySpec, str], dict[str, str]]] = {"albumentations": albumentations.differences}
 
 
-def export_policy(spec: PolicySpec, to: str, which: str = "final") -> str:
+def export(spec: PolicySpec, to: str, which: str = "final") -> str:
     """The text of a file that holds the `final` or the `average` policy of a spec.
 
     Raises:

@@ -8,7 +8,8 @@ import textwrap
 from collections.abc import Mapping
 from string import Template
 
-from kdsearch.augment.operations import LINEAR, OPERATIONS
+from kdsearch.augment.operations import LINEAR
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 
 WIDTH = 120

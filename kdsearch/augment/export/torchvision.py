@@ -14,7 +14,8 @@ from kdsearch.augment.export.source import (
     pixel_functions,
     uniform_counts,
 )
-from kdsearch.augment.operations import LINEAR, OPERATIONS
+from kdsearch.augment.operations import LINEAR
+from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 
 _TITLE = "An augmentation policy for torchvision, found by kdsearch. It needs torch and torchvision, not kdsearch."

@@ -15,9 +15,9 @@ from kdsearch.augment.operations.warp import inside, warp
 from kdsearch.core.errors import KdsearchError, unknown
 from kdsearch.core.values import FILLS, Draw, View
 
-__all__ = ["FILLS", "LINEAR", "OPERATIONS", "Operation", "apply", "inside", "move_boxes", "move_labels"]
+__all__ = ["FILLS", "LINEAR", "TABLE", "Operation", "apply", "inside", "move_boxes", "move_labels"]
 
-OPERATIONS: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
+TABLE: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
 LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them
 
 
@@ -54,7 +54,7 @@ def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
     matrix = _move(draw, moves, x)
     _recolour(changes, x)
     for name, part in changes.items():
-        op = OPERATIONS[name]
+        op = TABLE[name]
         if op.pixels and op.suits(x.shape[1]):
             changed = op.pixels(x.index_select(0, part.image), part.magnitude, part.uniforms, part.seeds)
             _put(x, part.image, changed)
@@ -92,9 +92,9 @@ def check_draw(draw: Draw, images: Tensor) -> None:
     if len(draw) != len(images):
         raise KdsearchError(f"images: a draw of {len(draw)} images, applied to {len(images)}")
     for name in draw.operations:
-        if name not in OPERATIONS:
-            raise KdsearchError(f"draw: {unknown('operation', name, OPERATIONS)}")
-    ordered = tuple(name for name in OPERATIONS if name in draw.operations)
+        if name not in TABLE:
+            raise KdsearchError(f"draw: {unknown('operation', name, TABLE)}")
+    ordered = tuple(name for name in TABLE if name in draw.operations)
     if draw.operations != ordered:
         raise KdsearchError(f"draw: operations {', '.join(draw.operations)}; needed, once each: {', '.join(ordered)}")
     if draw.fill not in FILLS:
@@ -146,7 +146,7 @@ def _by_operation(draw: Draw, magnitudes: Tensor, x: Tensor) -> tuple[dict[str, 
     place = key.argsort(stable=True)[: sum(counts[:-1])]  # by operation, without the closed gates
     image, uniforms = place // n, draw.uniforms[..., 1:].flatten(0, 1).index_select(0, place)
     m, seeds = magnitudes.flatten().index_select(0, place), draw.seeds.index_select(0, image)
-    first = sum(OPERATIONS[name].matrix is not None for name in names)  # geometry comes first
+    first = sum(TABLE[name].matrix is not None for name in names)  # geometry comes first
     moved = sum(counts[:first])
     host = (v[:moved].split(counts[:first]) for v in (image, place, m, uniforms))
     rest = [v[moved:] for v in (image, image, m, uniforms, seeds)]
@@ -165,7 +165,7 @@ def _move(draw: Draw, moves: Mapping[str, _Move], x: Tensor) -> Tensor:
         return steps[:size]
     places, values = [], []
     for name, part in moves.items():
-        matrix, first = OPERATIONS[name].matrix, part.place * 9
+        matrix, first = TABLE[name].matrix, part.place * 9
         assert matrix is not None
         for (row, column), value in matrix(part.magnitude, part.uniforms, *x.shape[-2:]).items():
             places.append(first + (3 * row + column))
@@ -183,12 +183,12 @@ def _move(draw: Draw, moves: Mapping[str, _Move], x: Tensor) -> Tensor:
 def _recolour(changes: Mapping[str, _Change], x: Tensor) -> None:
     """The linear map of colours, in place."""
     channels = x.shape[1]
-    parts = {name: part for name, part in changes.items() if name in LINEAR and OPERATIONS[name].suits(channels)}
+    parts = {name: part for name, part in changes.items() if name in LINEAR and TABLE[name].suits(channels)}
     if not parts:
         return
     places, values = [], []
     for name, part in parts.items():
-        coefficient = OPERATIONS[name].coefficient
+        coefficient = TABLE[name].coefficient
         assert coefficient is not None
         column, value = coefficient(part.magnitude, part.uniforms, channels)
         places.append(part.image * (SHIFT + channels) + column)

@@ -1,0 +1,37 @@
+from kdsearch import analysis as analysis
+from kdsearch import data as data
+from kdsearch import losses as losses
+from kdsearch import networks as networks
+from kdsearch.analysis.frames import frames as frames
+from kdsearch.analysis.regions import regions as regions
+from kdsearch.analysis.report import report as report
+from kdsearch.augment import operations as operations
+from kdsearch.augment import presets as presets
+from kdsearch.augment.export import export as export
+from kdsearch.augment.fixed import FixedTransform as FixedTransform
+from kdsearch.augment.operations import Operation as Operation
+from kdsearch.augment.policy import Policy as Policy
+from kdsearch.augment.spec import PolicySpec as PolicySpec
+from kdsearch.commands.rank import rank as rank
+from kdsearch.commands.search import Result as Result
+from kdsearch.commands.search import search as search
+from kdsearch.core.errors import KdsearchError as KdsearchError
+from kdsearch.core.values import Batch as Batch
+from kdsearch.core.values import Draw as Draw
+from kdsearch.core.values import Outputs as Outputs
+from kdsearch.distill.distiller import Distiller as Distiller
+from kdsearch.distill.estimators import policy_gradient as policy_gradient
+from kdsearch.distill.phase import Phase as Phase
+from kdsearch.distill.phase import PolicySteps as PolicySteps
+from kdsearch.distill.views import Views as Views
+from kdsearch.losses import objectives as objectives
+from kdsearch.losses.loss import Loss as Loss
+from kdsearch.networks.teachers import Recipe as Recipe
+from kdsearch.probe.evaluation import evaluate as evaluate
+from kdsearch.study.space import SearchSpace as SearchSpace
+from kdsearch.study.study import Budget as Budget
+from kdsearch.study.study import Study as Study
+from kdsearch.tasks.classification import Classification as Classification
+from kdsearch.tasks.task import Task as Task
+
+__version__: str
