@@ -1,6 +1,9 @@
 """What a person sees beside the command line: records as they come, short reprs, pictures, a display in a notebook."""
 
+import json
+import sys
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,6 +14,8 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.sheet import policy_sheet
+from kdsearch.augment.export import export_policy
+from kdsearch.commands.display import Display
 from kdsearch.data.batches import ArrayData, known_labels, varied_batch
 from kdsearch.data.folders import image_folder
 from kdsearch.data.images import photographs
@@ -170,3 +175,77 @@ def test_labels_that_are_no_plain_list_are_not_known() -> None:
     words.labels = ["a"] * 501
     assert known_labels(masks) is None and known_labels(words) is None and known_labels(Subset(words, [0])) is None
     assert len(varied_batch(masks, 2)) == 2
+
+
+class Handle:
+    """Stands for IPython's DisplayHandle."""
+
+    def __init__(self) -> None:
+        self.made, self.pages, self.texts = 0, list[str](), list[str]()
+
+    def show(self, thing: Any, display_id: bool) -> "Handle":
+        assert display_id is True
+        self.made += 1
+        return self
+
+    def update(self, thing: Any) -> None:
+        self.pages.append(thing._repr_html_())
+        self.texts.append(repr(thing))
+
+
+@pytest.fixture
+def cell(monkeypatch: pytest.MonkeyPatch) -> Handle:
+    """A kernel of a notebook, as far as it is asked."""
+    handle = Handle()
+    shell = SimpleNamespace(kernel=None)
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=handle.show))
+    monkeypatch.setattr("kdsearch.commands.notebook.PAUSE", -1)
+    return handle
+
+
+def test_in_a_notebook_one_display_is_updated_in_place(cell: Handle, finished: kd.Result, capsys: Any) -> None:
+    lines = [json.loads(line) for line in (finished.folder / "trials/0000/epochs.jsonl").read_text().splitlines()]
+    with Display() as display:
+        display.say(f"study {ODD}")
+        for line in lines:
+            display.epoch("trial 0", EpochRecord(**line), len(lines))
+        display.look("trial 0", 50, 100)
+        during = cell.pages[-1]
+        display.say("the end")
+    assert cell.made == 1 and capsys.readouterr().out == ""
+    assert "looking for disagreement  50% of 100 images" in during and "<b>" not in during
+    assert "study &lt;b&gt;" in during and "\x1b" not in during
+    assert cell.texts[-1] == f"study {ODD}\nthe end" and "<table" not in cell.pages[-1]
+    with Display() as display:
+        for number in range(300):
+            display.say(f"line {number}")
+    assert cell.texts[-1].startswith("... 100 lines before these\nline 100\n") and cell.made == 2
+    with Display(quiet=True) as display:
+        display.say("nothing")
+    assert cell.made == 2
+
+
+def test_where_ipython_runs_in_a_terminal_lines_are_plain(
+    cell: Handle, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: SimpleNamespace()))
+    with Display() as display:
+        display.say("a line")
+    assert cell.made == 0 and capsys.readouterr().out == "a line\n"
+
+
+@pytest.mark.parametrize("to", ["torchvision", "kornia"])
+def test_an_exported_policy_says_what_it_does(to: str) -> None:
+    spec = kd.Policy({"rotate": 30.0, "invert": None, "solarize": 0.5}, 2).freeze()
+    names: dict[str, Any] = {}
+    exec(export_policy(spec, to), names)
+    assert (
+        repr(names["policy"])
+        == """Policy(
+  each image draws 2 of 3 operations
+  rotate: probability 0.50, +-1.79 to 15
+  solarize: probability 0.50, 0.0298 to 0.25
+  invert: probability 0.50
+)"""
+    )

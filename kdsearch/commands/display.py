@@ -1,4 +1,4 @@
-"""What a person sees while a search runs: a live panel on a terminal, a plain line per epoch elsewhere."""
+"""What a person sees while a search runs: a live panel on a terminal or in a notebook, a line per epoch elsewhere."""
 
 import math
 import time
@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from kdsearch.analysis.scale import Scale
+from kdsearch.commands.notebook import NotebookDisplay
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.terminal import escape_unprintable
 from kdsearch.distill.records import EpochRecord
@@ -22,12 +23,13 @@ QUIET = 10  # seconds between two lines of progress, off a terminal
 
 
 class Display:
-    """Shows the progress of a search. Off a terminal, plain lines only."""
+    """Shows the progress of a search. Neither on a terminal nor in a notebook, plain lines only."""
 
     def __init__(self, metric: str = ACCURACY, *, quiet: bool = False) -> None:
         self.scale = Scale(metric)
         self.console = Console(quiet=quiet, soft_wrap=True, highlight=False)
         self._live = Live(console=self.console, refresh_per_second=4) if self.console.is_terminal else None
+        self._notebook = None if quiet else NotebookDisplay.find()
         self._best: str | None = None
         self._worst: str | None = None
         self._references: dict[str, str] = {}
@@ -45,9 +47,14 @@ class Display:
         if self._live:
             self._live.update(Text(""))
             self._live.stop()
+        if self._notebook:
+            self._notebook.show({})
 
     def say(self, text: str) -> None:
         """A line that stays."""
+        if self._notebook:
+            self._notebook.say(text)
+            return
         try:
             self.console.print(_shown(text, self.console))
         except OSError as error:
@@ -64,8 +71,7 @@ class Display:
         self._curve.append(record.value)
         value = self.scale.text(record.value, record.value_se)
         self._now = f"{run}  epoch {record.epoch}/{epochs}  {self.scale.name} {value}"
-        if self._live:
-            self._live.update(self._panel())
+        if self._update():
             return
         parts = [self._now]
         if not math.isnan(record.teacher_accuracy):
@@ -83,9 +89,9 @@ class Display:
         if total < 1:
             return
         self._now = f"{run}  looking for disagreement" + (f"  {done / total:.0%} of {total} images" if done else "")
-        if self._live:
-            self._live.update(self._panel())
-        elif not done or time.monotonic() > self._said + QUIET:
+        if self._update():
+            return
+        if not done or time.monotonic() > self._said + QUIET:
             self.say(self._now)
             self._said = time.monotonic()
 
@@ -108,9 +114,19 @@ class Display:
     def _left(self) -> float:
         return max(0.0, self._deadline - time.monotonic())
 
-    def _panel(self) -> Group:
-        table = Table.grid(padding=(0, 2))
-        rows = {
+    def _update(self) -> bool:
+        """Show what goes on now, where that is shown in place."""
+        if self._notebook:
+            self._notebook.show(self._rows())
+        elif self._live:
+            table = Table.grid(padding=(0, 2))
+            for name, text in self._rows().items():
+                table.add_row(name, _shown(text, self.console))
+            self._live.update(Group(table))
+        return bool(self._notebook or self._live)
+
+    def _rows(self) -> dict[str, str]:
+        return {
             "now": self._now,
             "curve": sparkline(self._curve),
             "best": self._best or "-",
@@ -118,9 +134,6 @@ class Display:
             "worst region": self._worst or "-",
             "time left": f"about {format_duration(self._left())}",
         }
-        for name, text in rows.items():
-            table.add_row(name, _shown(text, self.console))
-        return Group(table)
 
 
 def _shown(text: str, console: Console) -> Text:

@@ -9,6 +9,7 @@ bins by floor(255.999 x).
 from string import Template
 
 from kdsearch.augment.export.source import (
+    EXTRA_REPR,
     applied_operations,
     file_header,
     geometry_functions,
@@ -131,7 +132,7 @@ _CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments a batch (B, C, H, W), float in [0, 1], on any device; draws are made on the host."""
-
+$extra_repr
     def forward(self, *batches):
         if len(batches) != 1:
             raise TypeError(f"needs one batch of images, which nothing else moves with, got {len(batches)} inputs")
@@ -189,7 +190,11 @@ def source(spec: PolicySpec, which: str) -> str:
     body = table + geometry_functions(names, _warp(names, spec.fill)) + pixel_functions(names, _FUNCTIONS)
     if "change(" in steps:
         body += _CHANGE
-    body += _CLASS.substitute(count=count) + steps + "        return images.to(dtype)\n\n\npolicy = Policy()\n"
+    body += (
+        _CLASS.substitute(count=count, extra_repr=EXTRA_REPR)
+        + steps
+        + "        return images.to(dtype)\n\n\npolicy = Policy()\n"
+    )
     return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
 
 

@@ -33,6 +33,14 @@ OPERATIONS = {  # in the order of application, name: (probability once drawn, lo
 $table
 }
 ''')
+EXTRA_REPR = """
+    def extra_repr(self):
+        lines = [f"each image draws {OPERATIONS_PER_IMAGE} of {len(OPERATIONS)} operations"]
+        for name, (probability, low, high, signed) in OPERATIONS.items():
+            reach = f", {'+-' if signed else ''}{low:.3g} to {high:.3g}" if high else ""
+            lines.append(f"{name}: probability {probability:.2f}{reach}")
+        return "\\n".join(lines)
+"""
 _DRAWN = Template(
     "Each image draws $n of the $total operations below without replacement, each with the same chance. A drawn "
     "operation is applied with its probability; its magnitude is uniform on [low, high], its sign random where it is "

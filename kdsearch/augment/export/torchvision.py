@@ -8,6 +8,7 @@ a perspective.
 from string import Template
 
 from kdsearch.augment.export.source import (
+    EXTRA_REPR,
     applied_operations,
     file_header,
     geometry_functions,
@@ -124,7 +125,7 @@ _CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments one image: PIL (L or RGB), uint8 or float in [0, 1] of shape (C, H, W); returns the same kind."""
-
+$extra_repr
     def forward(self, *images):
         if len(images) != 1:
             raise TypeError(f"needs one image, which nothing else moves with, got {len(images)} inputs")
@@ -192,5 +193,7 @@ def source(spec: PolicySpec, which: str) -> str:
         steps += _PIXELS_LINES
     warp = _WARP.substitute(_PERSPECTIVE if "perspective" in names else _AFFINE, sampling=_SAMPLING[spec.fill])
     body = table + geometry_functions(names, warp) + pixel_functions(names, _FUNCTIONS)
-    body += _CLASS.substitute(count=count) + steps + "        return image\n\n\npolicy = Policy()\n"
+    body += (
+        _CLASS.substitute(count=count, extra_repr=EXTRA_REPR) + steps + "        return image\n\n\npolicy = Policy()\n"
+    )
     return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
