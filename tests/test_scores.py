@@ -70,7 +70,7 @@ def real(teacher):
 
 
 def test_all_numbers_by_hand():
-    score = scores.score(swap, baseline(written(THREE, [1, 1, 1])), views=1)
+    score = scores.score_policy(swap, baseline(written(THREE, [1, 1, 1])), views=1)
     seen = [[0.2, 0.7, 0.1], [0.6, 0.1, 0.3], [0.2, 0.2, 0.6]]
     assert (score.images, score.views) == (3, 1)
     assert list(score.teacher_accuracy) == mean_se([1, 0, 0])
@@ -88,8 +88,8 @@ def test_all_numbers_by_hand():
 
 
 def test_an_identical_view_is_exactly_one_and_free_of_error(real):
-    score = scores.score(None, real)
-    for same in (score, scores.score(kd.Policy({"rotate": 30.0}, 1, probability=1e-12), real)):
+    score = scores.score_policy(None, real)
+    for same in (score, scores.score_policy(kd.Policy({"rotate": 30.0}, 1, probability=1e-12), real)):
         assert same.stddev_ratio == pytest.approx((1.0, 0.0), abs=1e-9)
         assert same.teacher_loss_rise == pytest.approx((0.0, 0.0), abs=1e-9)
         assert same.agreement == (1.0, 0.0)
@@ -103,7 +103,9 @@ def test_an_identical_view_is_exactly_one_and_free_of_error(real):
 @pytest.mark.parametrize("constant", [[0.25] * 4, [0.97, 0.01, 0.01, 0.01]], ids=["knows nothing", "is sure"])
 def test_a_constant_teacher_is_the_degenerate_optimum_of_one_half(labels, constant):
     data = written(torch.eye(4)[list(labels)].tolist(), list(labels))
-    score = scores.score(pixels(lambda image: torch.tensor(constant).expand_as(image)), baseline(data), floor=0.3)
+    score = scores.score_policy(
+        pixels(lambda image: torch.tensor(constant).expand_as(image)), baseline(data), floor=0.3
+    )
     assert score.stddev_ratio.value == pytest.approx(0.5)
     assert score.stddev_ratio.se == pytest.approx(0.0, abs=1e-9)
     assert not score.keeps_floor
@@ -140,14 +142,14 @@ def test_the_closed_form_is_the_procedure_of_the_paper(real):
         return means.std(axis=0, ddof=1).mean()
 
     simulated = t_stddev(views[draws, rows]) / t_stddev(clean[rows])
-    score = scores.score(policy, real, views=2).stddev_ratio
+    score = scores.score_policy(policy, real, views=2).stddev_ratio
     assert score.value < 0.95
     assert simulated == pytest.approx(score.value, abs=3 * score.se)
     assert 3 * score.se < 0.02  # so that this says something
 
 
 def test_standard_errors_are_those_of_a_bootstrap_over_images(many):
-    score = scores.score(jitter, many, views=3)
+    score = scores.score_policy(jitter, many, views=3)
     seen = [jitter.augment(jitter.draw(300, torch.Generator().manual_seed(i)), many.data.images).images[:, 0, 0] for i
             in range(3)]  # fmt: skip
     clean, views = many.answers.probabilities, torch.stack(seen).double()
@@ -165,7 +167,7 @@ def test_standard_errors_are_those_of_a_bootstrap_over_images(many):
 def test_the_same_view_again_makes_no_error_smaller(many):
     """The views of an image are no independent images."""
     blunt = pixels(lambda image: (image + 0.2) / 2)
-    once, often = (scores.score(blunt, many, views=views) for views in (1, 4))
+    once, often = (scores.score_policy(blunt, many, views=views) for views in (1, 4))
     for name in MEASURED:
         assert getattr(once, name) == pytest.approx(getattr(often, name)), name
 
@@ -174,17 +176,20 @@ def test_scores_do_not_depend_on_the_batch_size_but_on_the_seed(real):
     few = kd.data.ArrayData(real.data.images[:150], real.data.labels[:150])
     policy = kd.Policy(["rotate", "noise", "erase", "brightness"], 3)
     one, other = (
-        scores.score(policy, Baseline.of(real.teacher, few, real.task, batch=batch), seed=3) for batch in (7, 150)
+        scores.score_policy(policy, Baseline.of(real.teacher, few, real.task, batch=batch), seed=3)
+        for batch in (7, 150)
     )
     for name in MEASURED:
         assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-6), name
-    assert scores.score(policy, Baseline.of(real.teacher, few, real.task), seed=4).teacher_loss != one.teacher_loss
+    assert (
+        scores.score_policy(policy, Baseline.of(real.teacher, few, real.task), seed=4).teacher_loss != one.teacher_loss
+    )
 
 
 def test_nothing_of_the_teacher_or_policy_changes(real):
     policy = kd.presets.trivial(["rotate", "noise"])
     before = weights_hash(real.teacher.network), weights_hash(policy)
-    scores.score(policy, real)
+    scores.score_policy(policy, real)
     assert (weights_hash(real.teacher.network), weights_hash(policy)) == before
 
 
@@ -192,13 +197,13 @@ def test_the_floor_is_on_the_rise_and_may_be_absent():
     three = baseline(written(THREE, [1, 1, 1]))
     rise = math.log(12 / 7) / 3  # by hand above: .1797
     for floor, keeps in ((rise + 1e-3, True), (rise - 1e-3, False), (None, True)):
-        score = scores.score(swap, three, floor=floor)
+        score = scores.score_policy(swap, three, floor=floor)
         assert (score.keeps_floor, score.floor) == (keeps, floor)
 
 
 def test_a_teacher_that_says_the_same_of_all_images_has_no_ratio():
     same = baseline(written([[0.5, 0.5]] * 4, [0, 1, 0, 1]))
-    assert math.isnan(scores.score(swap_two, same).stddev_ratio.value)
+    assert math.isnan(scores.score_policy(swap_two, same).stddev_ratio.value)
 
 
 swap_two = pixels(lambda image: image.flip(-1))
@@ -214,7 +219,7 @@ def test_bad_input_of_scores_is_refused():
     with pytest.raises(KdsearchError, match="1 images; needed: 2 or more"):
         baseline(data.subset(torch.tensor([0])))
     with pytest.raises(KdsearchError, match="0 views of each image; allowed: 1 or more"):
-        scores.score(swap, baseline(data), views=0)
+        scores.score_policy(swap, baseline(data), views=0)
     with pytest.raises(KdsearchError, match="logits are not finite"):
         Baseline.of(kd.networks.Teacher(Broken()), data, kd.Classification.of(3))
 
@@ -272,7 +277,7 @@ def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
     }
     rows = ranked.set_index("policy")
     for name, policy in wanted.items():
-        score = scores.score(policy, at, floor=0.3)
+        score = scores.score_policy(policy, at, floor=0.3)
         for number in MEASURED:
             pair = rows.loc[name, [number, f"{number}_se"]].tolist()
             assert pair == pytest.approx(list(getattr(score, number)), abs=1e-6), (name, number)

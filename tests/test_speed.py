@@ -10,7 +10,7 @@ from torch import Tensor, nn
 import kdsearch as kd
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
-from kdsearch.data.batches import ArrayData, batches_in_order, load_batches, placed
+from kdsearch.data.batches import ArrayData, batches_in_order, load_batches, place_data
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.distill.records import summarise_policy_steps
@@ -302,7 +302,7 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
 ) -> None:
     placed: list[tuple[int, str]] = []
     monkeypatch.setattr(
-        "kdsearch.study.study.placed", lambda data, *, workers, device: placed.append((workers, device)) or data
+        "kdsearch.study.study.place_data", lambda data, *, workers, device: placed.append((workers, device)) or data
     )
     preflight(replace(tiny_study, readers=2), tmp_path, device="cpu:0")
     assert placed == [(2, "cpu:0")] * 2
@@ -384,8 +384,8 @@ def test_arrays_go_to_the_device_where_they_take_little_of_its_memory(
 ) -> None:
     bytes_there = None if room is None else room * data.images.nbytes
     monkeypatch.setattr("kdsearch.data.batches.available_bytes", lambda device: bytes_there)
-    assert (placed(data, device="meta").images.device.type == "meta") == moves
-    assert placed(data, device="cpu") is data
+    assert (place_data(data, device="meta").images.device.type == "meta") == moves
+    assert place_data(data, device="cpu") is data
 
 
 # The loop

@@ -11,7 +11,7 @@ import pandas as pd
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.files import as_path, make_folder, write_bytes
 from kdsearch.study.hpo import TrialRow, read_kept_trials
 from kdsearch.study.run_folder import (
@@ -123,7 +123,7 @@ def frames(
     several = [folders] if isinstance(folders, Path | str) else list(folders)
     wanted = [name for name in COLUMNS if name in only] if only else list(COLUMNS)
     if strange := [name for name in only if name not in COLUMNS]:
-        raise KdsearchError(unknown("frame", strange[0], COLUMNS))
+        raise KdsearchError(unknown_name("frame", strange[0], COLUMNS))
     rows: dict[str, Rows] = {name: [] for name in wanted}
     for folder in several:
         for name, more in _read(as_path(folder), storage, wanted).items():
@@ -135,7 +135,7 @@ def make_frame(name: str, rows: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Rows as the declared frame `name`, one of a run folder or `scores`."""
     known = {**COLUMNS, "scores": SCORES}
     if name not in known:
-        raise KdsearchError(unknown("frame", name, known))
+        raise KdsearchError(unknown_name("frame", name, known))
     rows = list(rows)
     columns = {column: pd.Series([row.get(column) for row in rows], dtype=t) for column, t in known[name].items()}
     return pd.DataFrame(columns)
@@ -166,7 +166,7 @@ def check_table(path: Path) -> None:
 def write_frames(tables: Mapping[str, pd.DataFrame], folder: Path, to: str) -> list[Path]:
     """Write each frame as a parquet or CSV file; see `write_frame`."""
     if to not in ("parquet", "csv"):
-        raise KdsearchError(unknown("frame format", to, ("parquet", "csv")))
+        raise KdsearchError(unknown_name("frame format", to, ("parquet", "csv")))
     make_folder(folder)
     paths = []
     for name, table in tables.items():

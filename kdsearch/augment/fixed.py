@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kdsearch.augment.operations import check_draw, check_images
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.maths import own_generators, seed_generators
 from kdsearch.core.values import Draw, View
 
@@ -44,7 +44,7 @@ class FixedTransform(nn.Module):
     ) -> None:
         super().__init__()
         if takes not in get_args(Kind):
-            raise KdsearchError(unknown("kind of image", takes, get_args(Kind)))
+            raise KdsearchError(unknown_name("kind of image", takes, get_args(Kind)))
         self.transform, self.takes, self.reseed = transform, takes, reseed
 
     def draw(self, size: int, generator: torch.Generator | None = None) -> Draw:

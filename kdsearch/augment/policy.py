@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from kdsearch.augment.operations import FILLS, apply
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
-from kdsearch.core.errors import KdsearchError, problems, unknown
+from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.html import html_paragraph
 from kdsearch.core.maths import bernoulli_kl
 from kdsearch.core.terminal import number_of
@@ -210,11 +210,11 @@ def _magnitudes(chosen: Tensor, signs: Tensor, uniforms: Tensor, low: Tensor, hi
 
 
 def _check(limits: Mapping[str, float | None], n: int, probability: float, extent: float, fill: str) -> None:
-    found = [] if fill in FILLS else [unknown("fill", fill, FILLS)]
+    found = [] if fill in FILLS else [unknown_name("fill", fill, FILLS)]
     for name, limit in limits.items():
         op = OPERATIONS.get(name)
         if op is None:
-            found.append(unknown("operation", name, OPERATIONS))
+            found.append(unknown_name("operation", name, OPERATIONS))
         elif limit is not None and not isinstance(limit, int | float):
             found.append(f"{name}: limit {limit!r}; allowed: a number")
         elif limit is not None and (op.hard is None or not 0 < limit <= op.hard):

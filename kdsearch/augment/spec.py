@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations import Operation
-from kdsearch.core.errors import KdsearchError, problems, quote, unknown
+from kdsearch.core.errors import KdsearchError, problems, quote, unknown_name
 from kdsearch.core.files import as_path, read_text
 from kdsearch.core.html import html_paragraph, html_table
 from kdsearch.core.terminal import format_number, number_of
@@ -97,7 +97,7 @@ class PolicySpec(_Frozen):
     def which(self, name: str) -> Mapping[str, Setting]:
         """`final` or `average`."""
         if name not in ("final", "average"):
-            raise KdsearchError(unknown("part of a policy", name, ["final", "average"]))
+            raise KdsearchError(unknown_name("part of a policy", name, ["final", "average"]))
         return self.final if name == "final" else self.average
 
     def rate(self, name: str, which: str = "final") -> float:
@@ -183,7 +183,7 @@ def _inconsistencies(spec: PolicySpec) -> list[str]:
     for name, limits in spec.operations.items():
         op = OPERATIONS.get(name)
         if op is None:
-            found.append(f"[operations.{name}] {unknown('operation', name, OPERATIONS)}")
+            found.append(f"[operations.{name}] {unknown_name('operation', name, OPERATIONS)}")
         elif limits.unit != op.unit:
             found.append(f"[operations.{name}] unit is {limits.unit!r}; this operation's is {op.unit!r}")
         elif limits.range not in _ranges(op):

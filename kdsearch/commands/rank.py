@@ -15,13 +15,13 @@ from kdsearch.augment.policy import Policy
 from kdsearch.augment.presets import trivial
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display
-from kdsearch.core.errors import KdsearchError, problems, unknown
+from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
-from kdsearch.data.batches import ArrayData, first_batch, placed
+from kdsearch.data.batches import ArrayData, first_batch, place_data
 from kdsearch.data.items import MapStyle
 from kdsearch.networks.teachers import Recipe
-from kdsearch.probe.scores import Baseline, Score, score
+from kdsearch.probe.scores import Baseline, Score, score_policy
 from kdsearch.study.preflight import LOOKED_AT, check_inputs, make_ready
 from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run_folder import as_text, trial_folder
@@ -78,7 +78,7 @@ def rank(
         study = load_study(str(study))[0]
     check_kinds(study)
     if split not in SPLITS:
-        raise KdsearchError(unknown("split", split, SPLITS))
+        raise KdsearchError(unknown_name("split", split, SPLITS))
     if views < 1 or (most is not None and most < 2):
         raise KdsearchError(f"rank: {views} views, at most {most} images; allowed: 1 view or more, 2 images or more")
     given = gather(policies, which, storage)
@@ -98,7 +98,7 @@ def rank(
         data = (
             fewer.train
             if split == "train"
-            else placed(_some(whole, most, study.seed), workers=study.readers, device=device)
+            else place_data(_some(whole, most, study.seed), workers=study.readers, device=device)
         )
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")
@@ -110,7 +110,7 @@ def rank(
     baseline = Baseline.of(ready.teacher, data, ready.task, device=device)
     rows = []
     for name, (kind, policy) in {**scored, **{name: ("given", policy) for name, policy in given.items()}}.items():
-        result = score(policy, baseline, views=views, floor=ready.space.settings().floor, seed=study.seed)
+        result = score_policy(policy, baseline, views=views, floor=ready.space.settings().floor, seed=study.seed)
         rows.append({"study": study.name, "policy": as_text(name), "kind": kind, "split": split, **_row(result)})
     return make_frame("scores", rows).sort_values(
         ["keeps_floor", "stddev_ratio"], ascending=[False, True], ignore_index=True

@@ -97,13 +97,13 @@ def copy(
     folder: Annotated[Path, typer.Argument(parser=as_path, metavar="[DIR]", help="Where to.")] = Path("."),
 ) -> None:
     """Copy a shipped study or search space, to edit it."""
-    from kdsearch.core.errors import unknown
+    from kdsearch.core.errors import unknown_name
     from kdsearch.core.files import make_folder, write_text
 
     kinds = [kind for kind in catalogue.SUFFIX if name in catalogue.shipped_names(kind)]
     if not kinds:
         known = [shipped for kind in catalogue.SUFFIX for shipped in catalogue.shipped_names(kind)]
-        raise KdsearchError(unknown("study or search space", name, known))
+        raise KdsearchError(unknown_name("study or search space", name, known))
     for kind in kinds:
         source = catalogue.find_shipped(kind, name)
         target = make_folder(folder) / source.name

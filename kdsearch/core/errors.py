@@ -36,12 +36,12 @@ def wrong_integers(
     return found
 
 
-def unknown(kind: str, name: object, known: Iterable[str]) -> str:
+def unknown_name(kind: str, name: object, known: Iterable[str]) -> str:
     """The sentence for a name that is not in a table, with the nearest name or else all of them.
 
-    >>> unknown("operation", "rotat", ["rotate", "scale"])
+    >>> unknown_name("operation", "rotat", ["rotate", "scale"])
     "unknown operation 'rotat'; did you mean 'rotate'?"
-    >>> unknown("study", "x", ["digits"])
+    >>> unknown_name("study", "x", ["digits"])
     "unknown study 'x'; known: digits"
     """
     names = sorted(known)
@@ -68,7 +68,7 @@ def problems(place: str, found: list[str]) -> KdsearchError:
 
 
 @contextmanager
-def calling(what: str, cure: str = "") -> Iterator[None]:
+def user_call(what: str, cure: str = "") -> Iterator[None]:
     """Around a call into a user's code: whatever it raises becomes one sentence that names the call and the line.
 
     An interruption, kdsearch's own errors and a lack of memory pass through; `sys.exit()` does not end the program.
@@ -77,12 +77,12 @@ def calling(what: str, cure: str = "") -> Iterator[None]:
         what: The call, as its subject: "student()", "train: item 3".
         cure: What is allowed, as the end of the sentence.
 
-    >>> with calling("student()", "allowed: a factory, which makes a new network each time"):
+    >>> with user_call("student()", "allowed: a factory, which makes a new network each time"):
     ...     int("x")
     Traceback (most recent call last):
     ...
     kdsearch.core.errors.KdsearchError: student(): ValueError: invalid literal for int() with base 10: 'x' (<doctest \
-kdsearch.core.errors.calling[0]>, line 2); allowed: a factory, which makes a new network each time
+kdsearch.core.errors.user_call[0]>, line 2); allowed: a factory, which makes a new network each time
     """
     try:
         yield

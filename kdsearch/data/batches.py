@@ -72,7 +72,7 @@ class ArrayData:
         return ArrayData(self.images.to(device), self.labels.to(device))
 
 
-def placed(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle:
+def place_data(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle:
     """A data set where it is read fastest: in the device's memory, read by worker processes, or as it is.
 
     Arrays go to the device where they take at most a quarter of what it has left, uint8 as uint8; otherwise a batch of

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
-from kdsearch.core.errors import KdsearchError, calling, describe_exception
+from kdsearch.core.errors import KdsearchError, describe_exception, user_call
 from kdsearch.core.maths import generator, own_generators, seed_generators
 from kdsearch.data.loading import StudyFile
 
@@ -90,7 +90,7 @@ def length(data: MapStyle) -> int:
     elif not isinstance(items, IterableDataset | Mapping) and all(
         hasattr(type(items), method) for method in ("__len__", "__getitem__")
     ):
-        with calling(f"len() of {kind}"):
+        with user_call(f"len() of {kind}"):
             count = len(items)
         if count > MOST_ITEMS:
             raise KdsearchError(f"len() of {kind} is {count:,}; allowed: up to {MOST_ITEMS:,} items, listed in memory")

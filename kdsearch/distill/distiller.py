@@ -14,7 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
-from kdsearch.core.errors import Diverged, KdsearchError, calling, unknown
+from kdsearch.core.errors import Diverged, KdsearchError, unknown_name, user_call
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled_shares
 from kdsearch.core.values import Batch, Draw, Outputs, View
 from kdsearch.data.batches import first_batch, load_batches, shuffle_places
@@ -77,7 +77,7 @@ class Distiller:
         self.teacher, self.student, self.policy, self.task = teacher, student.to(device), policy, task
         self.device, self.seed, self.clean_loss = device, seed, clean_loss
         if precision not in get_args(Precision):
-            raise KdsearchError(unknown("precision", precision, get_args(Precision)))
+            raise KdsearchError(unknown_name("precision", precision, get_args(Precision)))
         self.metric, self.precision = metric, precision
         self.optimizer = fresh_optimizer(optimizer, self.student)
         self.projections: Projections | None = None
@@ -259,7 +259,7 @@ class Distiller:
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         measured = [self._learn(*part, phase, progress) for part in split_batch(batch, draw, phase.parts)]
-        with calling(f"the optimizer's step, {type(self.optimizer).__name__}.step()"):
+        with user_call(f"the optimizer's step, {type(self.optimizer).__name__}.step()"):
             self.optimizer.step()
         return torch.stack(measured).sum(0)
 
@@ -288,7 +288,7 @@ class Distiller:
         total = share * (total + rule.factor(rule.distillation) * distillation)
         if not student.logits.requires_grad:
             raise KdsearchError("student: its logits carry no gradient; needed: a forward without no_grad and detach")
-        with calling("student, backward"):
+        with user_call("student, backward"):
             total.backward()
         losses = torch.stack([supervised.detach(), distillation.detach()])
         rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled_shares(batch.images, views.images[-size:])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
-from kdsearch.core.errors import KdsearchError, calling, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name, user_call
 from kdsearch.core.values import Draw, View
 
 LossOf = Callable[[Draw, Tensor], Tensor]  # b draws, the rows (b,) of the batch they are for -> losses (b,) in nats
@@ -118,12 +118,12 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
         KdsearchError: no such estimator of gates.
     """
     if gates not in GATES:
-        raise KdsearchError(unknown("estimator of gates", gates, GATES))
+        raise KdsearchError(unknown_name("estimator of gates", gates, GATES))
     size = len(draw)
     view = apply(draw, images, policy.magnitudes(draw))
     seen, moved = (part.detach().requires_grad_() for part in view)
     here = loss(View(seen, moved), torch.arange(size))
-    with calling("teacher and student, the gradient of what they answer by the images"):
+    with user_call("teacher and student, the gradient of what they answer by the images"):
         found = torch.autograd.grad(here.sum(), (seen, moved), allow_unused=True)
     live = [(part, by / size) for part, by in zip(view, found, strict=True) if part.requires_grad and by is not None]
     if live:  # pathwise ranges: by the pixels, and by targets that move with them

@@ -8,7 +8,7 @@ from typing import Literal
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
-from kdsearch.core.errors import KdsearchError, problems, unknown, wrong_integers
+from kdsearch.core.errors import KdsearchError, problems, unknown_name, wrong_integers
 from kdsearch.core.old_names import old_names
 from kdsearch.distill.estimators import GATES
 from kdsearch.distill.views import Views
@@ -48,8 +48,8 @@ class PolicySteps:
     gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
 
     def __post_init__(self) -> None:
-        found = [] if self.gates in GATES else [unknown("estimator of gates", self.gates, GATES)]
-        found += [unknown("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
+        found = [] if self.gates in GATES else [unknown_name("estimator of gates", self.gates, GATES)]
+        found += [unknown_name("term", name, OBJECTIVES) for name in self.objective if name not in OBJECTIVES]
         if not self.objective:
             found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
         found += wrong_integers(

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
-from kdsearch.core.errors import KdsearchError, problems, unknown
+from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.values import Draw
 
 Which = Literal["base", "second", "both"]
@@ -34,7 +34,7 @@ class Views:
 
     def __post_init__(self) -> None:
         found = [
-            unknown(f"{part.name} of views", getattr(self, part.name), get_args(part.type))
+            unknown_name(f"{part.name} of views", getattr(self, part.name), get_args(part.type))
             for part in fields(self)
             if getattr(self, part.name) not in get_args(part.type)
         ]
@@ -49,7 +49,7 @@ class Views:
             KdsearchError: there is no such rule.
         """
         if name not in VIEWS:
-            raise KdsearchError(unknown("views", name, VIEWS))
+            raise KdsearchError(unknown_name("views", name, VIEWS))
         return VIEWS[name]
 
     @property

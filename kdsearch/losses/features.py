@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, interpolate, normalize
 
-from kdsearch.augment.operations import inside
+from kdsearch.augment.operations.warp import inside_mask
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.values import ViewBatch
-from kdsearch.losses.loss import Kind, Loss, Pairs, between
+from kdsearch.losses.loss import Kind, Loss, Pairs, feature_loss
 
 SHAPES = {2: "vectors (B, D)", 3: "tokens (B, N, D)", 4: "maps (B, C, H, W)"}
 CHANNELS = {2: 1, 3: 2, 4: 1}  # the axis of the channels
@@ -149,7 +149,7 @@ def hint(student: str | None = None, teacher: str | None = None, *, pairs: Pairs
     Reference:
         Romero et al., FitNets: hints for thin deep nets, ICLR 2015, arXiv:1412.6550
     """
-    return between("hint", lambda s, t, views: hint_loss(s, t), student, teacher, pairs, projects=True)
+    return feature_loss("hint", lambda s, t, views: hint_loss(s, t), student, teacher, pairs, projects=True)
 
 
 def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = ()) -> Loss:
@@ -158,7 +158,7 @@ def at(student: str | None = None, teacher: str | None = None, *, pairs: Pairs =
     Reference:
         Zagoruyko and Komodakis, Paying more attention to attention, ICLR 2017, arXiv:1612.03928
     """
-    return between("at", lambda s, t, views: at_loss(s, t), student, teacher, pairs)
+    return feature_loss("at", lambda s, t, views: at_loss(s, t), student, teacher, pairs)
 
 
 def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs = (), valid: bool = False) -> Loss:
@@ -173,11 +173,11 @@ def nfd(student: str | None = None, teacher: str | None = None, *, pairs: Pairs 
     def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
         counts = None
         if valid:
-            here = inside(views.matrix, views.images)
+            here = inside_mask(views.matrix, views.images)
             counts = adaptive_avg_pool2d(here.to(teacher.dtype), (teacher.shape[2], teacher.shape[3])) >= 0.5
         return nfd_loss(student, teacher, counts)
 
-    made = between("nfd", compare, student, teacher, pairs, projects=True)
+    made = feature_loss("nfd", compare, student, teacher, pairs, projects=True)
     return replace(made, name=f"{made.name}, valid positions") if valid else made
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from kdsearch.core.errors import KdsearchError, calling, problems, unknown
+from kdsearch.core.errors import KdsearchError, problems, unknown_name, user_call
 from kdsearch.core.old_names import old_names
 from kdsearch.core.values import Outputs, ViewBatch
 
@@ -61,7 +61,7 @@ class Loss:
         Raises:
             KdsearchError: it fails, or gave something else than one number per image or point.
         """
-        with calling(f"loss {self.name}"):
+        with user_call(f"loss {self.name}"):
             values = self.function(student.to_float32(), teacher.to_float32().detach(), views)
         size = len(student.logits)
         if not isinstance(values, Tensor):
@@ -96,7 +96,7 @@ class Kind:
         return self.make(*arguments, **settings)
 
 
-def between(
+def feature_loss(
     name: str, compare: Compare, student: str | None, teacher: str | None, pairs: Pairs, *, projects: bool = False
 ) -> Loss:
     """A loss on features: the sum of `compare` over one pair of module paths, or several.
@@ -121,15 +121,17 @@ def between(
         missing += [("teacher", t) for _, t in given if t not in teacher.features]
         if missing:
             known = {"student": student.features, "teacher": teacher.features}
-            raise problems(name, [unknown(f"features of the {who}", path, known[who]) for who, path in missing])
-        own = {(s, t): student.features.get(projected(s, t) if projects else s, student.features[s]) for s, t in given}
+            raise problems(name, [unknown_name(f"features of the {who}", path, known[who]) for who, path in missing])
+        own = {
+            (s, t): student.features.get(projected_name(s, t) if projects else s, student.features[s]) for s, t in given
+        }
         return _sum(name, compare, [(s, own[s, t], t, teacher.features[t]) for s, t in given], views)
 
-    named = "; ".join(projected(s, t) for s, t in given)
+    named = "; ".join(projected_name(s, t) for s, t in given)
     return Loss(f"{name}, {named}", loss, pairs=tuple(given), projects=projects)
 
 
-def projected(student: str, teacher: str) -> str:
+def projected_name(student: str, teacher: str) -> str:
     """The name under which a student's features stand that were projected for a layer of the teacher."""
     return f"{student} to {teacher}"
 

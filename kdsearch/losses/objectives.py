@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
-from kdsearch.core.errors import problems, unknown
+from kdsearch.core.errors import problems, unknown_name
 
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits of student and teacher, (B, K, *space) each, and labels (B, *space) or shares of the classes (B, K, *space) ->
@@ -127,7 +127,7 @@ def weighted_sum(weights: Mapping[str, float], student: Tensor, teacher: Tensor,
         KdsearchError: no terms, or an unknown one.
     """
     if not weights or weights.keys() - TABLE.keys():
-        wrong = [unknown("term", name, TABLE) for name in weights if name not in TABLE]
+        wrong = [unknown_name("term", name, TABLE) for name in weights if name not in TABLE]
         raise problems("objective", wrong or [f"no terms; known: {', '.join(TABLE)}"])
     return torch.stack([w * TABLE[name].function(student, teacher, target) for name, w in weights.items()]).sum(0)
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from kdsearch.core.maths import derive_seed
 from kdsearch.core.values import Outputs
-from kdsearch.losses.loss import Loss, projected
+from kdsearch.losses.loss import Loss, projected_name
 
 
 class Projections(nn.Module):
@@ -46,7 +46,7 @@ class Projections(nn.Module):
     def forward(self, student: Outputs) -> Outputs:
         """The same outputs, with the projected features under names of their own."""
         made: dict[str, Tensor] = {
-            projected(*pair): change(student.features[pair[0]])
+            projected_name(*pair): change(student.features[pair[0]])
             for pair, change in zip(self.pairs, self.maps, strict=True)
             if pair[0] in student.features
         }

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import CUBED
 from kdsearch.core.values import Outputs, ViewBatch
-from kdsearch.losses.loss import Kind, Loss, Pairs, between, check_temperature
+from kdsearch.losses.loss import Kind, Loss, Pairs, check_temperature, feature_loss
 
 SHORTEST = 1e-6  # images nearer than this count as this far apart; they have no angle between them
 FLATTEST = 1e-4  # probabilities whose deviations have a smaller norm count as having this one: bounds the gradient
@@ -214,7 +214,7 @@ def rkd(
     def compare(student: Tensor, teacher: Tensor, views: ViewBatch) -> Tensor:
         return distance * rkd_distance_loss(student, teacher) + angle * rkd_angle_loss(student, teacher)
 
-    made = between("rkd", compare, student, teacher, pairs)
+    made = feature_loss("rkd", compare, student, teacher, pairs)
     return replace(made, name=f"{made.name}, distance {distance:g}, angle {angle:g}", relational=True)
 
 
@@ -224,7 +224,7 @@ def sp(student: str | None = None, teacher: str | None = None, *, pairs: Pairs =
     Reference:
         Tung and Mori, Similarity-preserving knowledge distillation, ICCV 2019, arXiv:1907.09682
     """
-    return replace(between("sp", lambda s, t, views: sp_loss(s, t), student, teacher, pairs), relational=True)
+    return replace(feature_loss("sp", lambda s, t, views: sp_loss(s, t), student, teacher, pairs), relational=True)
 
 
 KINDS = (

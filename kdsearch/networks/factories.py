@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
-from kdsearch.core.errors import KdsearchError, calling
+from kdsearch.core.errors import KdsearchError, user_call
 from kdsearch.networks.outputs import run_network
 
 FEW = 8  # images, whose mean and deviation are too noisy for BatchNorm
@@ -52,7 +52,7 @@ def fresh_network(factory: Callable[[], nn.Module], who: str = "student") -> nn.
         raise KdsearchError(f"{who} is a network, a {type(factory).__name__}; {FRESH}")
     if not callable(factory):
         raise KdsearchError(f"{who} is a {type(factory).__name__}; {FRESH}")
-    with calling(f"{who}()", FRESH):
+    with user_call(f"{who}()", FRESH):
         network = factory()
     if not isinstance(network, nn.Module):
         what = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
@@ -118,7 +118,7 @@ def fresh_optimizer(factory: Callable[[Iterable[nn.Parameter]], Optimizer], netw
     cure = "allowed: a factory from parameters to an optimizer, such as `partial(torch.optim.SGD, lr=0.1)`"
     if not callable(factory):
         raise KdsearchError(f"optimizer is a {type(factory).__name__}; {cure}")
-    with calling("optimizer(parameters)", cure):
+    with user_call("optimizer(parameters)", cure):
         optimizer = factory(network.parameters())
     if not isinstance(optimizer, Optimizer):
         raise KdsearchError(f"optimizer(parameters) gives {type(optimizer).__name__}; {cure}")

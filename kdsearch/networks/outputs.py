@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch.core.errors import KdsearchError, calling, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name, user_call
 from kdsearch.core.values import Outputs
 from kdsearch.networks.wrappers import cast_images, unwrap
 
@@ -55,7 +55,7 @@ def run_network(network: nn.Module, images: Tensor, who: str, layers: Sequence[s
     given = cast_images(network, images)
     version = None if given.is_inference() else given._version
     call = f"{who}, called with images {tuple(images.shape)} {given.dtype}"
-    with tapped(network, layers, who) as features, calling(call):
+    with tapped(network, layers, who) as features, user_call(call):
         result = network(given)
     if version is not None and given._version != version:
         cure = "allowed: `images = images.clone()` first, or what changes them without `inplace`"
@@ -116,7 +116,7 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
     known = {path: module for path, module in unwrap(network).named_modules(remove_duplicate=False) if path}
     for path in layers:
         if path not in known:
-            raise KdsearchError(f"{who}: {unknown('layer', path, known)}")
+            raise KdsearchError(f"{who}: {unknown_name('layer', path, known)}")
         if isinstance(known[path], torch.jit.ScriptModule):
             raise KdsearchError(f"{who}: layer '{path}' is TorchScript, which runs whole; allowed: the network itself")
     seen: dict[str, Tensor] = {}

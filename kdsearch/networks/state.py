@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from kdsearch.core.errors import calling
+from kdsearch.core.errors import user_call
 from kdsearch.networks.wrappers import unwrap
 
 EXTRA = "_extra_state"  # the end of the name of what `get_extra_state` of a module gives
@@ -25,7 +25,7 @@ def state_tensors(network: nn.Module) -> dict[str, Tensor]:
     tensor becomes bytes, of JSON or of `torch.save`; one that neither reads back is left out. `load_state_tensors` puts
     all of it back; a network without extra state takes it by its `load_state_dict`.
     """
-    with calling(f"{type(unwrap(network)).__name__}.state_dict()"):
+    with user_call(f"{type(unwrap(network)).__name__}.state_dict()"):
         state = unwrap(network).state_dict()
     names = plain_names(network)
     kept = {names[name]: value if isinstance(value, Tensor) else _as_bytes(value) for name, value in state.items()}

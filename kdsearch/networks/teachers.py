@@ -18,7 +18,7 @@ from safetensors.torch import load, load_file, save
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from kdsearch.core.errors import KdsearchError, calling, describe_exception
+from kdsearch.core.errors import KdsearchError, describe_exception, user_call
 from kdsearch.core.files import make_folder, write_bytes
 from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
@@ -75,7 +75,7 @@ class Recipe:
             network = self._build()
             shapes = self._check_kept(network, path)
             recipe = self.fingerprint()
-            with calling(f"teacher: {_named(self.train)}"):
+            with user_call(f"teacher: {_named(self.train)}"):
                 self.train(network)
         tensors = state_tensors(network)
         reason = "train() has left other weights than build() makes, which it could not read"
@@ -96,7 +96,7 @@ class Recipe:
     def _build(self) -> nn.Module:
         """A new network, from a fixed seed, which goes on in its training."""
         seed_everything(derive_seed("teacher"))
-        with calling(f"teacher: {_named(self.build)}"):
+        with user_call(f"teacher: {_named(self.build)}"):
             network = self.build()
         if not isinstance(network, nn.Module):
             raise KdsearchError(f"teacher: {_named(self.build)} gave {type(network).__name__}; allowed: a network")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from kdsearch.core.archives import check_zip, load_npz
-from kdsearch.core.errors import KdsearchError, calling, describe_exception, problems, unknown
+from kdsearch.core.errors import KdsearchError, describe_exception, problems, unknown_name, user_call
 from kdsearch.core.files import as_path, check_file
 from kdsearch.networks.state import EXTRA, extra_from_bytes, plain_names
 from kdsearch.networks.wrappers import Normalised, unwrap
@@ -66,10 +66,10 @@ def load_weights(network: nn.Module, path: Path | str, *, prefix: str | None = N
         state._metadata = versions.get(before, own._metadata)  # type: ignore[attr-defined]
     kept = OrderedDict((name, deepcopy(value) if isinstance(value, Tensor) else value) for name, value in own.items())
     try:
-        with calling(kind):
+        with user_call(kind):
             target.load_state_dict(state)
     except KdsearchError:
-        with suppress(KdsearchError), calling(kind):
+        with suppress(KdsearchError), user_call(kind):
             target.load_state_dict(kept)
         raise
     return network
@@ -152,7 +152,7 @@ def _prefix(path: Path, file: Mapping[str, Any], wanted: Mapping[str, Any], give
     if given is not None:
         there = {start.rpartition("/")[2]: start for start in near} | {start: start for start in near}
         if given not in there:
-            raise KdsearchError(f"{path}: {unknown('prefix', given, there)}")
+            raise KdsearchError(f"{path}: {unknown_name('prefix', given, there)}")
         return there[given]
     anchor = next((name for name in wanted if not name.endswith(OPTIONAL)), "")
     fitting = [p for p in near if p + anchor in file and not _differences(wanted, _under(p, file, wanted))]
@@ -245,7 +245,7 @@ def torchvision_model(name: str, *, classes: int, weights: Path | str | None = N
     dense = models.list_models(module=models.segmentation)
     known = models.list_models(module=models) + dense
     if name not in known:
-        raise KdsearchError(unknown("torchvision network", name, known))
+        raise KdsearchError(unknown_name("torchvision network", name, known))
     more: dict[str, Any] = {"weights_backbone": None} if name in dense else {}
     if name in ("googlenet", "inception_v3"):
         more["init_weights"] = True  # as they do with a warning where nothing is said
@@ -254,7 +254,7 @@ def torchvision_model(name: str, *, classes: int, weights: Path | str | None = N
         return network if weights is None else load_weights(network, weights)
     offered = models.get_model_weights(name)
     if weights not in offered.__members__:
-        hint = unknown("weights", weights, offered.__members__)
+        hint = unknown_name("weights", weights, offered.__members__)
         raise KdsearchError(f"{name}: {hint}; a file ends in {' '.join(SUFFIXES)}")
     chosen = offered[weights]
     there = len(chosen.meta["categories"])

@@ -89,7 +89,7 @@ class Score:
 
 
 @torch.no_grad()
-def score(
+def score_policy(
     policy: Policy | FixedTransform | None,
     baseline: Baseline,
     *,

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.files import as_path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -31,7 +31,7 @@ def find_shipped(kind: str, name: str) -> Path:
     if Path(name).name == name and not name.endswith(suffix):
         if name not in shipped_names(kind):
             hint = f" (for a file of your own give a path, such as ./{name}{suffix})"
-            raise KdsearchError(unknown(SINGULAR[kind], name, shipped_names(kind)) + hint)
+            raise KdsearchError(unknown_name(SINGULAR[kind], name, shipped_names(kind)) + hint)
         return folder(kind) / f"{name}{suffix}"
     path = as_path(name)
     if not path.is_file():

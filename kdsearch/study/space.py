@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from kdsearch.augment.operations import FILLS
 from kdsearch.augment.operations import TABLE as OPERATIONS
-from kdsearch.core.errors import KdsearchError, problems, quote, unknown
+from kdsearch.core.errors import KdsearchError, problems, quote, unknown_name
 from kdsearch.core.files import read_text
 from kdsearch.losses.objectives import TABLE as OBJECTIVES
 from kdsearch.losses.objectives import TST
@@ -195,7 +195,7 @@ class SearchSpace:
             raise problems(str(path), sorted({_line(dict(e)) for e in error.errors()})) from None
         if "phases" in file.policy:
             raise KdsearchError(f"{path}: [policy.phases] is of an earlier kdsearch; it is called 'pauses' now")
-        found = [] if file.fill in FILLS else [f"[fill] {unknown('fill', file.fill, FILLS)}"]
+        found = [] if file.fill in FILLS else [f"[fill] {unknown_name('fill', file.fill, FILLS)}"]
         found += [*_wrong_numbers(file), *_wrong_timing(file), *_wrong_operations(file)]
         if found:
             raise problems(str(path), found)
@@ -230,7 +230,7 @@ def _wrong_numbers(file: _File) -> list[str]:
     ):
         for name, value in given.items():
             if name not in known:
-                found.append(f"[{table}.{name}] {unknown(kind, name, known)}")
+                found.append(f"[{table}.{name}] {unknown_name(kind, name, known)}")
             elif name != "pauses":
                 found += [f"[{table}.{name}] {wrong}" for wrong in _wrong_number(name, value, len(file.operations))]
     return found
@@ -279,7 +279,7 @@ def _wrong_operations(file: _File) -> list[str]:
     for name, given in file.operations.items():
         op = OPERATIONS.get(name)
         if op is None:
-            found.append(f"[operations.{name}] {unknown('operation', name, OPERATIONS)}")
+            found.append(f"[operations.{name}] {unknown_name('operation', name, OPERATIONS)}")
         elif op.hard is None and given.limit is not None:
             found.append(f"[operations.{name}] has no magnitude, hence no limit; got {given.limit:g}")
         elif given.limit is not None and op.hard is not None and not 0 < given.limit <= op.hard:
@@ -292,7 +292,7 @@ def _line(error: dict[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         *table, name = (str(part) for part in error["loc"])
         known = _File.model_fields if not table else _Operation.model_fields if len(table) == 2 else Range.model_fields
-        return f"[{where}] {unknown('field', name, known)}"
+        return f"[{where}] {unknown_name('field', name, known)}"
     if error["type"] == "missing":
         return f"[{where}] is missing"
     if error["type"] == "value_error":

@@ -14,7 +14,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.html import html_facts, html_paragraph
 from kdsearch.core.old_names import old_names
 from kdsearch.core.terminal import number_of
-from kdsearch.data.batches import ArrayData, first_batch, placed
+from kdsearch.data.batches import ArrayData, first_batch, place_data
 from kdsearch.data.folders import ImageFolder
 from kdsearch.data.items import MapStyle
 from kdsearch.data.loading import run_file
@@ -168,7 +168,7 @@ class Study:
     def place_data(self, device: str) -> "Study":
         """The same study, its images in the device's memory, or read by its reader processes."""
         train, validation = (
-            placed(data, workers=self.readers, device=device) for data in (self.train, self.search_validation)
+            place_data(data, workers=self.readers, device=device) for data in (self.train, self.search_validation)
         )
         return replace(self, train=train, search_validation=validation)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset
 
-from kdsearch.core.errors import KdsearchError, calling
+from kdsearch.core.errors import KdsearchError, user_call
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import batches_in_order
 from kdsearch.data.items import MapStyle, Spawned
@@ -62,7 +62,7 @@ def survey_split(
     same_images = torch.equal(key[:size], image_keys(first.images))
     same_targets = torch.equal(target[:size], first.target.cpu())
     parts: list[Tensor | str] = [str(len(key)), *([target] if same_targets else [])]
-    with calling(f"{name}: its repr()"):
+    with user_call(f"{name}: its repr()"):
         parts.append(key if same_images else stable_repr(data))
     return Survey(known, key, digest_parts(*parts), same_images and same_targets)
 
@@ -130,7 +130,7 @@ def _origins(data: Any) -> list[Hashable]:
     if isinstance(data, ConcatDataset):
         return [origin for part in data.datasets for origin in _origins(part)]
     for attribute in ("files", "samples"):
-        with calling(f"{type(data).__name__}.{attribute}"):
+        with user_call(f"{type(data).__name__}.{attribute}"):
             files = getattr(data, attribute, None)
         if isinstance(files, list | tuple) and len(files) == len(data):
             first = [file[0] if isinstance(file, list | tuple) and file else file for file in files]

@@ -9,7 +9,7 @@ from typing import Any, get_args
 from torch import nn
 from torch.utils.data import Subset
 
-from kdsearch.core.errors import KdsearchError, calling, problems, unknown, wrong_integers
+from kdsearch.core.errors import KdsearchError, problems, unknown_name, user_call, wrong_integers
 from kdsearch.data.items import Spawned
 from kdsearch.distill.phase import Precision
 from kdsearch.distill.views import Views
@@ -133,7 +133,7 @@ def study_task(study: Study) -> Classification:
 
 def names_of(split: str, data: Any) -> tuple[str, ...] | None:
     """The names of a data set's classes, where it tells them: as `class_names`, or as torchvision's do as `classes`."""
-    with calling(f"{split}: its class names"):
+    with user_call(f"{split}: its class names"):
         while isinstance(data, Subset | Spawned):
             data = data.dataset if isinstance(data, Subset) else data.items
         for attribute in ("class_names", "classes"):
@@ -179,7 +179,7 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
         found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")
     for name, weight in study.objective.items():
         if name not in OBJECTIVES:
-            found.append(f"objective: {unknown('term', name, OBJECTIVES)}")
+            found.append(f"objective: {unknown_name('term', name, OBJECTIVES)}")
         elif not 0 <= weight < math.inf:
             found.append(f"objective: {name} is {weight:g}; allowed: 0 or more, the sign is in the term")
     for loss in study.losses:
@@ -207,11 +207,11 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     if not 0 <= study.readers <= 1024:
         found.append(f"readers is {study.readers}; allowed: 0 or more" + (", up to 1024" if study.readers > 0 else ""))
     if study.precision not in get_args(Precision):
-        found.append(unknown("precision", study.precision, get_args(Precision)))
+        found.append(unknown_name("precision", study.precision, get_args(Precision)))
     if study.compiled and any(loss.pairs for loss in study.losses if isinstance(loss, Loss)):
         found.append("compiled: losses on features tap a network while it runs; allowed: compiled=False with them")
     if study.teacher_saw not in get_args(Saw):
-        found.append(unknown("teacher_saw", study.teacher_saw, get_args(Saw)))
+        found.append(unknown_name("teacher_saw", study.teacher_saw, get_args(Saw)))
     if study.metric is not None and not callable(study.metric):
         found.append(f"metric is {type(study.metric).__name__}; allowed: a function of logits and labels")
     elif study.metric is not None and metric_name(study.metric) in ("<lambda>", ACCURACY):

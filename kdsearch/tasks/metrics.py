@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsearch.core.errors import KdsearchError, calling
+from kdsearch.core.errors import KdsearchError, user_call
 
 Metric = Callable[[Tensor, Tensor], float]  # logits (N, K) and labels (N,), on the host; larger is better
 GROUPS = 20  # of images, for the standard error of a metric
@@ -61,13 +61,13 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
         "is better"
     )
     what = f"metric {metric_name(metric)}"
-    with calling(what, asked):
+    with user_call(what, asked):
         value = float(metric(logits, labels))
     groups = min(GROUPS, len(labels))
     # in a fixed random order: data sets with interleaved classes would lose whole classes at a time
     group = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)) % groups
     try:
-        with calling(what, asked):
+        with user_call(what, asked):
             left = [float(metric(logits[group != i], labels[group != i])) for i in range(groups if groups > 1 else 0)]
     except KdsearchError:  # such as a class that has but one image
         return value, math.nan

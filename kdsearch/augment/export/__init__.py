@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from kdsearch.augment.export import albumentations, json, kornia, torchvision
 from kdsearch.augment.export.source import applied_operations
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name
 
 __all__ = ["EXPORTERS", "differing_operations", "export", "omitted_operations"]
 
@@ -50,5 +50,5 @@ def differing_operations(spec: PolicySpec, to: str, which: str = "final") -> dic
 
 def _target(to: str) -> str:
     if to not in EXPORTERS:
-        raise KdsearchError(unknown("export target", to, EXPORTERS))
+        raise KdsearchError(unknown_name("export target", to, EXPORTERS))
     return to

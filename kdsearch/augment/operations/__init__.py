@@ -6,16 +6,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from kdsearch.augment.operations.colour import COLOUR, SHIFT, linear
+from kdsearch.augment.operations.colour import COLOUR, SHIFT, apply_linear
 from kdsearch.augment.operations.follow import move_boxes, move_labels
 from kdsearch.augment.operations.geometric import GEOMETRIC
 from kdsearch.augment.operations.operation import Operation
 from kdsearch.augment.operations.photometric import PHOTOMETRIC
-from kdsearch.augment.operations.warp import inside, warp
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.augment.operations.warp import warp
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.values import FILLS, Draw, View
 
-__all__ = ["FILLS", "LINEAR", "TABLE", "Operation", "apply", "inside", "move_boxes", "move_labels"]
+__all__ = ["FILLS", "LINEAR", "TABLE", "Operation", "apply", "move_boxes", "move_labels"]
 
 TABLE: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
 LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them
@@ -93,12 +93,12 @@ def check_draw(draw: Draw, images: Tensor) -> None:
         raise KdsearchError(f"images: a draw of {len(draw)} images, applied to {len(images)}")
     for name in draw.operations:
         if name not in TABLE:
-            raise KdsearchError(f"draw: {unknown('operation', name, TABLE)}")
+            raise KdsearchError(f"draw: {unknown_name('operation', name, TABLE)}")
     ordered = tuple(name for name in TABLE if name in draw.operations)
     if draw.operations != ordered:
         raise KdsearchError(f"draw: operations {', '.join(draw.operations)}; needed, once each: {', '.join(ordered)}")
     if draw.fill not in FILLS:
-        raise KdsearchError(f"draw: {unknown('fill', draw.fill, FILLS)}")
+        raise KdsearchError(f"draw: {unknown_name('fill', draw.fill, FILLS)}")
     shape = tuple(draw.chosen.shape)
     parts = {"gates": draw.gates, "signs": draw.signs, "magnitudes": draw.magnitudes}
     wrong = [f"{name} {tuple(part.shape)}" for name, part in parts.items() if tuple(part.shape) != shape]
@@ -199,7 +199,7 @@ def _recolour(changes: Mapping[str, _Change], x: Tensor) -> None:
     image = torch.cat([part.row for part in parts.values()]).unique().to(x.device, non_blocking=True)
     colours, means = "saturation" in parts or "gray" in parts, "contrast" in parts
     numbers = coefficients.index_select(0, image)
-    _put(x, image, linear(x.index_select(0, image), numbers, colours=colours, means=means))
+    _put(x, image, apply_linear(x.index_select(0, image), numbers, colours=colours, means=means))
 
 
 def _put(x: Tensor, image: Tensor, changed: Tensor) -> None:

@@ -50,7 +50,7 @@ def _weights(channels: int) -> list[float]:
     return [0.2989, 0.587, 0.114] if channels == 3 else [1 / channels] * channels
 
 
-def linear(x: Tensor, coefficients: Tensor, *, colours: bool, means: bool) -> Tensor:
+def apply_linear(x: Tensor, coefficients: Tensor, *, colours: bool, means: bool) -> Tensor:
     """The linear map, clamped to [0, 1].
 
     With the factors k of brightness, c of contrast, s of saturation and the shift d of each channel:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from kdsearch.augment.operations.warp import grid
+from kdsearch.augment.operations.warp import sampling_grid
 
 
 def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:
@@ -16,7 +16,7 @@ def move_labels(labels: Tensor, matrix: Tensor, outside: int) -> Tensor:
         outside: The label where no pixel comes from, such as the one that a task ignores.
     """
     shifted = labels[:, None].float() - outside  # grid_sample pads with zeros
-    moved = grid_sample(shifted, grid(matrix, shifted), mode="nearest", align_corners=False)
+    moved = grid_sample(shifted, sampling_grid(matrix, shifted), mode="nearest", align_corners=False)
     return (moved[:, 0] + outside).to(labels.dtype)
 
 

@@ -39,7 +39,7 @@ class Operation:
     endpoint: bool = False
     reference: str = ""  # where its meaning comes from
     matrix: Matrix | None = None  # where pixels go
-    coefficient: Coefficient | None = None  # what it sets in the linear map of colours (`ops.colour`)
+    coefficient: Coefficient | None = None  # what it sets in the linear map of colours (`operations.colour`)
     pixels: Pixels | None = None  # anything else
 
     def __post_init__(self) -> None:

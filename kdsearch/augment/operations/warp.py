@@ -16,7 +16,7 @@ def warp(images: Tensor, matrix: Tensor, fill: str = "zero") -> Tensor:
         fill: Where no pixel comes from stand zeros, the mean of each channel of the image, or the image mirrored at its
             edge, the edge repeated.
     """
-    places = grid(matrix, images)
+    places = sampling_grid(matrix, images)
     if fill == "mean":
         mean = images.mean(3, keepdim=True).mean(2, keepdim=True)  # by rows: torch splits a long sum over its threads
         return _sample(images - mean, places, "zeros").add_(mean).clamp_(0, 1)
@@ -24,15 +24,15 @@ def warp(images: Tensor, matrix: Tensor, fill: str = "zero") -> Tensor:
     return _sample(images, places, "reflection" if fill == "reflect" else "zeros").clamp_(0, 1)
 
 
-def inside(matrix: Tensor, images: Tensor) -> Tensor:
+def inside_mask(matrix: Tensor, images: Tensor) -> Tensor:
     """Which pixels came from inside the image, when images (b, C, H, W) were moved by matrices (b, 3, 3): (b, 1, H, W).
 
     The others are what `fill` stands for. On the device of the images; a half pixel at the edge counts as inside.
     """
-    return (grid(matrix, images).abs() <= 1).all(3)[:, None]
+    return (sampling_grid(matrix, images).abs() <= 1).all(3)[:, None]
 
 
-def grid(matrix: Tensor, images: Tensor) -> Tensor:
+def sampling_grid(matrix: Tensor, images: Tensor) -> Tensor:
     """Where each pixel comes from, in grid_sample's units: (b, H, W, 2).
 
     Sums of a complex row and a complex column, x + iy, because torch adds them much faster than pairs.

@@ -22,7 +22,7 @@ from optuna.storages import RDBStorage
 from pydantic import TypeAdapter, ValidationError
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.core.errors import KdsearchError, unknown
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.files import absolute_path
 
 SCHEMES = ("sqlite",)
@@ -60,7 +60,7 @@ def database_file(url: str) -> Path:
     if not mark:
         raise KdsearchError(f"storage '{url}' is not a URL; allowed: sqlite:///PATH")
     if scheme not in SCHEMES:
-        raise KdsearchError(f"storage '{url}': {unknown('storage', scheme, SCHEMES)}; allowed: sqlite:///PATH")
+        raise KdsearchError(f"storage '{url}': {unknown_name('storage', scheme, SCHEMES)}; allowed: sqlite:///PATH")
     path = rest.removeprefix("/")
     if path == rest or not path or path == ":memory:" or "\0" in path:
         raise KdsearchError(f"storage '{url}' names no file; allowed: sqlite:///PATH")

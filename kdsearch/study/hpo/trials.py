@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 from sqlalchemy.exc import SQLAlchemyError
 
-from kdsearch.core.errors import Diverged, KdsearchError, exception_text, is_out_of_memory, unknown
+from kdsearch.core.errors import Diverged, KdsearchError, exception_text, is_out_of_memory, unknown_name
 from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
@@ -69,7 +69,7 @@ def check_names(sampler: str, pruner: str) -> None:
     """Raises KdsearchError for a sampler or pruner that is not in its table."""
     for kind, name, table in (("sampler", sampler, SAMPLERS), ("pruner", pruner, PRUNERS)):
         if not isinstance(name, str) or name not in table:
-            raise KdsearchError(unknown(kind, name, table))
+            raise KdsearchError(unknown_name(kind, name, table))
 
 
 def open_search(
