@@ -34,7 +34,7 @@ def made_ready(study: Study | None = None) -> Ready:
 def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:
     """On the test images, in percent."""
     assert network is not None and ready.study.test is not None
-    return 100 * kd.evaluate(network, ready.study.test, ready.task, 256, ready.device)[0]
+    return 100 * kd.evaluate(network, ready.study.test, ready.task, 256, ready.device).value
 
 
 def digits_teacher(

@@ -162,7 +162,7 @@ def patches() -> Pair:
             optimizer.step()
         networks.append(network.eval())
         task = kd.Classification.of(8)
-        right = kd.evaluate(network, data.subset(torch.arange(3000, 4000)), task, 256, "cpu")[0]
+        right = kd.evaluate(network, data.subset(torch.arange(3000, 4000)), task, 256, "cpu").value
         print(f"patches: network of width {width} is right on {right:.1%} of held-out patches")
     batch = next(batches_in_order(data, RANGE_IMAGES))
     teacher, student = networks

@@ -59,7 +59,7 @@ def accuracy(network: torch.nn.Module, degrees: float) -> float:
     if degrees:
         policy = turning(degrees)
         images = policy.augment(policy.draw(len(test), torch.Generator().manual_seed(0)), images).images
-    return 100 * kd.evaluate(network, kd.data.ArrayData(images, test.labels), TASK, 256, "cpu")[0]
+    return 100 * kd.evaluate(network, kd.data.ArrayData(images, test.labels), TASK, 256, "cpu").value
 
 
 def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple[dict[str, float], float, float]:
@@ -77,7 +77,7 @@ def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple
         pass
     found = dict(zip(policy.operations, policy.probability.tolist(), strict=True))
     high = policy.ranges()[1][policy.operations.index("rotate")].item()
-    return found, 100 * kd.evaluate(distiller.student, test, TASK, 256, "cpu")[0], high
+    return found, 100 * kd.evaluate(distiller.student, test, TASK, 256, "cpu").value, high
 
 
 def show(rows: list[dict]) -> None:

@@ -110,7 +110,7 @@ def test_losses_are_listed_with_formula_and_status(kdsearch):
         ),
         ({"images": "torch.rand(0, 1, 16, 16)"}, "64 labels for 0 images; needed: one each"),
         ({"classes": 11}, r"item 10: labels from 10 to 10; allowed: 0 to 9 \(10 classes\)"),
-        ({"outputs": 12}, "teacher: 12 logits; the study has 10 classes"),
+        ({"outputs": 12}, "teacher: 12 logits; the task has 10 classes"),
         ({"outputs": 10}, "the teacher is right on .* chance is 10.0%"),
         ({"teacher": "torch.load('nowhere.pt')"}, r"mine.py, line \d+: FileNotFoundError: .*nowhere.pt"),
         ({"more": "space='defalt'"}, "unknown search space 'defalt'; did you mean 'default'"),

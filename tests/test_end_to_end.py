@@ -214,4 +214,4 @@ def test_the_value_is_the_accuracy_of_the_kept_student_on_search_validation(fini
     student = tiny_study.student()
     student.load_state_dict(load_file(finished.student_path))
     task = kd.Classification.of(tiny_study.classes)
-    assert kd.evaluate(student, tiny_study.search_validation, task, 32, "cpu")[0] == pytest.approx(finished.value)
+    assert kd.evaluate(student, tiny_study.search_validation, task, 32, "cpu").value == pytest.approx(finished.value)

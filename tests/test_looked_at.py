@@ -552,7 +552,7 @@ class Narrow(nn.Module):
 
 
 def test_a_student_that_gives_other_classes_later_on_is_one_sentence(tiny_study: Study, tmp_path: Path) -> None:
-    assert "student: 7 logits; the study has 10 classes" in said_of(replace(tiny_study, student=Narrow), tmp_path)
+    assert "student: 7 logits; the task has 10 classes" in said_of(replace(tiny_study, student=Narrow), tmp_path)
 
 
 def test_a_teacher_that_knows_which_class_is_frequent_alone_is_told(tiny_study: Study, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ def test_an_identical_view_is_exactly_one_and_free_of_error(real):
         assert same.agreement == (1.0, 0.0)
     assert score.stddev_ratio == (1.0, 0.0)
     assert score.teacher_loss_rise == (0.0, 0.0)
-    right, _ = kd.evaluate(real.teacher.network, real.data, real.task, 256, "cpu")
+    right, *_ = kd.evaluate(real.teacher.network, real.data, real.task, 256, "cpu")
     assert score.teacher_accuracy.value == pytest.approx(right)
 
 
@@ -322,7 +322,7 @@ def test_the_images_are_those_asked_for(tiny_study, tmp_path):
         kd.rank(tiny_study, out=tmp_path, quiet=True, views=3, **how)
         for how in ({"split": "search-validation"}, {"most": 40})
     )
-    right, _ = kd.evaluate(tiny_study.teacher, tiny_study.search_validation, kd.Classification.of(10), 256, "cpu")
+    right, *_ = kd.evaluate(tiny_study.teacher, tiny_study.search_validation, kd.Classification.of(10), 256, "cpu")
     clean = validation.set_index("policy").loc["identity"]
     assert clean["teacher_accuracy"] == pytest.approx(right)
     assert (clean["split"], clean["views"]) == ("search-validation", 3)

@@ -30,7 +30,7 @@ def test_the_digits_teacher_is_right_on_98_percent_of_test(digits):
     study = checked.ready.study
     assert len(study.train) == 200
     assert len(study.test) == len(study.search_validation) == 500
-    assert kd.evaluate(checked.ready.teacher.network, study.test, checked.ready.task, 64, "cpu")[0] >= 0.98
+    assert kd.evaluate(checked.ready.teacher.network, study.test, checked.ready.task, 64, "cpu").value >= 0.98
 
 
 def test_the_teacher_is_kept_with_its_recipe(digits, monkeypatch):

@@ -37,7 +37,7 @@ class Classification:
             raise KdsearchError(f"{who}: returned {got}; a classifier returns logits of shape (batch, classes)")
         if outputs.logits.shape[1] != len(self.class_names):
             raise KdsearchError(
-                f"{who}: {outputs.logits.shape[1]} logits; the study has {len(self.class_names)} classes"
+                f"{who}: {outputs.logits.shape[1]} logits; the task has {len(self.class_names)} classes"
             )
         return outputs
 
