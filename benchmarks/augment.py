@@ -140,7 +140,7 @@ def main() -> None:
             found = measure(functions, inputs, device, arguments.repeats)
             reference = statistics.median(found["kdsearch"][0])
             for name, (seconds, peak) in found.items():
-                low, middle, high = statistics.quantiles(seconds, n=4)
+                low, middle, high = statistics.quantiles(seconds, n=4, method="inclusive")
                 rows.append(
                     {
                         "name": name,

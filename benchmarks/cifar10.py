@@ -60,10 +60,15 @@ def runs(asked: list[Asked], at_once: int) -> Iterator[dict]:
 
 def run(asked: Asked) -> dict:
     name, seed, epochs, file = asked
-    study = ready().study
+    return train(ready(), name, seed, epochs, file)
+
+
+def train(ready: Ready, name: str, seed: int = 0, epochs: int | None = None, file: str | None = None) -> dict:
+    """One run with the second view of a row, and what it is worth on the test images."""
+    study = ready.study
     budget = replace(study.budget, epochs=epochs or study.budget.epochs)
     views = kd.Views(labels="base", distillation="base") if name == "one view" else study.views
-    here = replace(ready(), study=replace(study, budget=budget, views=views))
+    here = replace(ready, study=replace(study, budget=budget, views=views))
     settings = here.space.settings()
     policy: kd.Policy | kd.FixedTransform | None = None
     if name == "flip and crop":

@@ -12,7 +12,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import OneCycleLR
 
 import kdsearch as kd
-from kdsearch.study.preflight import preflight
+from kdsearch.study.preflight import Findings, preflight
 from kdsearch.study.ready import Ready
 from kdsearch.study.study import Study, load_study
 
@@ -26,9 +26,13 @@ def options(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
 
 def made_ready(study: Study | None = None) -> Ready:
     """A study, the shipped digits unless given, checked and with its teacher trained."""
+    return find_costs(study or load_study("digits")[0]).ready
+
+
+def find_costs(study: Study) -> Findings:
+    """What the preflight says of a study: made ready, and the seconds of its runs."""
     with tempfile.TemporaryDirectory() as folder:
-        study = study or load_study("digits")[0]
-        return preflight(study, Path(folder), device=study.device).ready
+        return preflight(study, Path(folder), device=study.device)
 
 
 def accuracy(ready: Ready, network: torch.nn.Module | None) -> float:

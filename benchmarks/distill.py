@@ -16,8 +16,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, log_softmax, softmax
 
 import kdsearch as kd
-from kdsearch.distill.phase import Phase, PolicySteps
+from kdsearch.distill.phase import Phase, PolicySteps, Precision
 from kdsearch.distill.views import VIEWS
 from kdsearch.networks.outputs import arrange_network
 
@@ -74,23 +74,64 @@ def plain_loop(
         (student(data.images[:256] / 255).argmax(1) == data.labels[:256]).sum().item()
 
 
+@cache
+def default_space() -> kd.SearchSpace:
+    return kd.SearchSpace.load("default")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student on a device, and random images."""
+
+    device: str
+    precision: Precision
+    batch: int
+    teacher: nn.Module
+    student: nn.Module
+    data: kd.data.ArrayData  # the images of `STEPS` batches
+
+    def half(self) -> AbstractContextManager:
+        return torch.autocast(torch.device(self.device).type, torch.bfloat16, enabled=self.precision == "bfloat16")
+
+    def policy(self) -> kd.Policy:
+        """That of the default search space at its start."""
+        return kd.Policy(default_space().limits, OPERATIONS, fill=default_space().fill)
+
+    def distiller(self) -> kd.Distiller:
+        return kd.Distiller(
+            kd.networks.Teacher(self.teacher),
+            self.student,
+            self.policy(),
+            kd.Classification.of(10),
+            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+            device=self.device,
+            clean_loss=2.3,
+            precision=self.precision,
+        )
+
+
+def make_pair(
+    device: str,
+    precision: Precision = "float32",
+    *,
+    compiled: bool = False,
+    depths: Sequence[int] = (56, 20),
+    batch: int = BATCH,
+) -> Pair:
+    torch.manual_seed(0)
+    images = torch.randint(256, (batch * STEPS, 3, 32, 32), dtype=torch.uint8)
+    data = kd.data.ArrayData(images, torch.randint(10, (len(images),))).to(device)
+    teacher, student = (
+        arrange_network(kd.networks.cifar_resnet(d), device, channels=3, compiled=compiled) for d in depths
+    )
+    return Pair(device, precision, batch, teacher, student, data)
+
+
 def rows(options: argparse.Namespace) -> Iterator[dict]:
     """One row for each way to do it."""
-    device, bfloat16 = options.device, options.precision == "bfloat16"
-    half = partial(torch.autocast, torch.device(device).type, torch.bfloat16, enabled=bfloat16)
-    torch.manual_seed(0)
-    images = torch.randint(256, (BATCH * STEPS, 3, 32, 32), dtype=torch.uint8)
-    data = kd.data.ArrayData(images, torch.randint(10, (len(images),))).to(device)
-    space, task = kd.SearchSpace.load("default"), kd.Classification.of(10)
+    pair = make_pair(options.device, options.precision, compiled=options.compiled, batch=BATCH)
+    device, data, half, policy, distiller = pair.device, pair.data, pair.half, pair.policy, pair.distiller
     few = kd.data.ArrayData(data.images[:256], data.labels[:256])
-
-    def policy() -> kd.Policy:
-        return kd.Policy(space.limits, OPERATIONS, fill=space.fill)
-
-    def network(depth: int) -> nn.Module:
-        return arrange_network(kd.networks.cifar_resnet(depth), device, channels=3, compiled=options.compiled)
-
-    teacher, student = network(56), network(20)
     contiguous = [kd.networks.cifar_resnet(depth).to(device) for depth in (56, 20)]
 
     def plain(views: int, networks: list[nn.Module]) -> Callable[[], None]:
@@ -99,18 +140,6 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
             plain_loop(teacher, student, data, policy(), views=views, device=device, half=half)
 
         return turn
-
-    def distiller() -> kd.Distiller:
-        return kd.Distiller(
-            kd.networks.Teacher(teacher),
-            student,
-            policy(),
-            task,
-            optimizer=lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-            device=device,
-            clean_loss=2.3,
-            precision=options.precision,
-        )
 
     def ours(views: str, steps: PolicySteps | None) -> Callable[[], None]:
         phase = Phase((kd.losses.kd(TEMPERATURE),), 1, STEPS, BATCH, steps, views=VIEWS[views])
@@ -122,12 +151,12 @@ def rows(options: argparse.Namespace) -> Iterator[dict]:
 
     every = PolicySteps(interval=STEPS, warm_up=0.0)
     turns = {
-        ("plain loop", 2): plain(2, [teacher, student]),
+        ("plain loop", 2): plain(2, [pair.teacher, pair.student]),
         ("kdsearch", 2): ours("default", None),
         ("kdsearch, a policy step every 10", 2): ours("default", every),
         ("kdsearch, a policy step of 128 images every 10", 2): ours("default", replace(every, batch=BATCH)),
         ("plain loop, weights not channels last", 2): plain(2, contiguous),
-        ("plain loop", 1): plain(1, [teacher, student]),
+        ("plain loop", 1): plain(1, [pair.teacher, pair.student]),
         ("kdsearch", 1): ours("one", None),
         ("kdsearch, a policy step every 10", 1): ours("one", every),
     }

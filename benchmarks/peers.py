@@ -1,8 +1,7 @@
 """The peers of `benchmarks/augment.py`: the same operations at the same magnitudes, as each library does them.
 
-Where a library has no such operation, its nearest: albumentations sharpens only, draws the sides of a hole apart and
-the corners of a perspective from normal numbers; Kornia's noise has a fixed deviation and is not clamped; both shift
-the red channel where ours shifts any one. Albumentations works with OpenCV's threads.
+Where a library has no such operation, its nearest: Kornia's noise has a fixed deviation and is not clamped, and it
+shifts the red channel where ours shifts any one. Albumentations is in `peers_on_cpu.py`.
 """
 
 import math
@@ -10,9 +9,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-import albumentations as A
 import kornia.augmentation as K
-import numpy as np
 import torch
 from kornia.augmentation.auto import RandAugment
 from torch import Tensor
@@ -43,14 +40,16 @@ def rows(operations: tuple[str, ...], per_image: int, device: str) -> dict[str, 
         "one batched affine warp": (_warp, "matrices per image"),
         "uint8 to float, a memory copy": (floats, "nothing"),
     }
+    found["torchvision v2, per image"] = (_torchvision(operations, per_image, one=True), every)
     if device == "cpu":
-        found["torchvision v2, per image"] = (_torchvision(operations, per_image, one=True), every)
+        from peers_on_cpu import albumentations
+
         auto = v2.RandAugment(per_image, interpolation=BILINEAR)
         found["torchvision RandAugment, per image"] = (
             lambda images: torch.stack([auto(image) for image in images]).float() / 255,
             "all but the magnitude, per image",
         )
-        found["albumentations"] = (_albumentations(operations, per_image), every)
+        found["albumentations"] = (albumentations(operations, per_image), every)
     return found
 
 
@@ -64,12 +63,12 @@ def _warp(images: Tensor) -> Tensor:
     return grid_sample(floats(images), grid, align_corners=False)
 
 
-def _limit(name: str) -> float:
+def limit(name: str) -> float:
     return kd.operations.TABLE[name].limit or 0.0
 
 
-def _degrees(name: str) -> float:
-    return math.degrees(math.atan(_limit(name)))
+def degrees(name: str) -> float:
+    return math.degrees(math.atan(limit(name)))
 
 
 # torchvision: functions of one image or a batch (..., C, H, W), uint8, and a magnitude
@@ -140,7 +139,7 @@ def _torchvision(operations: tuple[str, ...], per_image: int, *, one: bool) -> C
     def change(image: Tensor) -> Tensor:
         for name in random.sample(operations, per_image):
             op = kd.operations.TABLE[name]
-            m = random.uniform(-_limit(name) if op.signed else 0.0, _limit(name))
+            m = random.uniform(-limit(name) if op.signed else 0.0, limit(name))
             image = TORCHVISION[name](image, m)
         return image
 
@@ -157,33 +156,33 @@ _WARP: dict[str, Any] = {"resample": "bilinear", "p": 1.0}
 KORNIA: dict[str, Callable[[], Any]] = {
     "horizontal_flip": lambda: K.RandomHorizontalFlip(p=1.0),
     "vertical_flip": lambda: K.RandomVerticalFlip(p=1.0),
-    "scale": lambda: K.RandomAffine(0.0, scale=(1 - _limit("scale"), 1 + _limit("scale")), **_WARP),
-    "shear_x": lambda: K.RandomAffine(0.0, shear=(-_degrees("shear_x"), _degrees("shear_x")), **_WARP),
+    "scale": lambda: K.RandomAffine(0.0, scale=(1 - limit("scale"), 1 + limit("scale")), **_WARP),
+    "shear_x": lambda: K.RandomAffine(0.0, shear=(-degrees("shear_x"), degrees("shear_x")), **_WARP),
     "shear_y": lambda: K.RandomAffine(
         0.0,
-        shear=(0.0, 0.0, -_degrees("shear_y"), _degrees("shear_y")),  # type: ignore[arg-type]
+        shear=(0.0, 0.0, -degrees("shear_y"), degrees("shear_y")),  # type: ignore[arg-type]
         **_WARP,
     ),
-    "rotate": lambda: K.RandomRotation(_limit("rotate"), **_WARP),
-    "translate_x": lambda: K.RandomAffine(0.0, translate=(_limit("translate_x"), 0.0), **_WARP),
-    "translate_y": lambda: K.RandomAffine(0.0, translate=(0.0, _limit("translate_y")), **_WARP),
-    "perspective": lambda: K.RandomPerspective(2 * _limit("perspective"), **_WARP),
-    "brightness": lambda: K.ColorJitter(brightness=_limit("brightness"), **_ALWAYS),
-    "contrast": lambda: K.ColorJitter(contrast=_limit("contrast"), **_ALWAYS),
-    "saturation": lambda: K.ColorJitter(saturation=_limit("saturation"), **_ALWAYS),
+    "rotate": lambda: K.RandomRotation(limit("rotate"), **_WARP),
+    "translate_x": lambda: K.RandomAffine(0.0, translate=(limit("translate_x"), 0.0), **_WARP),
+    "translate_y": lambda: K.RandomAffine(0.0, translate=(0.0, limit("translate_y")), **_WARP),
+    "perspective": lambda: K.RandomPerspective(2 * limit("perspective"), **_WARP),
+    "brightness": lambda: K.ColorJitter(brightness=limit("brightness"), **_ALWAYS),
+    "contrast": lambda: K.ColorJitter(contrast=limit("contrast"), **_ALWAYS),
+    "saturation": lambda: K.ColorJitter(saturation=limit("saturation"), **_ALWAYS),
     "gray": lambda: K.RandomGrayscale(**_ALWAYS),
-    "channel_shift": lambda: K.RandomRGBShift(_limit("channel_shift"), 0.0, 0.0, **_ALWAYS),
-    "hue": lambda: K.RandomHue((-_limit("hue"), _limit("hue")), **_ALWAYS),
-    "gamma": lambda: K.RandomGamma((1 - _limit("gamma"), 1 + _limit("gamma")), **_ALWAYS),
+    "channel_shift": lambda: K.RandomRGBShift(limit("channel_shift"), 0.0, 0.0, **_ALWAYS),
+    "hue": lambda: K.RandomHue((-limit("hue"), limit("hue")), **_ALWAYS),
+    "gamma": lambda: K.RandomGamma((1 - limit("gamma"), 1 + limit("gamma")), **_ALWAYS),
     "autocontrast": lambda: K.RandomAutoContrast(**_ALWAYS),
     "equalize": lambda: K.RandomEqualize(**_ALWAYS),
-    "solarize": lambda: K.RandomSolarize((1 - _limit("solarize"), 1.0), (0.0, 0.0), **_ALWAYS),
-    "posterize": lambda: K.RandomPosterize((8 - _limit("posterize"), 8), **_ALWAYS),
+    "solarize": lambda: K.RandomSolarize((1 - limit("solarize"), 1.0), (0.0, 0.0), **_ALWAYS),
+    "posterize": lambda: K.RandomPosterize((8 - limit("posterize"), 8), **_ALWAYS),
     "invert": lambda: K.RandomInvert(**_ALWAYS),
-    "sharpness": lambda: K.RandomSharpness((1 - _limit("sharpness"), 1 + _limit("sharpness")), **_ALWAYS),
-    "gaussian_blur": lambda: K.RandomGaussianBlur((7, 7), (0.01, _limit("gaussian_blur")), **_ALWAYS),
-    "noise": lambda: K.RandomGaussianNoise(std=_limit("noise") / 2, **_ALWAYS),
-    "erase": lambda: K.RandomErasing((0.0, _limit("erase") ** 2), (1.0, 1.0), **_ALWAYS),
+    "sharpness": lambda: K.RandomSharpness((1 - limit("sharpness"), 1 + limit("sharpness")), **_ALWAYS),
+    "gaussian_blur": lambda: K.RandomGaussianBlur((7, 7), (0.01, limit("gaussian_blur")), **_ALWAYS),
+    "noise": lambda: K.RandomGaussianNoise(std=limit("noise") / 2, **_ALWAYS),
+    "erase": lambda: K.RandomErasing((0.0, limit("erase") ** 2), (1.0, 1.0), **_ALWAYS),
 }
 
 
@@ -197,61 +196,16 @@ def _kornia(
     return lambda images: sequential(floats(images))
 
 
+def compiled(operations: tuple[str, ...], per_image: int, device: str, backend: str) -> dict[str, Row]:
+    """Kornia's pipelines through `torch.compile`, which goes back to Python wherever it finds no graph."""
+    eager = rows(operations, per_image, device)
+    return {
+        f"{name}, compiled": (torch.compile(function, backend=backend, dynamic=False), random)
+        for name, (function, random) in eager.items()
+        if name.startswith("Kornia AugmentationSequential")
+    }
+
+
 def _kornia_rand_augment(per_image: int, device: str) -> Callable[[Tensor], Tensor]:
     auto = RandAugment(n=per_image, m=10).to(device)
     return lambda images: auto(floats(images))
-
-
-# albumentations: transforms of uint8 images (H, W, C)
-
-_FIXED = {"brightness": (1, 1), "contrast": (1, 1), "saturation": (1, 1), "hue": (0, 0), "p": 1}
-
-
-def _jitter(name: str) -> A.BasicTransform:
-    return A.ColorJitter(**{**_FIXED, name: (1 - _limit(name), 1 + _limit(name))})
-
-
-ALBUMENTATIONS: dict[str, Callable[[], A.BasicTransform]] = {
-    "horizontal_flip": lambda: A.HorizontalFlip(p=1),
-    "vertical_flip": lambda: A.VerticalFlip(p=1),
-    "scale": lambda: A.Affine(scale=(1 - _limit("scale"), 1 + _limit("scale")), keep_ratio=True, p=1),
-    "shear_x": lambda: A.Affine(shear={"x": (-_degrees("shear_x"), _degrees("shear_x")), "y": (0, 0)}, p=1),
-    "shear_y": lambda: A.Affine(shear={"x": (0, 0), "y": (-_degrees("shear_y"), _degrees("shear_y"))}, p=1),
-    "rotate": lambda: A.Affine(rotate=(-_limit("rotate"), _limit("rotate")), p=1),
-    "translate_x": lambda: A.Affine(
-        translate_percent={"x": (-_limit("translate_x"), _limit("translate_x")), "y": (0, 0)}, p=1
-    ),
-    "translate_y": lambda: A.Affine(
-        translate_percent={"x": (0, 0), "y": (-_limit("translate_y"), _limit("translate_y"))}, p=1
-    ),
-    "perspective": lambda: A.Perspective((0, _limit("perspective")), p=1),
-    "brightness": lambda: _jitter("brightness"),
-    "contrast": lambda: _jitter("contrast"),
-    "saturation": lambda: _jitter("saturation"),
-    "gray": lambda: A.ToGray(p=1),
-    "channel_shift": lambda: A.RGBShift(
-        (-255 * _limit("channel_shift"), 255 * _limit("channel_shift")), (0, 0), (0, 0), p=1
-    ),
-    "hue": lambda: A.ColorJitter(**{**_FIXED, "hue": (-_limit("hue"), _limit("hue"))}),
-    "gamma": lambda: A.RandomGamma((100 * (1 - _limit("gamma")), 100 * (1 + _limit("gamma"))), p=1),
-    "autocontrast": lambda: A.AutoContrast(p=1),
-    "equalize": lambda: A.Equalize(mode="pil", p=1),
-    "solarize": lambda: A.Solarize((1 - _limit("solarize"), 1.0), p=1),
-    "posterize": lambda: A.Posterize((8 - int(_limit("posterize")), 8), p=1),
-    "invert": lambda: A.InvertImg(p=1),
-    "sharpness": lambda: A.Sharpen(alpha=(0, _limit("sharpness") / 13), lightness=(1, 1), p=1),
-    "gaussian_blur": lambda: A.GaussianBlur((7, 7), (0.01, _limit("gaussian_blur")), p=1),
-    "noise": lambda: A.GaussNoise((0, _limit("noise")), p=1),
-    "erase": lambda: A.CoarseDropout((1, 1), (0.01, _limit("erase")), (0.01, _limit("erase")), p=1),
-}
-
-
-def _albumentations(operations: tuple[str, ...], per_image: int) -> Callable[[list[np.ndarray]], Tensor]:
-    transforms = [ALBUMENTATIONS[name]() for name in operations]
-    pipeline = A.Compose([A.SomeOf(transforms, n=per_image, replace=False, p=1)])
-
-    def run(images: list[np.ndarray]) -> Tensor:
-        changed = np.stack([pipeline(image=image)["image"] for image in images])
-        return floats(torch.from_numpy(changed).movedim(-1, 1).contiguous())
-
-    return run
