@@ -171,3 +171,18 @@ def finished(tiny_study, tmp_path_factory):
     """A search of 2 trials, done once."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return kd.search(tiny_study, out=folder, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def without_kdsearch() -> str:
+    """The head of a program that cannot import kdsearch."""
+    return """
+import sys
+
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "kdsearch":
+            raise ImportError("kdsearch is blocked")
+
+sys.meta_path.insert(0, Block())
+"""

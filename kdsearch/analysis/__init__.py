@@ -1,4 +1,4 @@
-"""Run folders as pandas frames, comparisons of runs, pictures."""
+"""What has been run, read from run folders: frames, comparisons, pictures, the report."""
 
 from kdsearch.core.lazy import lazy_names
 

@@ -1,1 +1,1 @@
-"""The front door: search, rank, the command line and what it shows."""
+"""The front door: `search`, `rank` and the command line, each a thin call of the rooms below."""

@@ -1,1 +1,1 @@
-"""What everything stands on: errors, values, maths, files, memory; imports nothing above."""
+"""What everything stands on: values, errors, maths, files, memory, signals; imports nothing above."""

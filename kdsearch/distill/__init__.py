@@ -1,1 +1,1 @@
-"""One student and its policy, trained: phases, steps, estimators, checkpoints."""
+"""One student and its policy, trained: the loop, its two kinds of steps, and where it stands."""

@@ -1,4 +1,4 @@
-"""Whatever answers: adapters to networks, their weights, teachers, fresh students."""
+"""Whatever answers: how a network is run, wrapped, built, read from a file, and is a teacher."""
 
 from kdsearch.core.lazy import lazy_names
 

@@ -1,1 +1,1 @@
-"""Looks at networks and changes nothing: accuracy, disagreement, scores, diagnosis."""
+"""Looks at networks and changes nothing: how well, where two differ, what a policy does to one, why one is wrong."""

@@ -1,1 +1,1 @@
-"""One question and its trials: wiring, space, preflight, runs, references, confirmation."""
+"""One question and its trials: the study, its space, the preflight, runs, references, confirmation."""
