@@ -15,6 +15,7 @@ from kdsearch.augment.spec import PolicySpec as PolicySpec
 from kdsearch.commands.rank import rank as rank
 from kdsearch.commands.search import Result as Result
 from kdsearch.commands.search import search as search
+from kdsearch.commands.train import train as train
 from kdsearch.core.errors import KdsearchError as KdsearchError
 from kdsearch.core.values import Batch as Batch
 from kdsearch.core.values import Draw as Draw

@@ -86,7 +86,9 @@ def test_there_is_a_line_for_every_command():
 
 
 def test_the_commands_run(here, kdsearch):
-    ran = [words for words in map(shlex.split, COMMANDS) if words[1] != "search"]
+    assert sum("--epochs 40" in command for command in COMMANDS) == 1
+    shorter = [command.replace("--epochs 40", "--epochs 1") for command in COMMANDS]
+    ran = [words for words in map(shlex.split, shorter) if words[1] != "search"]
     assert len(ran) >= 9
     for words in ran:
         kdsearch(*words[1:])

@@ -41,6 +41,7 @@ def options(
 
 COMMANDS = (
     runs.search,
+    runs.train,
     runs.status,
     runs.regions,
     policies.export,

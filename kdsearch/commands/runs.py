@@ -1,4 +1,4 @@
-"""The commands that make a run folder and read it: search, status, regions, frames, report."""
+"""The commands that make a run folder and read it: search, train, status, regions, frames, report."""
 
 import shutil
 import sys
@@ -52,6 +52,22 @@ def search(
     if result.student_path is None:
         raise typer.Exit(NO_BUDGET)
     say(f"export it    {_typed()} export {result.folder} --to torchvision -o policy.py")
+
+
+def train(
+    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
+    policy: Annotated[
+        Path, typer.Option(**PATH, help="A policy.json, or a run folder for its best policy; it is held still.")
+    ],
+    epochs: Annotated[int | None, typer.Option(help="The study's by default.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
+    out: Annotated[Path | None, typer.Option(**PATH, help="A folder; ./runs/<study>/train by default.")] = None,
+) -> None:
+    """Train a student with a policy, as the policy was confirmed. A second call resumes."""
+    from kdsearch.commands.train import train as run
+
+    run(study, policy, epochs=epochs, seed=seed, device=device, out=out)
 
 
 def status(folder: Folder, storage: Storage = None) -> None:

@@ -1,8 +1,7 @@
 """One search from preflight over references and trials to confirmation and report: `kd.search`."""
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,7 @@ from kdsearch.analysis.report import write_page
 from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.display import Display, format_duration, settings_line
-from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, is_out_of_memory, quote
+from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, quote, translate_machine_errors
 from kdsearch.core.files import as_path, make_folder, write_bytes, write_json
 from kdsearch.core.html import escape_html, html_paragraph
 from kdsearch.core.interrupts import Interrupts, hold_signals
@@ -137,7 +136,8 @@ def search(
         Display(metric_name(study.metric), quiet=quiet) as display,
         Interrupts() as interrupts,
         own_generators(),
-        _in_words(folder, url),
+        translate_machine_errors(f"the search in {folder}"),
+        translate_storage_errors(url),
         interrupts.prefer_interruption(),
         lock_folder(folder, "search"),
     ):
@@ -159,21 +159,6 @@ def search(
                 search_.finish_after_error()
             raise
         return search_.finish()
-
-
-@contextmanager
-def _in_words(folder: Path, url: str) -> Iterator[None]:
-    """What the machine refuses a search in one sentence: memory, files, the storage."""
-    try:
-        with translate_storage_errors(url):
-            yield
-    except OSError as error:
-        raise KdsearchError(f"the search in {folder}: {describe_exception(error)}; the same command goes on") from error
-    except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            raise
-        cure = "the same command goes on, where there is more or with a smaller budget.batch or more budget.parts"
-        raise KdsearchError(f"the search in {folder}: out of memory: {describe_exception(error)}; {cure}") from error
 
 
 def _keep_source(source: Path, kept: Path) -> None:

@@ -125,5 +125,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     return named or (isinstance(error, RuntimeError) and any(words in text for words in known))
 
 
+@contextmanager
+def translate_machine_errors(work: str) -> Iterator[None]:
+    """What the machine refuses some work, memory or files, as one sentence.
+
+    Args:
+        work: Its subject, such as "the search in runs/digits".
+    """
+    try:
+        yield
+    except OSError as error:
+        raise KdsearchError(f"{work}: {describe_exception(error)}; the same command goes on") from error
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        cure = "the same command goes on, where there is more or with a smaller budget.batch or more budget.parts"
+        raise KdsearchError(f"{work}: out of memory: {describe_exception(error)}; {cure}") from error
+
+
 class Diverged(Exception):
     """A loss or weight that is no longer finite: the trial ends, the search learns from it."""

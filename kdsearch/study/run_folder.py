@@ -95,6 +95,14 @@ class ResultFile(BaseModel):
     fail_reason: str | None = None
 
 
+class TrainingFile(BaseModel):
+    """`training.json`: what fixes the student of a folder that `kdsearch train` made."""
+
+    model_config = _READ
+
+    identity: dict[str, Any]
+
+
 class EpochLine(TypedDict, total=False):
     """A line of `epochs.jsonl`."""
 
@@ -170,6 +178,7 @@ class ConfirmationFile(BaseModel):
 
 _STUDY = TypeAdapter(StudyFile)
 _RESULT = TypeAdapter(ResultFile)
+_TRAINING = TypeAdapter(TrainingFile)
 _EPOCHS = TypeAdapter(list[EpochLine])
 _REGIONS = TypeAdapter(list[RegionRow])
 _CONFIRMATION = TypeAdapter(ConfirmationFile)
@@ -190,6 +199,11 @@ def read_study(folder: Path) -> StudyFile:
 def read_result(folder: Path, run: Path) -> ResultFile | None:
     """What a run came to; None where it has not ended."""
     return _read(folder, run / "result.json", _RESULT)
+
+
+def read_training(folder: Path) -> TrainingFile | None:
+    """What fixes the student of a folder; None where it is not one of `kdsearch train`."""
+    return _read(folder, folder / "training.json", _TRAINING)
 
 
 def read_epochs(folder: Path, run: Path) -> list[EpochLine]:

@@ -1,0 +1,216 @@
+"""A student is trained with a frozen policy as it was confirmed, and killed at any moment it goes on."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+import kdsearch as kd
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
+from kdsearch.commands import train as job
+from kdsearch.commands.search import Result
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.locks import lock_folder
+from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.records import EpochRecord
+from kdsearch.study import preflight as looks
+from kdsearch.study.run import CHECKPOINT, run_trial
+from kdsearch.study.run_folder import read_epochs, read_policy, read_result
+from kdsearch.study.study import Study
+
+
+def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def uncounted() -> Iterator[None]:
+    """What a run costs is not measured before each one here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(looks, "check_memory", lambda ready, batch: None)
+        patch.setattr(looks, "estimate_seconds", lambda ready, batch: (1.0, 1.0))
+        yield
+
+
+@pytest.fixture(scope="module")
+def study(tiny_study: Study) -> Study:
+    """Without a look for disagreement, which takes longer than all else."""
+    return replace(tiny_study, budget=replace(tiny_study.budget, look_operations=0))
+
+
+@pytest.fixture(scope="module")
+def trained(finished: Result, study: Study, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a student of 4 epochs with the best policy of a search."""
+    folder = tmp_path_factory.mktemp("trained") / "student"
+    kd.train(study, finished.folder, epochs=4, out=folder, seed=5, quiet=True)
+    return folder
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, epochs: int) -> None:
+    """A signal in the next epoch."""
+    real = Distiller._run_epoch
+
+    def run_epoch(self: Distiller, epoch: int, *arguments: Any) -> EpochRecord:
+        if epoch > epochs:
+            raise KeyboardInterrupt
+        return real(self, epoch, *arguments)
+
+    monkeypatch.setattr(Distiller, "_run_epoch", run_epoch)
+
+
+def test_the_student_is_the_one_that_the_confirmation_trains_on_that_seed(
+    trained: Path, finished: Result, study: Study, tmp_path: Path
+) -> None:
+    ready = looks.preflight(replace(study, budget=replace(study.budget, epochs=4)), tmp_path).ready
+    assert finished.best
+    outcome = run_trial(ready, None, policy=Policy.from_spec(finished.best), seed=5)  # as study.confirmation does
+    assert outcome.student
+    assert same(load_file(trained / "student.safetensors"), outcome.student.state_dict())
+    result = read_result(trained, trained)
+    assert result and result.value == outcome.value and len(read_epochs(trained, trained)) == 4
+    kept = read_policy(trained, trained)
+    assert kept and kept.provenance["epochs"] == 4 and {*kept.final} == {*finished.best.final}
+    for name, setting in finished.best.final.items():
+        assert kept.final[name].probability == pytest.approx(setting.probability, abs=1e-12)
+        assert (kept.final[name].low, kept.final[name].high) == (setting.low, setting.high)
+
+
+def test_interrupted_in_an_epoch_it_goes_on_and_ends_as_if_it_had_not_been(
+    trained: Path, finished: Result, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 2)
+        kd.train(study, finished.folder, epochs=4, out=tmp_path, seed=5)
+    assert "interrupted; the same command goes on" in capsys.readouterr().out and (tmp_path / CHECKPOINT).exists()
+    files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    cure = "take another folder with --out, or go back"
+    lighter = replace(study, label_weight=0.5)
+    for change, what in (
+        ({"epochs": 5, "seed": 6}, r"epochs \(4, now 5\), seed \(5, now 6\)"),
+        ({"policy": None, "study": lighter}, r"label weight \(1\.0, now 0\.5\), policy"),
+    ):
+        given = {"study": study, "policy": finished.folder, "epochs": 4, "seed": 5, **change}
+        with pytest.raises(KdsearchError, match=rf"of another training, which differs in {what}; {cure}"):
+            kd.train(**given, out=tmp_path, quiet=True)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    result = kd.train(study, finished.best, epochs=4, out=tmp_path, seed=5, quiet=True)
+    assert same(load_file(result.student_path), load_file(trained / "student.safetensors"))
+    assert result.value == json.loads((trained / "result.json").read_text())["value"]
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in trained.iterdir()}
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+def test_a_finished_student_is_not_trained_again_and_the_last_lines_read_it(
+    trained: Path, finished: Result, study: Study, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    import safetensors.torch
+
+    monkeypatch.setattr(Distiller, "_run_epoch", None)
+    (trained / CHECKPOINT).touch()  # of a process that was killed between its last two lines
+    result = kd.train(study, finished.folder, epochs=4, out=trained, seed=5)
+    assert not (trained / CHECKPOINT).exists()
+    said = capsys.readouterr().out
+    assert f"{trained} is finished" in said
+    value = f"{100 * result.value:.1f} ± {100 * result.value_se:.1f} %"
+    assert f"accuracy {value} on search-validation: 100 images, ± standard error" in said
+    (line,) = re.findall(r"student\.load_state_dict\(.*\)", said)
+    student = study.student()
+    exec(line, {"student": student, "safetensors": safetensors})
+    assert same(student.state_dict(), load_file(trained / "student.safetensors"))
+
+
+def half(image: Tensor) -> Tensor:
+    return image // 2
+
+
+def test_a_callable_stands_in_the_place_of_a_policy_and_none_for_images_as_they_are(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, policy in (("function", lambda image: image // 2), ("transform", FixedTransform(half)), ("none", None)):
+        kd.train(study, policy, epochs=1, out=tmp_path / name, quiet=True)
+        assert not (tmp_path / name / "policy.json").exists()
+    one, other, clean = (load_file(tmp_path / n / "student.safetensors") for n in ("function", "transform", "none"))
+    assert same(one, other) and not same(one, clean)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        stop_after(patch, 1)
+        kd.train(study, lambda image: image // 3, epochs=2, out=tmp_path / "again", quiet=True)
+    with pytest.raises(KdsearchError, match="differs in policy; take another folder"):
+        kd.train(study, lambda image: image // 4, epochs=2, out=tmp_path / "again", quiet=True)
+
+
+def test_what_the_study_no_longer_has_is_said(
+    finished: Result, study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert finished.best
+    coloured = Policy({"rotate": 10.0, "saturation": 0.5, "hue": 0.1}, 2).freeze()
+    run = tmp_path / "run"
+    policy = run / "trials" / "0000" / "policy.json"
+    policy.parent.mkdir(parents=True)
+    policy.write_text(coloured.to_json())
+    shutil.copy(finished.folder / "study.json", run)
+    renamed = replace(study, classes=[f"figure {i}" for i in range(10)])
+    kd.train(renamed, policy, epochs=1, out=tmp_path / "student")
+    said = capsys.readouterr().out
+    assert "warning: saturation, hue of the policy need other images than these of 1 channel, and leave them as" in said
+    assert (
+        "warning: the policy was searched for other classes: 10 (digit 0, digit 1, digit 2, ...), now 10 (figure 0"
+    ) in said
+
+
+def test_wrong_input_is_one_sentence_before_anything_is_trained(
+    finished: Result, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "_run_epoch", None)
+    known: dict[str, Any] = {"study": study, "policy": finished.best, "out": tmp_path / "student", "quiet": True}
+    for change, message in (
+        ({"policy": 3}, "policy: '3' is none; allowed: the path of a policy file or run folder, PolicySpec"),
+        ({"policy": FixedTransform}, "policy: .* is none; allowed"),
+        ({"policy": tmp_path / "none.json"}, r"cannot read the policy .*none\.json: no such file"),
+        ({"epochs": 0}, "study tiny: 1 problem\n  budget.epochs is 0; allowed: whole numbers, 1 or more"),
+        ({"out": finished.folder}, r"--out: .* holds the study\.json of something else; allowed: .*/train"),
+        ({"out": finished.folder / "trials" / "0000"}, r"--out: .* holds the result\.json of something else"),
+    ):
+        with pytest.raises(KdsearchError, match=message):
+            kd.train(**{**known, **change})
+    with lock_folder(tmp_path / "student", "training"), pytest.raises(KdsearchError, match="another training is"):
+        kd.train(**known)
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_the_command_trains_in_the_folder_of_the_study_and_ends_with_130_where_interrupted(
+    finished: Result, study: Study, kdsearch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "load_study", lambda name: (study, Path(name)))
+    command = ["train", "tiny", "--policy", finished.folder, "--epochs", 2]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert "interrupted; the same command goes on" in kdsearch(*command, code=130)
+    said = kdsearch(*command)
+    assert "train  epoch 1/2  accuracy" in said and "train  epoch 2/2  accuracy" in said
+    assert "runs/tiny/train/student.safetensors" in said and Path("runs/tiny/train/result.json").exists()
+
+
+def test_the_teacher_of_a_recipe_is_the_one_that_the_policy_was_searched_with(
+    finished: Result, study: Study, teacher: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    recipe = kd.Recipe(teacher, lambda network: None)
+    recipe.load(tmp_path / "run" / "teacher.safetensors")
+    policy = Path("run/trials/0000/policy.json")
+    policy.parent.mkdir(parents=True)
+    assert finished.best
+    policy.write_text(finished.best.to_json())
+    shutil.copy(finished.folder / "study.json", "run")
+    monkeypatch.setattr(kd.Recipe, "_trained", lambda self, path: pytest.fail("a teacher was trained"))
+    kd.train(replace(study, teacher=recipe), policy, epochs=1, out="student", quiet=True)
+    assert not Path("student/teacher.safetensors").exists()
