@@ -209,7 +209,7 @@ def test_of_two_weights_that_fit_one_is_asked_for(tmp_path: Path) -> None:
         kd.networks.load_weights(tiny(), path, prefix="techer.")
 
 
-@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants")
+@pytest.mark.filterwarnings("ignore:Validating sparse tensor invariants", "ignore:Sparse invariant checks")
 @pytest.mark.parametrize("odd", ["meta", "sparse"])
 def test_weights_without_dense_numbers_are_named(odd: str, tmp_path: Path) -> None:
     state = tiny().state_dict()
