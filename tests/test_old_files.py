@@ -102,11 +102,20 @@ def test_a_search_of_then_is_not_gone_on_with_and_says_who_wrote_it(copied, tiny
 
 
 @pytest.mark.filterwarnings("ignore:kdsearch:FutureWarning")
-def test_a_study_file_of_then_is_not_gone_on_with(copied):
-    """Its names are of then, its teacher was kept by the fingerprint of then: one of the two is told."""
-    with pytest.raises(KdsearchError, match=r"kd\.|told recipes apart") as told:
+@pytest.mark.filterwarnings("ignore:kdsearch")  # of the names of then
+def test_the_study_file_of_a_run_folder_of_then_has_its_teacher_and_is_not_gone_on_with(copied, monkeypatch):
+    def untrained(self, path):
+        pytest.fail("a teacher was trained")
+
+    monkeypatch.setattr("kdsearch.networks.teachers.Recipe._trained", untrained)
+    assert "trial 1" in set(kd.rank("./study.py", copied, out=copied, most=20, views=1, quiet=True)["policy"])
+    with pytest.raises(KdsearchError, match=r"holds a search of a kdsearch 0\.1\.0 that") as told:
         search("./study.py", out=copied, quiet=True)
     assert "\n" not in str(told.value)
+    text = (copied / "study.py").read_text()
+    (copied / "other.py").write_text(text.replace("lr=1e-2", "lr=2e-2"))
+    with pytest.raises(KdsearchError, match="another recipe than the study's, or kept by a kdsearch that"):
+        kd.rank("./other.py", copied, out=copied, quiet=True)
 
 
 def test_a_search_space_of_then_is_read(untouched):
