@@ -2,7 +2,9 @@
 
 import json
 import re
+import shlex
 import shutil
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import kdsearch as kd
@@ -26,6 +28,8 @@ from kdsearch.study import preflight as looks
 from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import read_epochs, read_policy, read_result
 from kdsearch.study.study import Study
+
+DOC = (Path(__file__).parents[1] / "docs" / "train_with_a_policy.md").read_text()
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
@@ -214,3 +218,31 @@ def test_the_teacher_of_a_recipe_is_the_one_that_the_policy_was_searched_with(
     monkeypatch.setattr(kd.Recipe, "_trained", lambda self, path: pytest.fail("a teacher was trained"))
     kd.train(replace(study, teacher=recipe), policy, epochs=1, out="student", quiet=True)
     assert not Path("student/teacher.safetensors").exists()
+
+
+def test_the_loop_of_the_docs_runs_and_minimises_what_a_student_step_does(
+    finished: Result, kdsearch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    shutil.copytree(finished.folder, "runs/digits")
+    save_file(kd.networks.small_convnet(24).state_dict(), "runs/digits/teacher.safetensors")
+    (command,) = re.findall(r"`kdsearch (export [^`]*)`", DOC)
+    kdsearch(*shlex.split(command))
+    few = "train = train.subset(torch.arange(128))\nepochs, rate = 1, 2e-2"
+    code = "\n".join(re.findall(r"```python\n(.*?)```", DOC, re.DOTALL)).replace("epochs, rate = 25, 2e-2", few)
+    assert few in code
+    names: dict[str, Any] = {"__name__": "docs"}
+    try:
+        exec(compile(code, "train_with_a_policy.md", "exec"), names)
+    finally:
+        sys.modules.pop("policy", None)
+    assert "% of 500 images" in capsys.readouterr().out
+
+    images, labels = names["train"].images[:16], names["train"].labels[:16]
+    expected = names["loss_of"](images, 1 - images, labels).item()
+    inverted = FixedTransform(lambda image: 1 - image, takes="float")
+    distiller = Distiller(kd.networks.Teacher(names["teacher"]), names["student"], inverted, kd.Classification.of(10))
+    batch = kd.Batch(images, labels, torch.arange(16))
+    supervised, distillation, *_ = distiller.student_step(batch, kd.Phase((kd.losses.kd(),)), torch.Generator())
+    assert expected == pytest.approx((supervised + 2 * distillation).item(), rel=1e-4)
