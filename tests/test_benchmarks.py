@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdsearch.core.errors import calling
+from kdsearch.core.errors import user_call
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text())
@@ -68,7 +68,7 @@ def test_where_a_step_waits_for_the_device_is_found_through_what_wraps_it(load, 
     monkeypatch.setattr("torch.cuda.set_sync_debug_mode", modes.append)
 
     def step():
-        with calling("student"):
+        with user_call("student"):
             raise RuntimeError("called a synchronizing CUDA operation")
 
     assert gpu.first_wait(step).startswith("errors.py:") and gpu.first_wait(lambda: None) is None

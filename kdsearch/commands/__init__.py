@@ -1,1 +1,1 @@
-"""The front door: `search`, `rank` and the command line, each a thin call of the rooms below."""
+"""The front door: `search`, `train`, `rank` and the command line, each a thin call of the rooms below."""
