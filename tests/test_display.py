@@ -1,24 +1,31 @@
 """What a person sees beside the command line: records as they come, short reprs, pictures, a display in a notebook."""
 
+import io
 import json
+import shutil
 import sys
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from torch.utils.data import Subset
 
 import kdsearch as kd
 from kdsearch.analysis import plots
+from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.diff import policy_diff
 from kdsearch.analysis.sheet import policy_sheet
-from kdsearch.augment.export import export_policy
+from kdsearch.augment.export import export
 from kdsearch.commands.display import Display
+from kdsearch.core.terminal import on_command_line
 from kdsearch.data.batches import ArrayData, known_labels, varied_batch
 from kdsearch.data.folders import image_folder
 from kdsearch.data.images import photographs
+from kdsearch.data.items import picture_tensor
 from kdsearch.distill.records import EpochRecord
 
 
@@ -239,7 +246,7 @@ def test_where_ipython_runs_in_a_terminal_lines_are_plain(
 def test_an_exported_policy_says_what_it_does(to: str) -> None:
     spec = kd.Policy({"rotate": 30.0, "invert": None, "solarize": 0.5}, 2).freeze()
     names: dict[str, Any] = {}
-    exec(export_policy(spec, to), names)
+    exec(export(spec, to), names)
     assert (
         repr(names["policy"])
         == """Policy(
@@ -249,3 +256,33 @@ def test_an_exported_policy_says_what_it_does(to: str) -> None:
   invert: probability 0.50
 )"""
     )
+
+
+def test_options_are_called_as_whoever_runs_a_search_gives_them(finished: kd.Result) -> None:
+    tables = kd.frames(finished.folder)
+    tables["evaluations"] = tables["evaluations"].iloc[:0]
+    assert "(confirmation=3 does it)" in describe_outcome(tables)
+    with on_command_line():
+        assert "(--confirmation 3 does it)" in describe_outcome(tables)
+
+
+def test_what_is_transparent_is_black_and_what_is_opaque_as_it_was() -> None:
+    colours = np.random.default_rng(0).integers(0, 255, (4, 4, 4), dtype=np.uint8)
+    colours[..., 3] = [0, 128, 255, 255]
+    image = PIL.Image.fromarray(colours)
+    pixels = picture_tensor(image).movedim(0, -1).numpy()
+    assert not pixels[:, 0].any() and np.array_equal(pixels[:, 2:], colours[:, 2:, :3])
+    assert np.abs(pixels[:, 1].astype(int) - colours[:, 1, :3] * 128.0 / 255).max() <= 1
+    assert np.array_equal(picture_tensor(image.convert("RGB")).movedim(0, -1).numpy(), colours[..., :3])
+    gray = PIL.Image.fromarray(colours[..., 0])
+    file = io.BytesIO()
+    gray.save(file, format="png", transparency=int(colours[1, 1, 0]))  # that gray is transparent
+    shown = picture_tensor(PIL.Image.open(file))
+    assert shown.shape == (1, 4, 4) and shown[0, 1, 1] == 0 and shown[0, 0, 0] == colours[0, 0, 0]
+
+
+def test_a_page_without_images_leaves_the_whole_one_as_it_is(finished: kd.Result, tmp_path: Any) -> None:
+    run = shutil.copytree(finished.folder, tmp_path / "run")
+    (run / "report.html").write_text("the whole one")
+    assert kd.report(run, images=False) == run / "report_without_images.html"
+    assert (run / "report.html").read_text() == "the whole one"

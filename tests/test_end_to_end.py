@@ -166,7 +166,7 @@ def test_the_folder_alone_is_enough_after_it_has_moved(finished, tmp_path, kdsea
     kdsearch("export", moved, "--to", "torchvision", "-o", tmp_path / "policy.py")
     assert "kornia" in kdsearch("export", moved / "trials/0000/policy.json", "--to", "kornia", "--which", "average")
     assert (tmp_path / "regions.png").stat().st_size > 10_000
-    assert "Original images" not in (moved / "report.html").read_text()
+    assert "Original images" not in (moved / "report_without_images.html").read_text()
     assert not [line for line in (tmp_path / "policy.py").read_text().splitlines() if "import kdsearch" in line]
     monkeypatch.chdir("/")
     kdsearch("report", moved)

@@ -85,7 +85,7 @@ def test_the_commands_read_a_run_folder_of_then(untouched, kdsearch, tmp_path, m
 
 def test_the_page_of_a_run_folder_of_then_is_written_anew(copied, kdsearch):
     kdsearch("report", copied, "--no-images")
-    assert "misses an identity second view" in (copied / "report.html").read_text()
+    assert "misses an identity second view" in (copied / "report_without_images.html").read_text()
 
 
 def test_the_policies_of_a_run_folder_of_then_are_ranked(untouched, tiny_study):

@@ -262,7 +262,7 @@ def test_one_storage_for_two_folders_is_refused_while_the_first_is_there(tmp_pat
 
     opened(first).ask()
     (first / "study.json").write_text("{}")
-    with pytest.raises(KdsearchError, match=r"holds the search of the folder .*first; go on there with --out .*first"):
+    with pytest.raises(KdsearchError, match=r"holds the search of the folder .*first; go on there with out='.*first"):
         opened(second)
     assert opened(first).get_trials()[0].state.name == "FAIL"
     first.rename(tmp_path / "moved")

@@ -9,6 +9,7 @@ import pandas as pd
 from scipy import stats
 
 from kdsearch.analysis.scale import Scale
+from kdsearch.core.terminal import option
 from kdsearch.tasks.metrics import ACCURACY
 
 WORDS = {
@@ -76,7 +77,8 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
         others = ", ".join(filter(None, known))
         return (
             f"{name} reached {_named(scale, best)} on search-validation{f' ({others})' if others else ''}; the best of "
-            "several noisy trials is too good, and this is not confirmed on fresh seeds (`--confirmation 3` does it)."
+            "several noisy trials is too good, and this is not confirmed on fresh seeds "
+            f"({option('confirmation', 3)} does it)."
         )
     seeds, wanted = evaluations["seed"].nunique(), study["budget_confirmation"]
     of = "" if pd.isna(wanted) or wanted <= seeds else f" of {wanted}"

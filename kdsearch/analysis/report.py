@@ -25,7 +25,7 @@ TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
 
 def report(folder: Path | str, *, images: bool = True, storage: str | None = None) -> Path:
-    """Write `report.html` into a run folder.
+    """Write `report.html` into a run folder, or beside it `report_without_images.html`, which may be passed on.
 
     Args:
         images: False leaves out every picture that shows an image of the data.
@@ -80,7 +80,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         trials=len(tables["trials"]),
         tables=_html(tables, final, regions),
     )
-    path = folder / "report.html"
+    path = folder / ("report.html" if images else "report_without_images.html")
     write_text(path, escape_unprintable(page))
     return path
 

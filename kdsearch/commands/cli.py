@@ -12,7 +12,7 @@ try:
     import kdsearch
     from kdsearch.commands import policies, runs, shipped
     from kdsearch.core.errors import KdsearchError
-    from kdsearch.core.terminal import guard_output, say
+    from kdsearch.core.terminal import guard_output, on_command_line, say
 except KeyboardInterrupt:  # while the program starts
     raise SystemExit(130) from None
 
@@ -86,7 +86,8 @@ def main() -> None:
     code: int | str | None = INTERRUPTED
     with suppress(KeyboardInterrupt):  # also of a second signal, while the first is on its way here
         try:
-            code = _exit_code()
+            with on_command_line():
+                code = _exit_code()
         except KdsearchError as error:
             with suppress(OSError):
                 say(f"kdsearch: {error}", file=sys.stderr)

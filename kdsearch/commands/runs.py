@@ -127,7 +127,7 @@ def frames(
 
 def report(
     folder: Folder,
-    images: Annotated[bool, typer.Option(help="Pictures that show images of the data.")] = True,
+    images: Annotated[bool, typer.Option(help="Images of the data; without them report_without_images.html.")] = True,
     storage: Storage = None,
 ) -> None:
     """Write report.html anew, from the run folder alone."""

@@ -19,7 +19,7 @@ from kdsearch.core.html import escape_html, html_paragraph
 from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
-from kdsearch.core.terminal import escape_unprintable, number_of
+from kdsearch.core.terminal import escape_unprintable, number_of, option
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
@@ -300,7 +300,7 @@ class _Search:
         say(f"best student {student}   student.load_state_dict(safetensors.torch.load_file({str(student)!r}))")
         say(f"report       {report}")
         if self._done() >= self.budget.trials:
-            say(f"finished; --trials {self._done() * 2} goes on")
+            say(f"finished; {option('trials', self._done() * 2)} goes on")
         return Result(self.folder, PolicySpec.load(folder / "policy.json"), best.value, student, said)
 
     def _trial(self, trial: Trial, report: Any) -> float:

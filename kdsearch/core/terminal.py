@@ -4,6 +4,9 @@ import io
 import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TextIO
 
 from kdsearch.core.errors import KdsearchError
@@ -45,6 +48,31 @@ def format_number(value: float) -> str:
     ('17.2', '0.36')
     """
     return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
+
+
+_COMMAND_LINE = ContextVar("command_line", default=False)
+
+
+@contextmanager
+def on_command_line() -> Iterator[None]:
+    """While the command line runs, options are called by its names."""
+    token = _COMMAND_LINE.set(True)
+    try:
+        yield
+    finally:
+        _COMMAND_LINE.reset(token)
+
+
+def option(name: str, value: object) -> str:
+    """How whoever runs this gives an option: on the command line, or in Python.
+
+    >>> option("trials", 16), option("out", "runs/b")
+    ('trials=16', "out='runs/b'")
+    >>> with on_command_line():
+    ...     option("trials", 16)
+    '--trials 16'
+    """
+    return f"--{name} {value}" if _COMMAND_LINE.get() else f"{name}={value!r}"
 
 
 def guard_output() -> None:

@@ -97,7 +97,8 @@ def unreadable(files: Sequence[Path]) -> dict[Path, str]:
 def image_folder(path: Path | str, *, size: int, skip_unreadable: bool = False) -> ImageFolder:
     """The images of a folder of class folders, their shorter side made `size` pixels, cropped around the centre.
 
-    The classes are the folders in the order of their names; images may lie deeper in them. Gray images become RGB.
+    The classes are the folders in the order of their names; images may lie deeper in them. Gray images become RGB,
+    what is transparent becomes black.
     The files are only opened when an item is asked for: where one cannot be read, all are looked at and named.
 
     Args:

@@ -13,7 +13,7 @@ from torchvision.transforms.v2.functional import center_crop, resize
 from kdsearch.core.archives import Claim, load_npz
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import as_path, check_file
-from kdsearch.data.items import picture_tensor
+from kdsearch.data.items import fill_transparency, picture_tensor
 
 
 def photographs() -> Tensor:
@@ -106,10 +106,11 @@ def _decoded(path: Path, longest: int | None) -> Tensor:
             raise KdsearchError(f"{path}: {size}; allowed: {MOST_PIXELS:,} in all; make it smaller first")
         PIL.ImageOps.exif_transpose(image, in_place=True)  # a copy would take as much memory again
         factor = max(image.size) // (4 * longest) if longest else 1
-        whole = factor <= 1 or image.mode[:1] in "IF"
+        shown = fill_transparency(image)
+        whole = factor <= 1 or shown.mode[:1] in "IF"
         try:
             return picture_tensor(
-                image if whole else image.convert("L" if image.mode in ("1", "L") else "RGB").reduce(factor)
+                shown if whole else shown.convert("L" if shown.mode in ("1", "L") else "RGB").reduce(factor)
             )
         except KdsearchError as error:
             raise KdsearchError(f"{path}: {error}") from None

@@ -153,7 +153,7 @@ def image_tensor(image: Any) -> Tensor:
 
 
 def picture_tensor(image: PIL.Image.Image) -> Tensor:
-    """A PIL image as (C, H, W) uint8; C is 1 for gray images, otherwise 3.
+    """A PIL image as (C, H, W) uint8; C is 1 for gray images, otherwise 3. What is transparent lies on black.
 
     Raises:
         KdsearchError: 32 bits a pixel, or colours that are not turned into RGB.
@@ -163,10 +163,20 @@ def picture_tensor(image: PIL.Image.Image) -> Tensor:
     if image.mode.startswith("I;16"):  # PIL would cut its values off at 255
         return torch.from_numpy((np.asarray(image) // 257).astype(np.uint8))[None]
     try:
+        image = fill_transparency(image)
         pixels = np.array(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     except ValueError as error:
         raise KdsearchError(f"a PIL image of mode {image.mode}: {error}; allowed: what turns into RGB") from None
     return torch.from_numpy(pixels if pixels.ndim == 3 else pixels[..., None]).movedim(-1, 0)
+
+
+def fill_transparency(image: PIL.Image.Image) -> PIL.Image.Image:
+    """The image on black where it is transparent: whatever colour a file keeps below is seen by nobody."""
+    if image.mode[:1] in "IF" or not image.has_transparency_data:
+        return image
+    black = PIL.Image.new("RGBA", image.size, "black")
+    filled = PIL.Image.alpha_composite(black, image.convert("RGBA"))
+    return filled.convert("L" if image.mode in ("1", "L") else "RGB")
 
 
 def array_tensor(array: "np.ndarray[Any, Any]", what: str) -> Tensor:

@@ -117,7 +117,11 @@ def run(world: World, line: tuple[str, ...]) -> str | None:
 @example(("rank", "GIVEN/study.py", "--picture", "link.png"))
 def test_any_command_line(world, run_folder, line):
     lay(world, run_folder)
-    report = [world.given / "run" / "report.html"] if line[0] == "report" else []
+    report = (
+        [world.given / "run" / name for name in ("report.html", "report_without_images.html")]
+        if line[0] == "report"
+        else []
+    )
     with holds(world, "arguments", world.cwd, *report) as outcome:
         outcome.refused = run(world, line)
 

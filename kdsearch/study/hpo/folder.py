@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.core.errors import KdsearchError
+from kdsearch.core.terminal import option
 from kdsearch.study.hpo.storage import TrialRow, database_file, database_size, database_url, trial_rows
 from kdsearch.study.run_folder import StudyFile, check_inside, read_study, trial_numbers
 
@@ -31,7 +32,7 @@ def read_kept_trials(folder: Path, study: StudyFile, storage: str | None) -> tup
             named = study.storage or f"sqlite:///{own.resolve()}"
             raise KdsearchError(
                 f"{folder}: its trials are kept outside the folder, in {named}, which is not opened unless you name "
-                f"it: --storage '{named}', in Python storage={named!r}"
+                f"it: {option('storage', named)}"
             ) from None
         url = f"sqlite:///{own}"
     _check(folder, url, kept, study.storage)
@@ -59,7 +60,7 @@ def _check(folder: Path, url: str, kept: list[int], named: str | None) -> None:
         other = f", name the storage {named} that its study.json does," if named and url != named else ""
         raise KdsearchError(
             f"{folder}: the database {file} is {gone}, while the files of {_counted(kept)} are there; put it back from "
-            f"a copy{other} or search into another folder (--out)"
+            f"a copy{other} or search into another folder ({option('out', '...')})"
         )
 
 
@@ -67,7 +68,7 @@ def _compare(folder: Path, url: str, kept: list[int], known: set[int]) -> None:
     if lost := [number for number in kept if number not in known]:
         raise KdsearchError(
             f"{folder}: {url} knows nothing of {_counted(lost)} whose files are there; put the database of these "
-            "trials back from a copy, or search into another folder (--out)"
+            f"trials back from a copy, or search into another folder ({option('out', '...')})"
         )
 
 

@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from kdsearch.core.errors import Diverged, KdsearchError, exception_text, is_out_of_memory, unknown_name
 from kdsearch.core.interrupts import hold_signals
 from kdsearch.core.maths import derive_seed
+from kdsearch.core.terminal import option
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.hpo.storage import NAME, open_storage
 from kdsearch.study.space import WHOLE, SearchSpace, Settings
@@ -102,7 +103,7 @@ def open_search(
         raise KdsearchError(
             f"{url} holds a search of another study; it differs in:\n"
             + "\n".join(f"  {line}" for line in _differences(json.loads(stored), fixed))
-            + "\ntake another folder with --out, or go back"
+            + f"\ntake another folder with {option('out', '...')}, or go back"
         )
     if folder is not None:
         _claim(study, url, folder.absolute())
@@ -127,7 +128,7 @@ def _check_kept_alike(url: str, study: optuna.Study, old: Mapping[str, Any], new
         raise KdsearchError(
             f"{url} holds a search of a kdsearch {version} that fixed its trials by other things "
             f"({', '.join(sorted(before ^ now))}), so that it can be read but not gone on with; take another folder "
-            "with --out"
+            f"with {option('out', '...')}"
         )
 
 
@@ -136,7 +137,8 @@ def _claim(study: optuna.Study, url: str, folder: Path) -> None:
     owner = json.loads(study.user_attrs.get("folder", "null"))
     if owner and (Path(owner) / "study.json").exists() and not (folder.exists() and folder.samefile(owner)):
         raise KdsearchError(
-            f"{url} holds the search of the folder {owner}; go on there with --out {owner}, or take another storage"
+            f"{url} holds the search of the folder {owner}; go on there with {option('out', owner)}, or take another "
+            "storage"
         )
     study.set_user_attr("folder", json.dumps(str(folder)))
 
