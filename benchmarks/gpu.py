@@ -31,7 +31,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from itertools import product
+from itertools import chain, count, product
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
@@ -55,7 +55,7 @@ from kdsearch.study.study import load_study
 WAITS = "synchronizing CUDA operation"  # torch's words, in errors and in warnings
 STAGES = ("data", "augmentation", "teacher", "student", "loss", "backward", "optimizer", "other")
 COMPILED = 60.0  # seconds, at most, of one pipeline
-MARGIN = 10.0  # seconds, for the table and what no alarm interrupts
+MARGIN = 30.0  # seconds, for imports, the table and what no alarm interrupts at once
 
 
 class OutOfTime(BaseException):
@@ -173,7 +173,9 @@ class Stepper:
         if not learns:
             self.distiller.policy = None
         self.random = torch.Generator().manual_seed(0)
-        self.stream = kd.data.shuffled(pair.data, pair.batch, 100_000, device=pair.device)
+        self.stream = chain.from_iterable(
+            kd.data.shuffled(pair.data, pair.batch, 100, seed, device=pair.device) for seed in count()
+        )
         self.batch = next(self.stream)
         self.steps = PolicySteps()
         policy = self.distiller.policy
