@@ -18,6 +18,7 @@ import kdsearch as kd
 from kdsearch.analysis import plots
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.diff import policy_diff
+from kdsearch.analysis.scale import scale_columns
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.augment.export import export
 from kdsearch.commands.display import Display
@@ -286,3 +287,12 @@ def test_a_page_without_images_leaves_the_whole_one_as_it_is(finished: kd.Result
     (run / "report.html").write_text("the whole one")
     assert kd.report(run, images=False) == run / "report_without_images.html"
     assert (run / "report.html").read_text() == "the whole one"
+
+
+def test_tables_that_are_read_by_people_have_accuracies_in_percent(finished: kd.Result, kdsearch: Any) -> None:
+    assert finished.value is not None
+    head, *rows = kdsearch("status", finished.folder).splitlines()[1:]
+    assert "value, %" in head and "value_se, %" in head
+    assert any(f" {100 * finished.value:.3g} " in row for row in rows)
+    kappa = kd.frames(finished.folder)["trials"]
+    assert scale_columns(kappa, "kappa") is kappa

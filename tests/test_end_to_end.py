@@ -34,7 +34,7 @@ def test_the_page_shows_the_parameters_of_trials_before_their_long_texts(finishe
     page = (finished.folder / "report.html").read_text().split("<h2>Trials</h2>")[1]
     heads = re.findall("<th>(.*?)</th>", page.split("</thead>")[0])
     names = [name.replace("_", " ") for name in kd.frames(finished.folder)["params"]["name"].unique()]
-    assert heads[: 6 + len(names)] == ["run", "state", "value", "value se", "seconds", "origin", *names]
+    assert heads[: 6 + len(names)] == ["run", "state", "value, %", "value se, %", "seconds", "origin", *names]
     assert "learning rate" in names
 
 

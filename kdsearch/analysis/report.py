@@ -13,7 +13,7 @@ from kdsearch.analysis import plots
 from kdsearch.analysis.compare import collect_notes, describe_outcome, memory_note, paired_differences
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import sort_regions
-from kdsearch.analysis.scale import Scale
+from kdsearch.analysis.scale import Scale, scale_columns
 from kdsearch.analysis.sheet import policy_sheet
 from kdsearch.core.files import as_path, write_text
 from kdsearch.core.terminal import escape_unprintable
@@ -110,7 +110,8 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
         index="run", columns="name", values="value", sort=False
     )
     columns, long = ["run", "state", "value", "value_se", "seconds", "origin"], ["fail_reason", "warnings"]
-    trials = rows[[*columns, *long]].join(params, on="run")
+    scaled = scale_columns(rows[[*columns, *long]], tables["studies"]["metric"].iloc[0])
+    columns, trials = list(scaled.columns[: len(columns)]), scaled.join(params, on="run")
     shown["trials"] = trials[[*columns, *params, *long]].dropna(axis=1, how="all")  # the last column wraps
     if not final.empty:
         columns = ["operation", "probability", "rate", "low", "high", "limit", "unit", "range"]

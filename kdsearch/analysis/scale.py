@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+import pandas as pd
+
 from kdsearch.tasks.metrics import ACCURACY
 
 MOST_DIGITS = 9  # after the point
@@ -68,3 +70,17 @@ class Scale:
     def equal(self, difference: float) -> bool:
         """Would it be written as nothing?"""
         return abs(difference) * self.factor < 0.5 * 10**-self.digits
+
+
+def scale_columns(rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Rows of the frame `trials` as a table shows them: `value` and `value_se` of an accuracy in percent, named so.
+
+    >>> scale_columns(pd.DataFrame({"value": [0.35], "value_se": [0.0625]}), "accuracy").to_dict("list")
+    {'value, %': [35.0], 'value_se, %': [6.25]}
+    """
+    if metric != ACCURACY:
+        return rows
+    columns = ["value", "value_se"]
+    return rows.assign(**{name: 100 * rows[name] for name in columns}).rename(
+        columns={name: f"{name}, %" for name in columns}
+    )

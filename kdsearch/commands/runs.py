@@ -74,14 +74,15 @@ def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
     from kdsearch.analysis.compare import collect_notes, describe_outcome
     from kdsearch.analysis.frames import frames
+    from kdsearch.analysis.scale import scale_columns
 
     tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
     row = tables["studies"].iloc[0]
     say(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
           f"of {number_of(row['budget_trials'], 'trial')}")  # fmt: skip
-    print_frame(
-        tables["trials"], ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
-    )
+    columns = ["run", "state", "value", "value_se", "last_epoch", "seconds", "origin", "fail_reason"]
+    shown = scale_columns(tables["trials"][columns], row["metric"])
+    print_frame(shown, list(shown.columns))
     say(describe_outcome(tables))
     for note in collect_notes(tables):
         say(f"warning: {note}")
