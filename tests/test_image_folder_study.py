@@ -24,7 +24,7 @@ MEAN, STD = (torch.tensor(v).view(-1, 1, 1) for v in ([0.485, 0.456, 0.406], [0.
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """JPEGs of three colours with noise, of several sizes, and a teacher that tells them apart, as a trainer saves it."""
+    """JPEGs of three colours, noisy, of several sizes, and a teacher that tells them apart, as a trainer saves it."""
     monkeypatch.chdir(tmp_path)
     random = np.random.default_rng(0)
     for split, count in (("train", 12), ("validation", 10)):

@@ -1,4 +1,4 @@
-"""What the README shows runs."""
+"""What the README and the pages of docs show runs."""
 
 import re
 import shlex
@@ -13,18 +13,30 @@ import kdsearch as kd
 from kdsearch.commands.cli import app
 from kdsearch.study.space import SearchSpace
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    "own_networks",
+    "spaces",
+    "policies",
+    "ranking",
+    "analysis",
+    "loop",
+]  # docs/train_with_a_policy.md has its own test
+README = (ROOT / "README.md").read_text()
+SHOWN = README + "".join((ROOT / "docs" / f"{page}.md").read_text() for page in PAGES)
+FOLDER, *PYTHON = re.findall(r"```python\n(.*?)```", SHOWN, re.DOTALL)  # the first one is a shipped study
 (STUDY,) = (block for block in PYTHON if block.startswith('"""rare.py'))
 BLOCKS = [block for block in PYTHON if block != STUDY]
-SHELL = "".join(block for block in README.split("```")[1::2] if block.startswith("\n"))
+SHELL = "".join(block for block in SHOWN.split("```")[1::2] if block.startswith("\n"))
 SMALLER = {  # how much is searched is not what is shown
     "kd.Budget(trials=2, epochs=3, steps=10, batch=32, confirmation=2)": "kd.Budget(1, 1, 4, 16, 1)",
     "Shapes(360, 660)": "Shapes(360, 420)",
     "moved=True), 64, 300)": "moved=True), 64, 100)",
     "readers=2": "readers=1",
 }
-COMMANDS = re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE)
+COMMANDS = [
+    line for line in re.findall(r"^(kdsearch .*?)(?:  .*)?$", SHELL, re.MULTILINE) if "image_folder" not in line
+]
 
 
 def smaller(*texts: str) -> list[str]:
@@ -47,7 +59,7 @@ def here(finished, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])
 def test_python_blocks_run(block, here, capsys):
-    exec(compile(block, "README.md", "exec"), {"__name__": "readme"})
+    exec(compile(block, "a page", "exec"), {"__name__": "readme"})
     assert capsys.readouterr().out
 
 
@@ -71,13 +83,30 @@ def test_the_study_file_runs_from_the_command_line_and_from_python_with_its_own_
 
 
 def test_the_search_space_loads(tmp_path):
-    (text,) = re.findall(r"```toml\n(.*?)```", README, re.DOTALL)
+    (text,) = re.findall(r"```toml\n(.*?)```", SHOWN, re.DOTALL)
     (tmp_path / "mine.toml").write_text(text)
     space = SearchSpace.load(str(tmp_path / "mine.toml"))
     assert set(space.ranges) == {"prior_strength", "operations_per_image", "floor", "student_wrong"}
     in_pauses = text.replace("interval = 3 ", "pauses = [0.125, 0.375]\npasses = 10 ")
     (tmp_path / "mine.toml").write_text(re.sub(r"\nwarm_up[^\n]*", "", in_pauses))
     assert SearchSpace.load(str(tmp_path / "mine.toml")).pauses == (0.125, 0.375)
+
+
+def test_the_first_example_is_the_shipped_study():
+    shipped = (ROOT / "studies" / "image_folder.py").read_text()
+    assert shipped.endswith(FOLDER) and shipped.count(FOLDER) == 1  # tests/test_image_folder_study.py runs it
+
+
+def test_links_lead_somewhere():
+    pages = [
+        ROOT / "README.md",
+        ROOT / "ARCHITECTURE.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+    ]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)", page.read_text()):
+            assert link.startswith("https://") or (page.parent / link).exists(), f"{page.name}: {link}"
 
 
 def test_there_is_a_line_for_every_command():
