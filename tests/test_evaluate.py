@@ -2,6 +2,8 @@
 
 import random
 from collections import namedtuple
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -108,3 +110,62 @@ def test_what_cannot_be_measured_is_one_sentence(said: str) -> None:
     with pytest.raises(kd.KdsearchError) as caught:
         kd.evaluate(network, images, **more)
     assert said in str(caught.value) and "\n" not in str(caught.value)
+
+
+# A study before it is searched
+
+
+def tree(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def opening(text: str) -> list[str]:
+    """What is said of a study, up to the line that says what is about to be run; without times."""
+    lines = text.partition(": about ")[0].splitlines()
+    return lines[next(i for i, line in enumerate(lines) if line.startswith("looking at the study")) :]
+
+
+def open_search(study: kd.Study, folder: Path, monkeypatch) -> None:
+    """A search up to where its first run would begin."""
+
+    def stop(*_: object) -> None:
+        raise InterruptedError
+
+    monkeypatch.setattr("kdsearch.commands.search._Search.references", stop)
+    monkeypatch.setattr("kdsearch.commands.search._Search.finish", lambda search: None)
+    with pytest.raises(kd.KdsearchError, match="InterruptedError"):
+        kd.search(study, out=folder)
+
+
+def test_a_search_opens_with_what_a_check_says_and_takes_the_teacher_that_it_trained(
+    tiny_study, teacher, tmp_path, capsys, monkeypatch
+) -> None:
+    trained = []
+    study = replace(tiny_study, teacher=kd.Recipe(teacher, trained.append), budget=kd.Budget(2, 3, 4, 4, 1))
+    found = kd.check(study, out=tmp_path / "run")
+    said = capsys.readouterr().out
+    assert said.endswith("no student was trained; the teacher's weights are kept for the search\n")
+    assert tree(tmp_path) == {"run/teacher.safetensors"}
+    open_search(study, tmp_path / "run", monkeypatch)
+    assert len(trained) == 1
+    assert opening(said) == opening(capsys.readouterr().out)
+    assert opening(said)[-1] == "2 trials of 3 epochs, 3 references, confirmation on 1 seed"
+    assert f"left out: saturation ({found.dropped['saturation']})" in said and "saturation" not in found.operations
+    assert all(f"warning: {warning}" in said for warning in found.warnings) and found.warnings
+    assert "a training step takes about" in said and 0 < found.memory.needed < found.memory.available
+    assert repr(found).startswith(f"Check(tiny: teacher {100 * found.teacher_accuracy:.1f} ± ")
+
+
+def test_a_check_counts_runs_by_the_numbers_given_and_writes_nothing(tiny_study, tmp_path, capsys) -> None:
+    found = kd.check(tiny_study, out=tmp_path / "run", trials=7, epochs=1, confirmation=1)
+    assert (found.budget.trials, found.budget.epochs, found.budget.confirmation) == (7, 1, 1)
+    assert found.seconds == pytest.approx(8 * found.seconds_per_trial + 7 * found.seconds_per_reference)
+    assert capsys.readouterr().out.endswith("no student was trained; nothing was written\n")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_check_refuses_what_a_search_refuses(tiny_study, tmp_path, kdsearch) -> None:
+    with pytest.raises(kd.KdsearchError, match=r"(?s)study tiny: 2 problems.*epochs is 0.*batch is 1"):
+        kd.check(replace(tiny_study, budget=kd.Budget(epochs=0, batch=1)), out=tmp_path)
+    assert "did you mean 'digits'" in kdsearch("check", "digit", code=2)
+    assert not [*tmp_path.iterdir()]

@@ -318,13 +318,12 @@ def test_a_full_disk_in_a_trial_and_in_the_report_is_said_once_and_the_trial_goe
 
 
 def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few, tmp_path, monkeypatch) -> None:
-    import kdsearch.commands.search as job
 
     def refused(self: Any) -> None:
         raise OSError(errno.EROFS, "Read-only file system")
 
     monkeypatch.setattr(FileLock, "acquire", refused)
-    monkeypatch.setattr(job, "preflight", None)
+    monkeypatch.setattr("kdsearch.commands.check.preflight", None)
     with pytest.raises(KdsearchError, match=r"cannot write .*search\.lock: OSError: .*Read-only file system"):
         kd.search(few, out=tmp_path / "run", quiet=True)
 
@@ -351,7 +350,7 @@ def test_a_lack_of_memory_is_one_sentence(few, tmp_path, monkeypatch) -> None:
     def poor(*given: Any, **named: Any) -> None:
         raise RuntimeError("could not create a primitive")
 
-    monkeypatch.setattr("kdsearch.commands.search.preflight", poor)
+    monkeypatch.setattr("kdsearch.commands.check.preflight", poor)
     with pytest.raises(KdsearchError, match=r"out of memory: RuntimeError: could not create a primitive .*; the same "):
         kd.search(few, out=tmp_path / "run", quiet=True)
 

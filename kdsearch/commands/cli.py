@@ -40,6 +40,7 @@ def options(
 
 
 COMMANDS = (
+    runs.check,
     runs.search,
     runs.train,
     runs.status,

@@ -14,13 +14,13 @@ from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.presets import trivial
 from kdsearch.augment.spec import PolicySpec
+from kdsearch.commands.check import announce_training
 from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
 from kdsearch.data.batches import ArrayData, first_batch, place_data
 from kdsearch.data.items import MapStyle
-from kdsearch.networks.teachers import Recipe
 from kdsearch.probe.scores import Baseline, Score, score_policy
 from kdsearch.study.preflight import LOOKED_AT, check_inputs, make_ready
 from kdsearch.study.ready import REFERENCES, Ready
@@ -88,8 +88,7 @@ def rank(
     looked = check_inputs(study, device)
     folder = as_path(out or Path("runs") / study.name)
     with Display(quiet=quiet) as display, own_generators():
-        if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
-            display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
+        announce_training(study, folder, display)
         whole = study.train if split == "train" else study.search_validation
         train = _some(study.train, most, study.seed)  # the teacher's clean loss is measured on it
         fewer = replace(study, train=train).place_data(device)

@@ -1,4 +1,4 @@
-"""The commands that make a run folder and read it: search, train, status, regions, frames, report."""
+"""The commands that make a run folder and read it: check, search, train, status, regions, frames, report."""
 
 import shutil
 import sys
@@ -22,17 +22,39 @@ class Format(StrEnum):
     csv = "csv"
 
 
+Name = Annotated[str, typer.Argument(metavar="STUDY", help="Name of a shipped study, or path of a study file.")]
+Trials = Annotated[int | None, typer.Option(help="COMPLETE + PRUNED trials in all.", min=1)]
+Epochs = Annotated[int | None, typer.Option(help="Epochs per run.", min=1)]
+Seeds = Annotated[int | None, typer.Option(help="Fresh seeds at the end; 0 for none.", min=0)]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")]
+Out = Annotated[Path | None, typer.Option(**PATH, help="Run folder; ./runs/<study> by default.")]
+
+
+def check(
+    study: Name,
+    trials: Trials = None,
+    epochs: Epochs = None,
+    confirmation: Seeds = None,
+    device: Device = None,
+    out: Out = None,
+) -> None:
+    """What is wrong with a study, what a search costs. Trains no student; a recipe's teacher is kept for the search."""
+    from kdsearch.commands.check import check as look
+
+    look(study, trials=trials, epochs=epochs, confirmation=confirmation, device=device, out=out)
+
+
 def search(
-    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
-    trials: Annotated[int | None, typer.Option(help="COMPLETE + PRUNED trials in all.", min=1)] = None,
-    epochs: Annotated[int | None, typer.Option(help="Epochs per run.", min=1)] = None,
-    confirmation: Annotated[int | None, typer.Option(help="Fresh seeds at the end; 0 for none.", min=0)] = None,
+    study: Name,
+    trials: Trials = None,
+    epochs: Epochs = None,
+    confirmation: Seeds = None,
     storage: Annotated[str | None, typer.Option(help="Database URL; SQLite in the run folder by default.")] = None,
     sampler: Annotated[str, typer.Option(metavar="<tpe|random>", help="What chooses the numbers of trials.")] = "tpe",
     pruner: Annotated[str, typer.Option(metavar="<median|none>", help="What ends trials early.")] = "median",
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
-    out: Annotated[Path | None, typer.Option(**PATH, help="Run folder; ./runs/<study> by default.")] = None,
+    device: Device = None,
+    out: Out = None,
 ) -> None:
     """Search a policy: references, trials, confirmation, report. A second call resumes."""
     from kdsearch.commands.search import search as run
@@ -55,13 +77,13 @@ def search(
 
 
 def train(
-    study: Annotated[str, typer.Argument(help="Name of a shipped study, or path of a study file.")],
+    study: Name,
     policy: Annotated[
         Path, typer.Option(**PATH, help="A policy.json, or a run folder for its best policy; it is held still.")
     ],
     epochs: Annotated[int | None, typer.Option(help="The study's by default.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, mps; the study's by default.")] = None,
+    device: Device = None,
     out: Annotated[Path | None, typer.Option(**PATH, help="A folder; ./runs/<study>/train by default.")] = None,
 ) -> None:
     """Train a student with a policy, as the policy was confirmed. A second call resumes."""

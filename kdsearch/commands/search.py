@@ -10,9 +10,9 @@ from typing import Any
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.frames import frames, write_frames
 from kdsearch.analysis.report import write_page
-from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.commands.display import Display, format_duration, settings_line
+from kdsearch.commands.check import adapt_study, describe_costs, describe_findings, run_preflight
+from kdsearch.commands.display import Display, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, quote, translate_machine_errors
 from kdsearch.core.files import as_path, make_folder, write_bytes, write_json
 from kdsearch.core.html import escape_html, html_paragraph
@@ -22,7 +22,6 @@ from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import escape_unprintable, number_of, option
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
-from kdsearch.networks.teachers import Recipe
 from kdsearch.study.confirmation import confirm, rows_of_winner
 from kdsearch.study.facts import search_facts, search_identity
 from kdsearch.study.hpo import (
@@ -40,14 +39,13 @@ from kdsearch.study.hpo import (
     run_trials,
     translate_storage_errors,
 )
-from kdsearch.study.preflight import Findings, preflight
+from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import REFERENCES
 from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
 from kdsearch.study.study import Study, load_study
-from kdsearch.study.wiring import check_kinds
-from kdsearch.tasks.metrics import ACCURACY, metric_name
+from kdsearch.tasks.metrics import metric_name
 
 OnRecord = Callable[[str, EpochRecord], object]  # the name of a run, what its last epoch measured
 
@@ -122,11 +120,7 @@ def search(
     source = None
     if not isinstance(study, Study):
         study, source = load_study(str(study))
-    study = replace(study, seed=study.seed if seed is None else seed, device=device or study.device)
-    check_kinds(study)
-    changes = {"trials": trials, "epochs": epochs, "confirmation": confirmation}
-    budget = replace(study.budget, **{name: value for name, value in changes.items() if value is not None})
-    study = replace(study, budget=budget)
+    study = adapt_study(study, seed=seed, device=device, trials=trials, epochs=epochs, confirmation=confirmation)
     folder = as_path(out or Path("runs") / study.name)
     url = storage or database_url(folder)
     check_storage(url)
@@ -143,10 +137,7 @@ def search(
     ):
         search_: _Search | None = None
         try:
-            if isinstance(study.teacher, Recipe) and not (folder / "teacher.safetensors").exists():
-                display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
-            display.say("looking at the study: data, networks, memory, time")
-            checked = preflight(study, folder, device=study.device)
+            checked = run_preflight(study, folder, display)
             search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts, on_record)
             search_.begin(source)
             search_.references()
@@ -193,7 +184,7 @@ class _Search:
 
     def begin(self, source: Path | None) -> None:
         """Open the storage, keep a copy of the study file, say what is about to happen."""
-        ready, known, fixed = self.ready, search_facts(self.checked), search_identity(self.checked)
+        known, fixed = search_facts(self.checked), search_identity(self.checked)
         place = database_file(self.url)
         own = place == database_file(database_url(self.folder))
         with hold_signals():
@@ -212,24 +203,13 @@ class _Search:
             (self._trial_folder(number) / CHECKPOINT).unlink(missing_ok=True)
         if source:
             _keep_source(source, self.folder / "study.py")
-        say, right = self.display.say, Scale(ACCURACY).text(self.checked.validation.accuracy)
-        say(
-            f"study {self.study.name}: teacher right on {right} of search-validation; "
-            f"{number_of(len(ready.space.limits), 'operation')} from the space {ready.space.name}"
-        )
-        for name, why in self.checked.dropped.items():
-            say(f"  left out: {name} ({why})")
-        for warning in self.checked.warnings:
-            say(f"warning: {warning}")
-        if less := ready.probe.look.describe_less(len(ready.space.limits)):
-            say(less)
+        say = self.display.say
+        for line in describe_findings(self.checked):
+            say(line)
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {number_of(self.budget.trials, 'trial')} {'is' if done == 1 else 'are'} done")
-        trials, epochs = number_of(self.budget.trials, "trial"), number_of(self.budget.epochs, "epoch")
-        seeds = self.budget.confirmation
-        last = f"confirmation on {number_of(seeds, 'seed')}" if seeds else "no confirmation"
-        say(f"{trials} of {epochs}, {len(REFERENCES)} references, {last}: about {format_duration(left)}")
+        say(describe_costs(self.budget, left))
 
     def references(self) -> None:
         """Runs without a learned policy."""

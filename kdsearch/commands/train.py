@@ -5,7 +5,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec
+from kdsearch.commands.check import adapt_study, run_preflight
 from kdsearch.commands.console import policy_path
 from kdsearch.commands.display import Display, format_duration
 from kdsearch.core.errors import Diverged, KdsearchError, quote, translate_machine_errors
@@ -25,12 +26,11 @@ from kdsearch.core.terminal import number_of
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
 from kdsearch.study.facts import student_identity
-from kdsearch.study.preflight import Findings, preflight
+from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, describe_transform, run_trial
 from kdsearch.study.run_folder import ResultFile, StudyFile, read_result, read_study, read_training
 from kdsearch.study.study import Study, load_study
-from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import metric_name
 
 Frozen = Policy | FixedTransform | None  # None: a second view identical to the first
@@ -82,10 +82,7 @@ def train(
     """
     if not isinstance(study, Study):
         study = load_study(str(study))[0]
-    study = replace(study, seed=study.seed if seed is None else seed, device=device or study.device)
-    check_kinds(study)
-    if epochs is not None:
-        study = replace(study, budget=replace(study.budget, epochs=epochs))
+    study = adapt_study(study, seed=seed, device=device, epochs=epochs)
     frozen, run = _freeze(policy)
     folder = as_path(out or Path("runs") / study.name / "train")
     _check_folder(folder)
@@ -114,10 +111,7 @@ def _train(
     teacher = folder
     if isinstance(study.teacher, Recipe):
         teacher = _teacher_folder(study, folder, run)
-        if not (teacher / "teacher.safetensors").exists():
-            say(f"training the teacher by the study's recipe, kept as {teacher / 'teacher.safetensors'}")
-    say("looking at the study: data, networks, memory, time")
-    checked = preflight(study, teacher, device=study.device)
+    checked = run_preflight(study, teacher, display)
     result = _begin(folder, checked, policy)
     if result is None:
         for warning in (*checked.warnings, *_changes(checked.ready, policy, run)):

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,6 +20,13 @@ from kdsearch.study.ready import Ready
 GIB = 2**30
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly
 Step = Callable[[int], Any]  # with that many images
+
+
+class MemoryEstimate(NamedTuple):
+    """What the larger kind of step needs beside the networks, with room for what operations need inside."""
+
+    needed: int  # bytes
+    available: int  # bytes, on the device
 
 
 def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
@@ -50,26 +57,30 @@ def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     return plain + count * learner, plain
 
 
-def check_memory(ready: Ready, batch: Batch) -> None:
-    """Do steps of both kinds fit into the memory of the device? Nothing is said where nobody knows what it has.
+def check_memory(ready: Ready, batch: Batch) -> MemoryEstimate | None:
+    """Do steps of both kinds fit into the memory of the device?
+
+    Returns:
+        What they need; None where nobody knows what the device has.
 
     Raises:
         KdsearchError: they do not; with the batch that does.
     """
     budget, available = ready.study.budget, available_bytes(ready.device)
     if available is None:
-        return
+        return None
     _, *steps = _steps(ready, batch, parts=1)
     asked = {"batch": budget.batch, "policy_batch": ready.policy_batch}
-    found = []
+    found, most_bytes = [], 0
     with torch.compiler.set_stance("force_eager"):  # what is compiled does not tell what it allocates
         for (name, images), step in zip(asked.items(), steps, strict=True):
             at_once = -(-images // count_parts(images, budget.parts))
             fit = largest_batch(step, at_once, int(available / MARGIN))
+            most_bytes = max(most_bytes, int(fit.needed * MARGIN))
             if fit.largest < at_once:
                 found.append((fit.needed * MARGIN / GIB, name, at_once, images, fit.largest))
     if not found:
-        return
+        return MemoryEstimate(most_bytes, available)
     needed, name, at_once, *_ = max(found)
     kind = {"batch": "student", "policy_batch": "policy"}[name]
     cure = "smaller images or networks"

@@ -23,7 +23,7 @@ from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
-from kdsearch.study.costs import check_memory, estimate_seconds
+from kdsearch.study.costs import MemoryEstimate, check_memory, estimate_seconds
 from kdsearch.study.ready import Ready
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Saw, Study
@@ -63,6 +63,7 @@ class Findings:
     remembers: bool | None  # has the teacher learned search-validation? None: who knows
     seconds_per_run: float  # of a run with policy steps at the space's defaults, disagreement included
     seconds_per_reference: float
+    memory: MemoryEstimate | None  # of a training step; None: nobody knows what the device has
     warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
 
 
@@ -107,7 +108,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
         doubt.append(describe_overlap(share, "the same pixels"))
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
-    check_memory(ready, batch)
+    memory = check_memory(ready, batch)
     seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
@@ -116,7 +117,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
     content = {"train": train.digest, "search-validation": validation.digest}
-    return Findings(ready, dropped, train.known, validation.known, content, remembers, *seconds, warnings=tuple(told))
+    known = train.known, validation.known
+    return Findings(ready, dropped, *known, content, remembers, *seconds, memory, tuple(told))
 
 
 @_names_study
