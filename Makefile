@@ -2,6 +2,7 @@
 # make test   installs into .venv, then checks style, types, layers and tests
 # make fuzz   installs likewise, then reads 10,000 harmful files, arguments and studies, at random (40 minutes at most)
 # make long   installs likewise, then runs the tests with their long forms
+# make docs   installs likewise, and what builds sites, then makes site/ (open site/index.html)
 # make lowest installs the lowest versions that pyproject.toml allows into .venv-lowest, then runs the tests there
 # SYSTEM_SITE=1 uses the torch and torchvision that the system's Python already has.
 PYTHON ?= python3
@@ -10,7 +11,7 @@ LOWEST ?= .venv-lowest
 SYSTEM_SITE ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test fuzz long lowest clean
+.PHONY: demo test fuzz long docs lowest clean
 .SILENT:
 
 demo: $(VENV)/installed
@@ -36,6 +37,10 @@ fuzz: $(VENV)/installed
 long: $(VENV)/installed
 	KDSEARCH_LONG=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 2400
 
+docs: $(VENV)/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	echo "site/index.html"
+
 # An old library may warn of what a newer one has renamed; that is not ours to mend.
 lowest: $(LOWEST)/installed
 	$(LOWEST)/bin/pytest -n 2 --dist worksteal -W default::DeprecationWarning -W default::FutureWarning
@@ -49,6 +54,10 @@ $(VENV)/installed: pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+$(VENV)/installed-docs: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
+	touch $@
+
 $(LOWEST)/installed: pyproject.toml tools/lowest.py
 	$(CHECK_PYTHON)
 	echo "Installing into $(LOWEST): the lowest versions of torch, torchvision and the rest, about 6 GB on disk, some minutes."
@@ -59,4 +68,4 @@ $(LOWEST)/installed: pyproject.toml tools/lowest.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(LOWEST) runs
+	rm -rf $(VENV) $(LOWEST) runs site

@@ -6,14 +6,14 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from kdsearch.augment.operations import FILLS, apply
 from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.operations import apply
 from kdsearch.augment.spec import Limits, PolicySpec, Setting, Snapshot
 from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.html import html_paragraph
 from kdsearch.core.maths import bernoulli_kl
 from kdsearch.core.terminal import number_of
-from kdsearch.core.values import Draw, View
+from kdsearch.core.values import FILLS, Draw, View
 
 LOW_START = -2.0  # low = high * sigmoid(LOW_START) at the start and in the prior
 AT_LIMIT = 0.98  # of high / limit, from where on a range is called at its limit

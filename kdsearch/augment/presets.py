@@ -33,6 +33,9 @@ def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
 
     Args:
         side: The smallest crop, as a fraction of the side: from .527, the hard range of the scale, to less than 1.
+
+    Raises:
+        KdsearchError: another side.
     """
     smallest = 1 / (1 + (OPERATIONS["scale"].hard or 0.0))
     if not smallest <= side < 1:

@@ -95,7 +95,11 @@ class PolicySpec(_Frozen):
         }
 
     def which(self, name: str) -> Mapping[str, Setting]:
-        """`final` or `average`."""
+        """`final` or `average`.
+
+        Raises:
+            KdsearchError: another name.
+        """
         if name not in ("final", "average"):
             raise KdsearchError(unknown_name("part of a policy", name, ["final", "average"]))
         return self.final if name == "final" else self.average
@@ -164,7 +168,11 @@ class PolicySpec(_Frozen):
 
     @classmethod
     def load(cls, path: Path | str) -> Self:
-        """Read a policy file; see `from_json`."""
+        """Read a policy file; see `from_json`.
+
+        Raises:
+            KdsearchError: it cannot be read, or holds no policy.
+        """
         try:
             path = as_path(path)
             text = read_text(path, MOST_BYTES)

@@ -43,7 +43,7 @@ class Outputs:
     extras: Mapping[str, Tensor] = field(default_factory=dict)  # whatever else the network returned under a name
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Outputs":
-        """The same with every tensor changed."""
+        """The same with every tensor changed; each is (B, ...)."""
         features, extras = ({k: change(v) for k, v in part.items()} for part in (self.features, self.extras))
         return Outputs(change(self.logits), features, extras)
 

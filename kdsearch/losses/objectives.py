@@ -10,6 +10,18 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from kdsearch.core.errors import problems, unknown_name
 
+__all__ = [
+    "TABLE",
+    "TST",
+    "Objective",
+    "Term",
+    "divergence",
+    "student_wrong",
+    "teacher_entropy",
+    "teacher_right",
+    "weighted_sum",
+]
+
 Term = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Logits of student and teacher, (B, K, *space) each, and labels (B, *space) or shares of the classes (B, K, *space) ->
 (B, *space), in nats."""
@@ -117,7 +129,14 @@ _TERMS = (
     Objective("teacher_entropy", teacher_entropy, "the teacher is unsure", "-log K to 0", PICK_PAPER),
 )
 TABLE: Mapping[str, Objective] = {term.name: term for term in _TERMS}
+"""The terms by name, each with what it seeks, its bound in nats and its source."""
 TST: Mapping[str, float] = {"teacher_right": 1.0, "student_wrong": 1.0}
+"""Weights of the terms of TST, which a study has unless it names others: images that the teacher gets right and the
+student wrong.
+
+Reference:
+    Shao et al., Teaching what you should teach, IJCAI 2023
+"""
 
 
 def weighted_sum(weights: Mapping[str, float], student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:

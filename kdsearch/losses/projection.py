@@ -17,7 +17,8 @@ class Projections(nn.Module):
     one; that of tokens and vectors is on their last axis.
 
     Args:
-        student, teacher: What the networks say of a few images, with the features of all layers that losses name.
+        student: What the student says of a few images, with the features of all layers that losses name.
+        teacher: What the teacher says of them, likewise.
         seed: Of the start.
 
     Reference:

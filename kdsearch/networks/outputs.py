@@ -103,7 +103,7 @@ def _described(result: Any, named: Mapping[str, Any]) -> str:
 
 @contextmanager
 def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> Iterator[dict[str, Tensor]]:
-    """While inside, keep what modules return: a dict from module path to the tensor of the module's last call.
+    """While inside, keep what modules return: a dict from module path to the tensor (B, ...) of its last call.
 
     The tensors are copies, which a ReLU in place cannot change, and carry the gradient. Paths are those of
     `named_modules()` of the network inside its wrappers (`unwrap`). Nothing stays on the modules.

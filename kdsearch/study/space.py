@@ -152,7 +152,11 @@ class SearchSpace:
         return Settings(**values, pauses=self.pauses, objective=weights)
 
     def drop(self, names: Iterable[str]) -> "SearchSpace":
-        """The space with some operations left out; fewer per image where not so many are left."""
+        """The space with some operations left out; fewer per image where not so many are left.
+
+        Raises:
+            KdsearchError: none is left.
+        """
         dropped = set(names)
         limits = {name: limit for name, limit in self.limits.items() if name not in dropped}
         if not limits:

@@ -20,7 +20,11 @@ class Classification:
 
     @classmethod
     def of(cls, classes: int | Sequence[str]) -> "Classification":
-        """From a number of classes or their names."""
+        """From a number of classes or their names.
+
+        Raises:
+            KdsearchError: fewer than 2.
+        """
         names = [str(i) for i in range(classes)] if isinstance(classes, int) else list(classes)
         if len(names) < 2:
             raise KdsearchError(f"classes: {len(names)}; a classification needs at least 2")

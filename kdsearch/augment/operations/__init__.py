@@ -15,9 +15,10 @@ from kdsearch.augment.operations.warp import warp
 from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.values import FILLS, Draw, View
 
-__all__ = ["FILLS", "LINEAR", "TABLE", "Operation", "apply", "move_boxes", "move_labels"]
+__all__ = ["TABLE", "Operation", "apply", "move_boxes", "move_labels"]
 
 TABLE: Mapping[str, Operation] = {op.name: op for op in (*GEOMETRIC, *COLOUR, *PHOTOMETRIC)}
+"""The operations by name, in the order in which they are applied."""
 LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them
 
 

@@ -28,7 +28,8 @@ def move_boxes(boxes: Tensor, matrix: Tensor, height: int, width: int) -> tuple[
     Args:
         boxes: (B, M, 4), x0, y0, x1, y1 in pixels from the upper left corner of the image.
         matrix: (B, 3, 3), of the `View`.
-        height, width: Of the images.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
 
     Returns:
         The boxes (B, M, 4), and what share of each is inside the image (B, M).
