@@ -62,6 +62,7 @@ def keep(run, record):
 
 
 result = kd.search(study, on_record=keep)
+{run: f"{curve[-1]:.1%} after {len(curve)} epochs" for run, curve in values.items()}
 
 # %%
 result

@@ -34,13 +34,13 @@ MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]  # as ImageNet's networ
 torch.manual_seed(0)
 made = kd.networks.Normalised(network(), MEAN, STD)
 optimizer = torch.optim.AdamW(made.parameters(), lr=5e-3)
-for batch in kd.data.shuffled(
-    kd.data.in_memory(kd.data.image_folder(home / "train", size=32)), 64, 40 if SHORT else 200
-):
+pieces = kd.data.in_memory(kd.data.image_folder(home / "train", size=32))
+for batch in kd.data.shuffled(pieces, 64, 40 if SHORT else 200):
     optimizer.zero_grad()
     torch.nn.functional.cross_entropy(made(batch.images), batch.target).backward()
     optimizer.step()
-torch.save({"state_dict": {f"module.{k}": v for k, v in made.network.state_dict().items()}}, home / "teacher.pth")
+weights = {f"module.{name}": tensor for name, tensor in made.network.state_dict().items()}
+torch.save({"state_dict": weights}, home / "teacher.pth")
 
 # %% [markdown]
 # From here on all is as it would be with yours. The three paths:

@@ -39,12 +39,17 @@ kd.analysis.paired_differences(tables["evaluations"], "learned")
 
 # %%
 regions = kd.regions(folder)
-regions[["kind", "operation", "low", "high", "unit", "n", "teacher_only_rate", "teacher_only_low", "clean_rate"]].head(
-    8
-)
+along = regions[regions["kind"] == "operation"]
+along[["operation", "low", "high", "unit", "n", "teacher_only_rate", "teacher_only_low", "clean_rate"]].head(8).round(3)
+
+# %% [markdown]
+# Beside the operations stand the clean images and those of the policy, of each class:
 
 # %%
-regions[regions["kind"] == "operation"].groupby("operation")["teacher_only_rate"].max().sort_values(ascending=False)
+rates = regions[regions["class_name"].notna()].pivot_table(
+    index="class_name", columns="kind", values="teacher_only_rate"
+)
+rates.round(3)
 
 # %% [markdown]
 # The policy of the best trial, and what it does to images that the run has kept, one of each class first:

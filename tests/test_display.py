@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import sys
+import warnings
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -296,3 +297,12 @@ def test_tables_that_are_read_by_people_have_accuracies_in_percent(finished: kd.
     assert any(f" {100 * finished.value:.3g} " in row for row in rows)
     kappa = kd.frames(finished.folder)["trials"]
     assert scale_columns(kappa, "kappa") is kappa
+
+
+def test_a_notebook_without_widgets_is_not_told_of_them(monkeypatch: pytest.MonkeyPatch, recwarn: Any) -> None:
+    def warns(name: str) -> SimpleNamespace:
+        warnings.warn("IProgress not found. Please update jupyter and ipywidgets.", stacklevel=1)
+        return SimpleNamespace(search=name)
+
+    monkeypatch.setattr("kdsearch.core.lazy.import_module", warns)
+    assert kd.search == "kdsearch.commands.search" and not recwarn.list

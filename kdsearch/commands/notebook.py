@@ -10,6 +10,7 @@ from typing import Any, Self
 from kdsearch.core.html import escape_html, html_facts
 
 MOST_LINES = 200  # that stay; each update sends all of them
+LINES = "margin: 0; font: 12px/1.5 monospace; white-space: pre-wrap; word-break: normal; overflow-wrap: anywhere"
 PAUSE = 0.25  # seconds between two updates for progress alone
 
 
@@ -50,7 +51,7 @@ class NotebookDisplay:
 
     def _repr_html_(self) -> str:
         text = escape_html("\n".join(self._kept()))
-        return f'<pre style="white-space: pre-wrap; margin: 0">{text}</pre>{html_facts(self.now) if self.now else ""}'
+        return f'<pre style="{LINES}">{text}</pre>{html_facts(self.now) if self.now else ""}'
 
     def _kept(self) -> list[str]:
         lost = self.count - len(self.lines)

@@ -65,13 +65,10 @@ class Result:
         return f"Result({str(self.folder)!r}, {value}, best {self.best})\n{escape_unprintable(self.sentence)}"
 
     def _repr_html_(self) -> str:
-        parts = [
-            f"<p><b>{escape_html(self.sentence)}</b></p>",
-            html_paragraph(f"Report: {self.folder / 'report.html'}"),
-        ]
+        page = f"<p><b>{escape_html(self.sentence)}</b></p>"
         if self.best is not None:
-            parts += [html_paragraph(f"Student: {self.student_path}"), self.best.in_html()]
-        return "".join(parts)
+            page += self.best.in_html() + html_paragraph(f"student: {self.student_path}")
+        return page + html_paragraph(f"report: {self.folder / 'report.html'}")
 
 
 @usual_modes()

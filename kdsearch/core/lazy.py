@@ -1,5 +1,6 @@
 """Public names of a package that are imported when first used; they are written once, in the package's stub."""
 
+import warnings
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -29,7 +30,11 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
         if name not in where:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
         if where[name] != package:
-            home = import_module(where[name])
+            with (
+                warnings.catch_warnings()
+            ):  # in a notebook tqdm, which Optuna imports, asks for widgets that nothing uses
+                warnings.filterwarnings("ignore", "IProgress not found")
+                home = import_module(where[name])
             if hasattr(home, name):
                 return getattr(home, name)
         return import_module(f"{where[name]}.{name}")

@@ -178,7 +178,8 @@ def describe_object(thing: object) -> str:
     if isinstance(thing, ArrayData | ImageFolder):
         return repr(thing)
     if isinstance(thing, Budget):
-        return f"{number_of(thing.trials, 'trial')} of {number_of(thing.epochs, 'epoch')}, {thing.steps} steps each"
+        trials, epochs = number_of(thing.trials, "trial"), number_of(thing.epochs, "epoch")
+        return f"{trials} of {epochs}, {thing.steps} steps of {thing.batch} images each"
     if isinstance(thing, Loss):
         return thing.name
     inner = thing.func if isinstance(thing, partial) else thing
