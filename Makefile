@@ -38,8 +38,8 @@ long: $(VENV)/installed
 	KDSEARCH_LONG=1 $(BIN)/pytest -n 2 --dist worksteal --timeout 2400
 
 docs: $(VENV)/installed-docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
-	echo "site/index.html"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	echo "site/index.html; its search needs a server: $(PYTHON) -m http.server -d site"
 
 # An old library may warn of what a newer one has renamed; that is not ours to mend.
 lowest: $(LOWEST)/installed

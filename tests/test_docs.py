@@ -57,6 +57,14 @@ def test_what_raises_says_so():
     assert not [shown for shown, node, said in functions() if raises(node) and "Raises:" not in said]
 
 
+def test_arguments_that_docstrings_tell_of_are_there():
+    for shown, node, _ in functions():
+        section = re.search(r"^Args:\n((?:    .*\n|\n)*)", f"{ast.get_docstring(node)}\n", re.MULTILINE)
+        told = re.findall(r"^    (\S[^:]*):", section[1], re.MULTILINE) if section else []
+        given = [a.arg for a in (*node.args.args, *node.args.kwonlyargs, node.args.vararg, node.args.kwarg) if a]
+        assert not [name for name in told if name.lstrip("*") not in given], shown
+
+
 def test_every_page_is_in_the_navigation_and_there():
     made = {*DOCS["reference_names"](), *DOCS["taken_files"]().values()}
     listed = list(pages(SITE["nav"]))

@@ -62,7 +62,10 @@ def check(
 
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.
-        trials, epochs, confirmation, device: In place of the study's, as for a search.
+        trials: In place of the study's, as for a search; so are the next three.
+        epochs: Of a run.
+        confirmation: Fresh seeds.
+        device: "cpu", "cuda", "cuda:1", "mps".
         out: The run folder; `./runs/<study name>` by default.
 
     Raises:
