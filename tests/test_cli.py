@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from kdsearch.augment.export import EXPORTERS
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.commands.cli import app
+from kdsearch.commands.policies import Target
 from kdsearch.losses.objectives import TABLE as OBJECTIVES
 from kdsearch.losses.table import TABLE as LOSSES
 from kdsearch.study import catalogue
@@ -194,3 +196,7 @@ def test_an_export_into_a_folder_is_refused(kdsearch, tmp_path):
     (tmp_path / "policy.json").write_text(Policy(["rotate"], 1).freeze().to_json())
     said = kdsearch("export", tmp_path / "policy.json", "--to", "json", "-o", tmp_path, code=2)
     assert said == f"kdsearch: cannot write {tmp_path}: it is a folder\n"
+
+
+def test_the_export_targets_that_help_names_are_those_there_are() -> None:
+    assert {target.value for target in Target} == {*EXPORTERS}
