@@ -33,7 +33,7 @@ def list_fields(owner: griffe.Class) -> list[str]:
             continue
         said = find_comments(field.filepath).get(field.endlineno or 0)
         if said:
-            found.append(f"    {name}: {said[0].upper()}{said[1:].rstrip('.')}.")
+            found.append(f"    {name}: {said[0].upper()}{said[1:]}{'' if said.endswith(('.', '?')) else '.'}")
     return found
 
 
