@@ -126,6 +126,7 @@ def test_a_finished_student_is_not_trained_again_and_the_last_lines_read_it(
     assert f"{trained} is finished" in said
     value = f"{100 * result.value:.1f} ± {100 * result.value_se:.1f} %"
     assert f"accuracy {value} on search-validation: 100 images, ± standard error" in said
+    assert "`kd.evaluate(student, study.test)` reads it" in said
     (line,) = re.findall(r"student\.load_state_dict\(.*\)", said)
     student = study.student()
     exec(line, {"student": student, "safetensors": safetensors})

@@ -159,7 +159,9 @@ def _finish(study: Study, folder: Path, result: ResultFile, display: Display) ->
     for warning in result.warnings:
         say(f"warning: {warning}")
     say(f"student      {student}   student.load_state_dict(safetensors.torch.load_file({str(student)!r}))")
-    say("the test split was not read; `kdsearch evaluate` reads it")
+    beside_search = folder.name == "train" and (folder.parent / "study.json").exists()
+    reader = f"kdsearch evaluate {folder.parent}" if beside_search else "kd.evaluate(student, study.test)"
+    say(f"the test split was not read; `{reader}` reads it")
     return Training(folder, value, error, student)
 
 
