@@ -1,16 +1,22 @@
 """One network on one data set, a study before it is searched, and the test split of a run."""
 
 import random
+import re
+import shutil
 from collections import namedtuple
 from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 import kdsearch as kd
+from kdsearch.analysis.compare import describe_outcome
+from kdsearch.commands.evaluate import evaluate_run
 
 # One network on one data set
 
@@ -88,8 +94,8 @@ def test_a_forward_has_at_most_the_images_it_is_given() -> None:
     assert sizes == [4, 4, 2]
 
 
-def data(labels: list[object]) -> kd.data.ArrayData:
-    return kd.data.ArrayData(torch.rand(len(labels), 1, 4, 4), torch.tensor(labels))
+def data(labels: list[object], size: int = 4) -> kd.data.ArrayData:
+    return kd.data.ArrayData(torch.rand(len(labels), 1, size, size), torch.tensor(labels))
 
 
 MISTAKES = {
@@ -169,3 +175,100 @@ def test_a_check_refuses_what_a_search_refuses(tiny_study, tmp_path, kdsearch) -
         kd.check(replace(tiny_study, budget=kd.Budget(epochs=0, batch=1)), out=tmp_path)
     assert "did you mean 'digits'" in kdsearch("check", "digit", code=2)
     assert not [*tmp_path.iterdir()]
+
+
+# The test split of a run
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """A copy of a finished search."""
+    return shutil.copytree(finished.folder, tmp_path / "run")
+
+
+@pytest.fixture
+def study(tiny_study) -> kd.Study:
+    """Its study, with a test split that can be read."""
+    return replace(tiny_study, test=kd.data.digits()[2].subset(torch.arange(100)))
+
+
+def test_teacher_and_students_are_measured_on_the_test_split_and_each_reading_is_kept(run, study, capsys) -> None:
+    before = kd.frames(run)
+    rows = evaluate_run(run, study=study)
+    said = capsys.readouterr().out
+    trials = before["trials"].query("state == 'COMPLETE'")
+    assert [*rows["run"]] == ["teacher", *trials["run"][trials["trial"].isna()], "trial 0", "trial 1"]
+    student = kd.networks.load_weights(study.student(), run / "trials" / "0001" / "student.safetensors")
+    wanted = {"teacher": kd.evaluate(study.teacher, study.test), "trial 1": kd.evaluate(student, study.test)}
+    for name, found in wanted.items():
+        (row,) = rows[rows["run"] == name].to_dict("records")
+        assert (row["value"], row["value_se"], row["images"]) == pytest.approx(found[:3])
+    assert {*rows["split"]} == {"test"} and {*rows["command"]} == {"kdsearch evaluate"}
+    assert "read before" not in said and said.count("winner, selected on search-validation") == 1
+    (winner,) = re.findall(r"^(trial \d) .*winner, selected", said, re.MULTILINE)
+    assert winner == trials[trials["is_best"].fillna(False)]["run"].item()
+    evaluate_run(run, study=study, quiet=True)
+    evaluate_run(run, study=study)
+    assert re.search(r"was read 2 times before, last on \d{4}-\d\d-\d\d \d\d:\d\d UTC by kdsearch evaluate: it is no",
+                     capsys.readouterr().out)  # fmt: skip
+    kept = kd.frames(run)["evaluations"]
+    assert [*kept["split"]] == ["search-validation"] * 10 + ["test"] * 3 * len(rows)
+    assert kept["read_at"].nunique() == 3
+    assert describe_outcome(kd.frames(run)) == describe_outcome(before)
+    differences = [kd.analysis.paired_differences(table, "learned") for table in (before["evaluations"], kept)]
+    pd.testing.assert_frame_equal(*differences)
+
+
+def test_the_study_that_the_run_folder_keeps_is_run_and_a_student_trained_there_is_measured(
+    run, kdsearch, monkeypatch, study
+) -> None:
+    shutil.copytree(run / "trials" / "0001", run / "train")
+    monkeypatch.setattr(conftest, "STUDY", study, raising=False)
+    assert "no study file is kept there" in kdsearch("evaluate", run, code=2)
+    (run / "study.py").write_text("from conftest import STUDY as study\n")
+    assert re.search(r"^train .*%.*%$", kdsearch("evaluate", run), re.MULTILINE)
+    (run / "study.py").write_text("1 / 0")
+    assert "ZeroDivisionError" in (said := kdsearch("evaluate", run, code=2)) and "--study FILE" in said
+
+
+class Other(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(256, 10))
+
+
+TEN = [f"digit {i}" for i in range(10)]
+REFUSED = {
+    "study tiny has no test split; allowed: Study(test=...)": {"test": None},
+    "is a run of the study tiny, not of other": {"name": "other"},
+    "study tiny has 11 classes, 10 when it was searched in": {"classes": [*TEN, "more"]},
+    "study tiny has other names of its classes than": {"classes": TEN[::-1]},
+    "allowed: the study with the student that identity has trained": {"student": Other},
+    "test: item 2: labels from 10 to 10": {
+        "test": kd.data.ArrayData(torch.rand(3, 1, 16, 16), torch.tensor([0, 1, 10]))
+    },
+    "test: item 0: an image of (1, 4, 4) after ones of (1, 16, 16)": {"test": data([0, 1])},
+}
+
+
+@pytest.mark.parametrize("said", REFUSED)
+def test_a_study_that_is_not_that_of_the_run_is_one_sentence_and_no_reading(said: str, run, study) -> None:
+    with pytest.raises(kd.KdsearchError) as caught:
+        evaluate_run(run, study=replace(study, **REFUSED[said]), quiet=True)
+    assert said in str(caught.value) and "\n" not in str(caught.value)
+    assert not (run / "test_readings.jsonl").exists()
+
+
+def test_a_folder_without_students_and_torn_readings_are_said(run, study) -> None:
+    line = '{"run": "teacher", "value": 1.0, "read_at": "2026-01-01T00:00:00Z", "command": 3}\n'
+    (run / "test_readings.jsonl").write_text(line)
+    with pytest.raises(kd.KdsearchError, match=r"test_readings\.jsonl: 0\.command: Input should be a valid string"):
+        evaluate_run(run, study=study, quiet=True)
+    for student in run.rglob("student.safetensors"):
+        student.unlink()
+    with pytest.raises(kd.KdsearchError, match="no student is kept there"):
+        evaluate_run(run, study=study, quiet=True)
+
+
+def test_images_that_are_not_new_are_warned_of(run, study, capsys) -> None:
+    evaluate_run(run, study=replace(study, test=study.search_validation))
+    assert "warning: 100.0% of the test images are in search-validation (the same items)" in capsys.readouterr().out

@@ -5,8 +5,10 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import conftest
 import pytest
 
 import kdsearch as kd
@@ -51,10 +53,12 @@ def smaller(*texts: str) -> list[str]:
 
 
 @pytest.fixture
-def here(finished, tmp_path, monkeypatch):
-    """An empty folder with a finished search in runs/digits."""
+def here(finished, tiny_study, tmp_path, monkeypatch):
+    """An empty folder with a finished search in runs/digits, with a study file whose test split can be read."""
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(finished.folder, tmp_path / "runs" / "digits")
+    run = shutil.copytree(finished.folder, tmp_path / "runs" / "digits")
+    monkeypatch.setattr(conftest, "STUDY", replace(tiny_study, test=kd.data.digits()[2]), raising=False)
+    (run / "study.py").write_text("from conftest import STUDY as study\n")
 
 
 @pytest.mark.parametrize("block", BLOCKS, ids=[f"block {i}" for i in range(len(BLOCKS))])

@@ -24,13 +24,15 @@ def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
     """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
 
     Args:
-        evaluations: With columns `run`, `seed`, `value`; a run that diverged has no value.
+        evaluations: With columns `run`, `seed`, `value`; a run that diverged has no value. Rows of the test split are
+            passed over: they are of one student each.
 
     Returns:
         One row per other run: `against`, `n` seeds on which both have a value, `seeds` in all, `difference`, `low`,
         `high` in the unit of the values, and a `note` where the interval is not that of all seeds. The bounds are
         missing with a single seed, and where the difference is the same on all of them.
     """
+    evaluations = confirmation_rows(evaluations)
     wide = seed_table(evaluations)
     rows = []
     for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
@@ -64,7 +66,7 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     "It helped" takes values of the policy and of all references on two seeds or more, with every lower bound above 0;
     on how many seeds a run diverged is said.
     """
-    study, evaluations = tables["studies"].iloc[0], tables["evaluations"]
+    study, evaluations = tables["studies"].iloc[0], confirmation_rows(tables["evaluations"])
     if pd.isna(study["best_trial"]):
         ended = f"{study['pruned']} pruned, {study['failed']} failed"
         return f"No trial finished ({ended}), so there is no policy to speak of; see the column fail_reason of trials."
@@ -131,6 +133,11 @@ def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
         return f"{start} is not measured{lacking}."
     part = _part(scale, evaluations, paired_differences(evaluations, "frozen").set_index("against"), "start")
     return f"{start} brings them to {scale.text(values.mean())}{lacking}; it {part}."
+
+
+def confirmation_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the frame `evaluations` that are the confirmation's, on search-validation."""
+    return evaluations[evaluations["split"].ne("test")] if "split" in evaluations else evaluations
 
 
 def seed_table(evaluations: pd.DataFrame) -> pd.DataFrame:

@@ -15,12 +15,14 @@ from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.files import as_path, make_folder, write_bytes
 from kdsearch.study.hpo import TrialRow, read_kept_trials
 from kdsearch.study.run_folder import (
+    ReadingRow,
     ResultFile,
     StudyFile,
     as_text,
     read_confirmation,
     read_epochs,
     read_policy,
+    read_readings,
     read_regions,
     read_result,
     read_study,
@@ -71,8 +73,10 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "student_only": WHOLE, "neither": WHOLE, "teacher_only_rate": NUMBER, "teacher_only_low": NUMBER,
         "teacher_only_high": NUMBER, "clean_rate": NUMBER, "kl": NUMBER,
     },
-    "evaluations": {"study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "seconds": NUMBER,
-                    "at_chance": TEXT},
+    "evaluations": {
+        "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
+        "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT,
+    },
 }  # fmt: skip
 
 MEASURED = (
@@ -217,9 +221,19 @@ def _read(folder: Path, storage: str | None, wanted: Collection[str]) -> dict[st
         of_best = best is not None and confirmation.winner == best.number  # not those of an earlier winner
         evaluations = confirmation.rows if of_best else []
         rows["evaluations"] = [{**row, "study": study.study, "split": "search-validation"} for row in evaluations]
+    if "evaluations" in rows:
+        rows["evaluations"] += reading_rows(study.study, read_readings(folder))
     if "studies" in rows:
         rows["studies"] = [_study(folder, study, stored, trials, best)]
     return rows
+
+
+def reading_rows(study: str, readings: Iterable[ReadingRow]) -> Rows:
+    """Readings of the test split as rows of the frame `evaluations`."""
+    return [
+        {**row, "study": study, "split": "test", "read_at": _utc(row["read_at"]),
+         "run": as_text(row["run"]), "command": as_text(row["command"])} for row in readings
+    ]  # fmt: skip
 
 
 def _study(

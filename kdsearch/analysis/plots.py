@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
-from kdsearch.analysis.compare import seed_table
+from kdsearch.analysis.compare import confirmation_rows, seed_table
 from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import format_range
 from kdsearch.core.errors import KdsearchError
@@ -41,7 +41,7 @@ def did_it_help(tables: Frames) -> ShownFigure:
 
     Below a run stands on how many seeds it has no value.
     """
-    wide = seed_table(tables["evaluations"])
+    wide = seed_table(confirmation_rows(tables["evaluations"]))
     order = [run for run in ("identity", "trivial", "start", "frozen", "learned") if run in wide.columns]
     scale = _scale(tables)
     wide = wide[order]

@@ -10,7 +10,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import collect_notes, describe_outcome, memory_note, paired_differences
+from kdsearch.analysis.compare import (
+    collect_notes,
+    confirmation_rows,
+    describe_outcome,
+    memory_note,
+    paired_differences,
+)
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.regions import sort_regions
 from kdsearch.analysis.scale import Scale, scale_columns
@@ -44,7 +50,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
     pictures: dict[str, str] = {}
     study = tables["studies"].iloc[0]
     best = None if pd.isna(study["best_trial"]) else int(study["best_trial"])
-    if not tables["evaluations"].empty:
+    if not confirmation_rows(tables["evaluations"]).empty:
         pictures["help"] = _png(plots.did_it_help(tables))
     if not tables["trials"].empty:
         pictures["trials"] = _png(plots.trials(tables))
@@ -93,7 +99,7 @@ _PAGE = Environment(
 def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.DataFrame) -> dict[str, str]:
     """The tables of the page; pandas escapes what is in the cells."""
     shown: dict[str, pd.DataFrame] = {}
-    if not tables["evaluations"].empty:
+    if not confirmation_rows(tables["evaluations"]).empty:
         rows = paired_differences(tables["evaluations"], "learned")
         scale = Scale(tables["studies"]["metric"].iloc[0])
         points = scale.factor * rows[["difference", "low", "high"]]

@@ -43,6 +43,7 @@ COMMANDS = (
     runs.check,
     runs.search,
     runs.train,
+    runs.evaluate,
     runs.status,
     runs.regions,
     policies.export,

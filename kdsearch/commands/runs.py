@@ -1,4 +1,4 @@
-"""The commands that make a run folder and read it: check, search, train, status, regions, frames, report."""
+"""The commands that make a run folder and read it: check, search, train, evaluate, status, regions, frames, report."""
 
 import shutil
 import sys
@@ -90,6 +90,23 @@ def train(
     from kdsearch.commands.train import train as run
 
     run(study, policy, epochs=epochs, seed=seed, device=device, out=out)
+
+
+def evaluate(
+    folder: Folder,
+    study: Annotated[
+        str | None, typer.Option(help="Name or path of the study, in place of the file kept in the run folder.")
+    ] = None,
+    device: Device = None,
+    storage: Storage = None,
+) -> None:
+    """Measure the teacher and all kept students on the study's test split, and keep that in the run folder.
+
+    The study file is Python and is run: the one kept in the run folder, or the one that --study names.
+    """
+    from kdsearch.commands.evaluate import evaluate_run
+
+    evaluate_run(folder, study=study, device=device, storage=storage)
 
 
 def status(folder: Folder, storage: Storage = None) -> None:

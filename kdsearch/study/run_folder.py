@@ -9,8 +9,8 @@ import json
 import os
 import re
 import stat
-from collections.abc import Iterator
-from datetime import datetime
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
 
@@ -21,11 +21,13 @@ from typing_extensions import TypedDict  # before Python 3.12 that of typing lac
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
+from kdsearch.core.files import to_json_values, write_bytes
 from kdsearch.data.images import load_images
 
 MOST_BYTES = 32 * 2**20  # of a JSON file; 21,000 classes make 14 MB of regions
 MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
 INT64 = 2**63
+READINGS = "test_readings.jsonl"  # of the test split
 
 T = TypeVar("T")
 
@@ -167,6 +169,21 @@ class EvaluationRow(TypedDict, total=False):
     at_chance: str | None
 
 
+class ReadingRow(TypedDict, total=False):
+    """A line of `test_readings.jsonl`: one network on the test split."""
+
+    __pydantic_config__ = _READ  # type: ignore[misc]
+
+    run: Required[str]
+    seed: Annotated[int, Field(ge=-INT64, lt=INT64)] | None
+    value: Required[Number]
+    value_se: Number
+    images: Count | None
+    seconds: Number
+    read_at: Required[Annotated[datetime, Field(strict=False)]]
+    command: Required[str]
+
+
 class ConfirmationFile(BaseModel):
     """`confirmation.json`: winner and references on fresh seeds."""
 
@@ -182,6 +199,7 @@ _TRAINING = TypeAdapter(TrainingFile)
 _EPOCHS = TypeAdapter(list[EpochLine])
 _REGIONS = TypeAdapter(list[RegionRow])
 _CONFIRMATION = TypeAdapter(ConfirmationFile)
+_READINGS = TypeAdapter(list[ReadingRow])
 
 
 def read_study(folder: Path) -> StudyFile:
@@ -208,12 +226,35 @@ def read_training(folder: Path) -> TrainingFile | None:
 
 def read_epochs(folder: Path, run: Path) -> list[EpochLine]:
     """What a run measured, epoch by epoch."""
-    path = run / "epochs.jsonl"
-    content = read_bytes(folder, path, MOST_BYTES)
-    if not content:
-        return []
-    lines = content.splitlines()
-    return _parsed(path, b"[" + b",".join(lines) + b"]", _EPOCHS)
+    return _read_lines(folder, run / "epochs.jsonl", _EPOCHS)
+
+
+def read_readings(folder: Path) -> list[ReadingRow]:
+    """Every network that was measured on the test split, in the order in which they were."""
+    return _read_lines(folder, folder / READINGS, _READINGS)
+
+
+def keep_reading(folder: Path, row: Mapping[str, Any]) -> None:
+    """Add one network, measured on the test split, to those that a run folder keeps; whose lock the caller holds.
+
+    Raises:
+        KdsearchError: the file cannot be read or written.
+    """
+    read_readings(folder)  # a torn file is not made longer
+    before = read_bytes(folder, folder / READINGS, MOST_BYTES) or b""
+    write_bytes(folder / READINGS, before + json.dumps(to_json_values(row)).encode() + b"\n")
+
+
+def describe_readings(rows: Sequence[ReadingRow]) -> str | None:
+    """What whoever reads the test split again is told; None where nobody has read it before."""
+    if not rows:
+        return None
+    count, last = len({row["read_at"] for row in rows}), rows[-1]
+    times = "before, on" if count == 1 else f"{count} times before, last on"
+    return (
+        f"the test split of this study was read {times} {last['read_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC by "
+        f"{last['command']}: it is no independent measure of what was chosen or changed in view of that"
+    )
 
 
 def read_regions(folder: Path, run: Path) -> list[RegionRow]:
@@ -318,6 +359,11 @@ def _folders(folder: Path, place: Path) -> Iterator[Path]:
         return
     except OSError as error:
         raise KdsearchError(f"cannot read {place}: {error.strerror}") from None
+
+
+def _read_lines(folder: Path, path: Path, schema: TypeAdapter[list[T]]) -> list[T]:
+    content = read_bytes(folder, path, MOST_BYTES)
+    return _parsed(path, b"[" + b",".join(content.splitlines()) + b"]", schema) if content else []
 
 
 def _read(folder: Path, path: Path, schema: TypeAdapter[T]) -> T | None:
