@@ -128,23 +128,27 @@ def test_of_images_sorted_by_class_all_classes_are_looked_at(good):
 
 def test_a_normalisation_too_many_is_taken_off(good):
     (reason,) = reasons(kd.networks.Normalised(good, [0.5], [0.5]))
-    assert reason.startswith("without its kdsearch.Normalised the teacher") and reason.endswith(": take it off")
+    assert reason.startswith("without its kdsearch.networks.Normalised the teacher") and reason.endswith(
+        ": take it off"
+    )
     network = fitted(kd.networks.Normalised(small(), [0.4], [0.2]))
-    assert reasons(kd.networks.Normalised(network, [0.4], [0.2]))[0].startswith("without its kdsearch.Normalised the")
+    assert reasons(kd.networks.Normalised(network, [0.4], [0.2]))[0].startswith(
+        "without its kdsearch.networks.Normalised the"
+    )
     twice = kd.networks.Normalised(kd.networks.Normalised(good, [0.5], [0.5]), [0.5], [0.5])
-    assert reasons(twice)[0].startswith("without its 2 outer kdsearch.Normalised the")
+    assert reasons(twice)[0].startswith("without its 2 outer kdsearch.networks.Normalised the")
 
 
 def test_a_normalisation_with_other_numbers_is_replaced(centred):
     (reason,) = reasons(kd.networks.Normalised(centred, [0.0], [0.1]))
-    assert reason.endswith(": kdsearch.Normalised(network, [0.5], [0.5]) in place of the present one")
+    assert reason.endswith(": kdsearch.networks.Normalised(network, [0.5], [0.5]) in place of the present one")
 
 
 def test_a_teacher_above_chance_is_told_how_it_would_be_better(good):
     network = kd.networks.Normalised(good, [0.0], [0.45])
     assert 0.2 < right(network) < 0.8
     reason = reasons(network)[0]
-    assert f"not on {right(network):.1%}" in reason and reason.startswith("without its kdsearch.Normalised")
+    assert f"not on {right(network):.1%}" in reason and reason.startswith("without its kdsearch.networks.Normalised")
 
 
 def test_an_order_of_the_classes_is_named(good):
@@ -212,7 +216,7 @@ def test_of_normalisations_as_good_the_one_with_the_smaller_loss_is_named(whose,
     seen = coloured(SEEN).subset(torch.arange(40))
     (reason,) = reasons(Knows(seen, mean, std), seen)
     assert reason.startswith(f"with {whose}'s mean and deviation the teacher is right on ")
-    assert reason.endswith(f": kdsearch.Normalised(teacher, {list(mean)}, {list(std)})")
+    assert reason.endswith(f": kdsearch.networks.Normalised(teacher, {list(mean)}, {list(std)})")
 
 
 def test_a_small_loss_without_right_answers_is_no_normalisation(centred):

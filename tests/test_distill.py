@@ -217,7 +217,8 @@ def test_a_loss_that_is_not_finite_ends_the_run(value: float, data: ArrayData) -
 
 def test_an_objective_that_is_not_finite_ends_the_run(data: ArrayData, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "kdsearch.tasks.classification.objective", lambda weights, student, teacher, target: student.sum(1) * math.nan
+        "kdsearch.tasks.classification.weighted_sum",
+        lambda weights, student, teacher, target: student.sum(1) * math.nan,
     )
     with pytest.raises(Diverged):
         list(distiller(policy()).run(PHASE, data, data))

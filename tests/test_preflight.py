@@ -43,7 +43,7 @@ def test_a_teacher_with_its_classes_in_another_order_is_refused_with_the_reason(
 def test_a_teacher_without_its_normalisation_is_named_with_the_cure(tiny_study, teacher, tmp_path) -> None:
     spoilt = nn.Sequential(Scaled(1 / 255), teacher())  # it wants values from 0 to 255
     said = refused(replace(tiny_study, teacher=spoilt), tmp_path)
-    assert "kdsearch.Normalised(teacher, [0.0], [0.003922])" in said
+    assert "kdsearch.networks.Normalised(teacher, [0.0], [0.003922])" in said
 
 
 class Scaled(nn.Module):

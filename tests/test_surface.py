@@ -1,9 +1,11 @@
 """The public surface: few names, each written once, and every older one with its cure."""
 
+import re
 import subprocess
 import sys
 import warnings
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -66,3 +68,13 @@ def test_an_old_argument_or_attribute_says_the_new_one() -> None:
 def test_importing_the_package_loads_neither_torch_nor_pandas_nor_optuna() -> None:
     program = "import sys, kdsearch; kdsearch.__all__; print(*{'torch', 'pandas', 'optuna', 'numpy'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_no_message_page_or_docstring_names_an_old_name() -> None:
+    old = re.compile(rf"\b(?:kdsearch|kd)\.({'|'.join(_OLD)})\b")
+    root = Path(kd.__file__).parents[1]
+    read = [*root.glob("kdsearch/**/*.py"), *root.glob("docs/*.md"), *root.glob("*.md"), *root.glob("notebooks/*.py")]
+    read += [*root.glob("studies/*.py"), *root.glob("results/*.md")]
+    found = {path.name: names for path in read if (names := old.findall(path.read_text()))}
+    found.pop("CHANGELOG.md", None)  # what was, too
+    assert not found

@@ -666,7 +666,7 @@ WRONG_DATA: dict[str, tuple[Any, str]] = {
     ),
     "sized stream": (SizedStream(), "a SizedStream is no map-style data set"),
     "loader": (torch.utils.data.DataLoader(Lying()), "is no map-style data set: .*; pass loader.dataset"),
-    "path": ("data/train", r"a str is no map-style data set: .*; kdsearch.image_folder\(path\) reads a folder"),
+    "path": ("data/train", r"a str is no map-style data set: .*; kdsearch.data.image_folder\(path\) reads a folder"),
     "generator": ((i for i in ()), "a generator is no map-style data set"),
     "nothing": (None, "a NoneType is no map-style data set"),
     "splits": ({"train": [(RGB, 0)]}, "a dict is no map-style data set"),

@@ -135,7 +135,7 @@ class Policy(nn.Module):
         return (gates + extent + width) * self.operations_per_image / len(self.operations)
 
     def augment(self, draw: Draw, images: Tensor) -> View:
-        """Carry out a draw on images (B, C, H, W): `kdsearch.apply`."""
+        """Carry out a draw on images (B, C, H, W): `kdsearch.operations.apply`."""
         return apply(draw, images)
 
     def forward(self, images: Tensor, generator: torch.Generator | None = None) -> Tensor:

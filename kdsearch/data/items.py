@@ -86,7 +86,7 @@ def length(data: MapStyle) -> int:
     if isinstance(items, torch.utils.data.DataLoader):
         cure = "; pass loader.dataset"
     elif isinstance(items, str | bytes | PathLike):
-        cure = "; kdsearch.image_folder(path) reads a folder of images"
+        cure = "; kdsearch.data.image_folder(path) reads a folder of images"
     elif not isinstance(items, IterableDataset | Mapping) and all(
         hasattr(type(items), method) for method in ("__len__", "__getitem__")
     ):

@@ -140,7 +140,7 @@ def _normalisations(teacher: Teacher, images: Tensor) -> Iterator[_Change]:
     while isinstance(network, Normalised):
         network, depth = network.network, depth + 1
         outer = f"{depth} outer " if depth > 1 else ""
-        yield _Change(Teacher(network), when=f"without its {outer}kdsearch.Normalised", cure="take it off")
+        yield _Change(Teacher(network), when=f"without its {outer}kdsearch.networks.Normalised", cure="take it off")
     name, instead = ("network", " in place of the present one") if depth else ("teacher", "")
     channels = images.shape[1]
     own_std, own_mean = torch.std_mean(images, (0, 2, 3))
@@ -155,7 +155,9 @@ def _normalisations(teacher: Teacher, images: Tensor) -> Iterator[_Change]:
     }
     for when, numbers in known.items():
         mean, std = ([float(f"{x:.4g}") for x in part] for part in numbers)
-        yield _Change(Teacher(network), mean, std, when, f"kdsearch.Normalised({name}, {mean}, {std}){instead}")
+        yield _Change(
+            Teacher(network), mean, std, when, f"kdsearch.networks.Normalised({name}, {mean}, {std}){instead}"
+        )
 
 
 def _swapped(change: _Change) -> _Change:

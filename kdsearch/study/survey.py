@@ -88,7 +88,9 @@ def wrong_images(batch: Batch, shape: torch.Size) -> str | None:
     values = f"{which}: image values from {flat[at].min():.3g} to {flat[at].max():.3g}; allowed: [0, 1]"
     if low >= 0 and 1 < high <= 255:
         return f"{values}: divide by 255, or give uint8 tensors"
-    return f"{values}, before normalisation (wrap a network that wants normalised images in kdsearch.Normalised)"
+    return (
+        f"{values}, before normalisation (wrap a network that wants normalised images in kdsearch.networks.Normalised)"
+    )
 
 
 def wrong_targets(batch: Batch, task: Task) -> str | None:
