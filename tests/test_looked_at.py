@@ -1,5 +1,6 @@
 """What is looked at before anything is trained, and what a study may not be."""
 
+import functools
 import logging
 import re
 from dataclasses import replace
@@ -15,8 +16,12 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import kdsearch as kd
 from kdsearch.core.errors import Diverged
+from kdsearch.core.sources import hash_source
+from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.data.batches import first_batch
 from kdsearch.distill.phase import PolicySteps
+from kdsearch.losses.logits import kd_loss
+from kdsearch.losses.loss import Loss
 from kdsearch.study.facts import search_identity
 from kdsearch.study.fingerprint import image_keys, network_digest, student_digest
 from kdsearch.study.preflight import check_inputs, make_ready, preflight
@@ -352,7 +357,7 @@ def test_other_students_losses_and_metrics_are_another_search(tiny_study: Study,
     assert before == kind() and before["train images and labels"] == content(tiny_study.train, tiny_study).digest
     for change, differs in (
         ({"student": lambda: nn.Sequential(kd.networks.small_convnet(2), nn.Dropout(0.1))}, "student"),
-        ({"loss": own(1.0)}, "code of own losses"),
+        ({"loss": own(1.0)}, "code of the losses"),
         ({"metric": accuracy_twice}, "code of the metric"),
     ):
         after = kind(**change)
@@ -568,3 +573,21 @@ def test_a_teacher_that_knows_which_class_is_frequent_alone_is_told(tiny_study: 
 def test_images_of_8_bits_are_the_same_numbers_on_any_device() -> None:
     data = kd.data.ArrayData(torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16), torch.zeros(1, dtype=torch.long))
     assert torch.equal(first_batch(data, 1).images, first_batch(data, 1, "cuda").images.cpu())
+
+
+def test_losses_are_told_apart_by_all_that_makes_them(tiny_study: Study) -> None:
+    def wrapped(factor: float) -> Loss:
+        @functools.wraps(kd_loss)
+        def function(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+            return factor * kd_loss(student.logits, teacher.logits)
+
+        return Loss("mine", function)
+
+    def hashed(loss: Loss) -> str:
+        return hash_source(loss)
+
+    kd2, kd9 = (replace(kd.losses.kd(t), name="one name") for t in (2.0, 9.0))
+    assert hashed(kd2) == hashed(replace(kd.losses.kd(2.0), name="one name")) != hashed(kd9)
+    assert hashed(kd.losses.kd(2.0)) != hashed(kd.losses.kd(2.0000000001))
+    assert hashed(replace(kd2, relational=True)) != hashed(kd2)
+    assert hashed(wrapped(1.0)) == hashed(wrapped(1.0)) != hashed(wrapped(2.0))

@@ -1,6 +1,6 @@
 """Public names of a package that are imported when first used; they are written once, in the package's stub."""
 
-import warnings
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from typing import Any
@@ -29,14 +29,9 @@ def lazy_names(package: str, file: str) -> tuple[Callable[[str], Any], Callable[
     def get(name: str) -> Any:
         if name not in where:
             raise AttributeError(f"module '{package}' has no attribute '{name}'")
-        if where[name] != package:
-            with (
-                warnings.catch_warnings()
-            ):  # in a notebook tqdm, which Optuna imports, asks for widgets that nothing uses
-                warnings.filterwarnings("ignore", "IProgress not found")
-                home = import_module(where[name])
-            if hasattr(home, name):
-                return getattr(home, name)
-        return import_module(f"{where[name]}.{name}")
+        home = import_module(where[name]) if where[name] != package else None
+        found = getattr(home, name) if hasattr(home, name) else import_module(f"{where[name]}.{name}")
+        setattr(sys.modules[package], name, found)  # from now on it is there
+        return found
 
     return get, lambda: names, names

@@ -83,8 +83,9 @@ def old_names(**now: str) -> Callable[[Kind], Kind]:
             init(self, *arguments, **named)
 
         def get(self: Any, name: str) -> Any:
-            cure = f"; it is called '{now[name]}' now" if name in now else ""
-            raise AttributeError(f"{kind.__name__} has no '{name}'{cure}")
+            if name not in now:
+                return object.__getattribute__(self, name)  # for what went wrong, as in a property
+            raise AttributeError(f"{kind.__name__} has no '{name}'; it is called '{now[name]}' now")
 
         vars_of: Any = kind
         vars_of.__init__, vars_of.__getattr__ = checked, get

@@ -63,14 +63,19 @@ def _described(thing: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
         yield from _described(part, seen, depth + 1)
 
 
+def _module(thing: Any) -> str:
+    """Where a function or class is written; `functools.wraps` makes a function say the place of another."""
+    return str(thing.__globals__.get("__name__") if isinstance(thing, FunctionType) else thing.__module__)
+
+
 def _top(thing: Any) -> str:
     """The package that a function or class is of."""
-    return str(thing.__module__).partition(".")[0]
+    return _module(thing).partition(".")[0]
 
 
 def _package(thing: Any) -> str:
     """The module of a function or class; where inside kdsearch one lives is no part of what it is."""
-    return "kdsearch" if _top(thing) == "kdsearch" else str(thing.__module__)
+    return "kdsearch" if _top(thing) == "kdsearch" else _module(thing)
 
 
 def _parts(thing: Any) -> Iterable[Any]:

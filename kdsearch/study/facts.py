@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import platform
-from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
@@ -75,7 +74,7 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "teacher": network_digest(ready.teacher.network),
         "student": student_digest(study.fresh_student),
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
-        "code of own losses": hash_source(*(loss for loss in study.losses if _own(loss.function))),
+        "code of the losses": hash_source(*study.losses),
         "metric": metric_name(study.metric),
         "code of the metric": hash_source(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
@@ -89,11 +88,6 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "compiled": study.compiled,
         "seed": study.seed,
     }
-
-
-def _own(function: Callable[..., Any]) -> bool:
-    """Is it a user's? Those of kdsearch are fixed by their names."""
-    return not str(getattr(function, "__module__", "")).startswith("kdsearch.")
 
 
 def _optimizer(study: Study) -> str:

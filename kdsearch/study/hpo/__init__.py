@@ -1,5 +1,11 @@
 """Everything that touches Optuna: the storage, the samplers and pruners, the loop over trials."""
 
+import warnings
+
+with warnings.catch_warnings():  # in a notebook tqdm, which Optuna imports, asks for widgets that nothing uses
+    warnings.filterwarnings("ignore", "IProgress not found")
+    import tqdm.auto as tqdm
+
 from kdsearch.study.hpo.folder import check_kept, read_kept_trials
 from kdsearch.study.hpo.storage import (
     Best,
@@ -22,6 +28,8 @@ from kdsearch.study.hpo.trials import (
     run_trials,
     translate_storage_errors,
 )
+
+del tqdm, warnings
 
 __all__ = [
     "PRUNERS",
