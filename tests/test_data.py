@@ -107,7 +107,7 @@ def read(batches):
 
 
 def test_workers_know_the_classes_of_a_study_file_and_read_what_this_process_would(study_module):
-    data = place_data(study_module.Noisy(), workers=2)
+    data = place_data(study_module.Noisy(), readers=2)
     here = read(shuffled(study_module.Noisy(), 3, 4, 7))
     there = read(shuffled(data, 3, 4, 7))
     assert torch.equal(there[:, :4], here[:, :4])
@@ -120,7 +120,7 @@ def test_workers_know_the_classes_of_a_study_file_and_read_what_this_process_wou
 
 
 def test_streams_that_are_open_together_or_left_early_do_not_meet(study_module):
-    data = place_data(study_module.Noisy(), workers=1)
+    data = place_data(study_module.Noisy(), readers=1)
     list(shuffled(data, 2, 1, "before"))  # its workers wait for the next stream
     one, other = shuffled(data, 2, 6, "one"), shuffled(data, 2, 6, "other")
     mixed = [(next(one), next(other)) for _ in range(2)]
@@ -142,7 +142,7 @@ def test_random_items_are_the_same_each_time_in_order(study_module):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_item_that_fails_is_named(study_module, workers):
     with pytest.raises(KdsearchError) as caught:
-        list(batches_in_order(place_data(study_module.Noisy(broken=4), workers=workers), 2))
+        list(batches_in_order(place_data(study_module.Noisy(broken=4), readers=workers), 2))
     line = 1 + STUDY.split("\n").index('            raise ValueError("a torn picture")')
     assert str(caught.value) == f"item 4 of Noisy: ValueError: a torn picture (mine.py, line {line})"
 
@@ -151,21 +151,21 @@ def test_what_cannot_reach_workers_is_named_with_a_cure():
     class Local(Items):
         pass
 
-    with pytest.raises(KdsearchError, match=r"Local: cannot be sent to worker processes: .*Local.*readers=0"):
-        next(batches_in_order(place_data(Local("PIL"), workers=1), 2))
-    with pytest.raises(KdsearchError, match="workers is -1; allowed: 0 or more"):
-        place_data(Items("PIL"), workers=-1)
+    with pytest.raises(KdsearchError, match=r"Local: cannot be sent to reader processes: .*Local.*readers=0"):
+        next(batches_in_order(place_data(Local("PIL"), readers=1), 2))
+    with pytest.raises(KdsearchError, match="readers is -1; allowed: 0 or more"):
+        place_data(Items("PIL"), readers=-1)
 
 
 def test_a_worker_that_ends_early_is_one_error(study_module, tmp_path):
     (tmp_path / "mine.py").write_text("raise SystemExit(3)")  # in the child alone: here it is loaded
     with pytest.raises(KdsearchError, match=r"(?s)Noisy: data loading ended: .*exited unexpectedly.*readers=0"):
-        next(batches_in_order(place_data(study_module.Noisy(), workers=1), 2))
+        next(batches_in_order(place_data(study_module.Noisy(), readers=1), 2))
 
 
 def test_data_in_memory_uses_no_workers(monkeypatch):
     monkeypatch.setattr("kdsearch.data.items.DataLoader", None)
-    assert len(list(batches_in_order(place_data(ARRAY, workers=2), 2))) == 3
+    assert len(list(batches_in_order(place_data(ARRAY, readers=2), 2))) == 3
 
 
 def test_loading_takes_nothing_from_the_common_randomness():

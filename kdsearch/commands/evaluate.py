@@ -100,7 +100,7 @@ def evaluate_run(
         told, teacher = read_study(folder), _teacher(folder, found, display)
         before = read_readings(folder)
         _announce(found, test, before, len(students) + (teacher is not None), display)
-        data = place_data(test, workers=found.readers, device=found.device)
+        data = place_data(test, readers=found.readers, device=found.device)
         reading = _Reading(folder, found, task, data, shape, datetime.now(UTC))
         _say_row(display, students, "", "test", "search-validation")
         if teacher is not None:

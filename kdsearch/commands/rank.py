@@ -97,7 +97,7 @@ def rank(
         data = (
             fewer.train
             if split == "train"
-            else place_data(_some(whole, most, study.seed), workers=study.readers, device=device)
+            else place_data(_some(whole, most, study.seed), readers=study.readers, device=device)
         )
         for name, why in dropped.items():
             display.say(f"left out: {name} ({why})")

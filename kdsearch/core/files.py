@@ -110,18 +110,6 @@ def write_json(path: Path, data: Any) -> None:
     write_text(path, json.dumps(to_json_values(data), indent=1) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run folder.
-
-    Raises:
-        KdsearchError: the file is missing or torn, naming it.
-    """
-    try:
-        return json.loads(read_text(path, MOST_JSON))
-    except (ValueError, RecursionError, KdsearchError) as error:
-        raise KdsearchError(f"cannot read {path}: {str(error).removeprefix(f'{path}: ')}") from None
-
-
 def make_folder(path: Path) -> Path:
     """Make a folder and its parents."""
     try:

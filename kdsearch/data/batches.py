@@ -72,14 +72,14 @@ class ArrayData:
         return ArrayData(self.images.to(device), self.labels.to(device))
 
 
-def place_data(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapStyle:
-    """A data set where it is read fastest: in the device's memory, read by worker processes, or as it is.
+def place_data(data: MapStyle, *, readers: int = 0, device: str = "cpu") -> MapStyle:
+    """A data set where it is read fastest: in the device's memory, read by reader processes, or as it is.
 
     Arrays go to the device where they take at most a quarter of what it has left, uint8 as uint8; otherwise a batch of
-    them is an index into the host's memory, without workers.
+    them is an index into the host's memory, without readers.
 
     Raises:
-        KdsearchError: fewer than 0 workers; when read, a data set that cannot be sent to them.
+        KdsearchError: fewer than 0 readers; when read, a data set that cannot be sent to them.
     """
     if isinstance(data, ArrayData):
         room = available_bytes(device)
@@ -87,7 +87,7 @@ def place_data(data: MapStyle, *, workers: int = 0, device: str = "cpu") -> MapS
         here = torch.device(device).type == "cpu" or room is None or needed > room
         return data if here else data.to(device)
     pinned = torch.device(device).type == "cuda"
-    return data if workers == 0 or isinstance(data, Spawned) else Spawned(data, workers, pinned=pinned)
+    return data if readers == 0 or isinstance(data, Spawned) else Spawned(data, readers, pinned=pinned)
 
 
 def load_batches(data: MapStyle, places: list[list[Place]], device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -96,7 +96,7 @@ def load_batches(data: MapStyle, places: list[list[Place]], device: torch.device
     Images travel as they are kept, uint8 as uint8, and become float there.
 
     Raises:
-        KdsearchError: while reading, an item that is none, named, or workers that do not start.
+        KdsearchError: while reading, an item that is none, named, or readers that do not start.
     """
     for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read_items(data, places):
         images, target, ids = (to_device(part, device) for part in raw)
@@ -211,7 +211,7 @@ def shuffled(
     """`steps` full batches: whole permutations of the data set, one after another, fixed by `seed`.
 
     Raises:
-        KdsearchError: no items; and while reading, an item that is none, named, or workers that do not start.
+        KdsearchError: no items; and while reading, an item that is none, named, or readers that do not start.
     """
     return load_batches(data, shuffle_places(data, size, steps, *seed), device)
 

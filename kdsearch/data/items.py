@@ -1,4 +1,4 @@
-"""A map-style data set read item by item, in this process or by workers."""
+"""A map-style data set read item by item, in this process or by readers, the workers of a DataLoader."""
 
 import pickle
 import warnings
@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from kdsearch.core.errors import KdsearchError, describe_exception, user_call
 from kdsearch.core.maths import generator, own_generators, seed_generators
-from kdsearch.data.loading import StudyFile
+from kdsearch.data.loading import StudyModule
 
 Place = tuple[int, int]  # of an item: its position, and the seed of what is random in it
 Item = tuple[Tensor, Tensor, int]  # image, target, position
@@ -30,19 +30,19 @@ class MapStyle(Sized, Protocol):
 
 @dataclass(frozen=True)
 class _Refused:
-    """Why an item is none; it takes the item's place on the way from a worker."""
+    """Why an item is none; it takes the item's place on the way from a reader."""
 
     reason: str
 
 
 class _Items:
-    """A user's data set as (tensor image, target, position), in worker processes too.
+    """A user's data set as (tensor image, target, position), in reader processes too.
 
     What is random in an item comes from a seed of its own, so that it depends neither on who reads it nor on what was
     read before.
     """
 
-    def __init__(self, study_file: StudyFile, items: MapStyle) -> None:
+    def __init__(self, study_file: StudyModule, items: MapStyle) -> None:
         self.study_file = study_file  # before the items: unpickled first, it makes their classes known
         self.items = items
 
@@ -67,7 +67,7 @@ class _Items:
             raise
         except KdsearchError as error:
             return _Refused(f"{where}: {error}")
-        except BaseException as error:  # whatever a user's data set raises, `sys.exit()` in a worker too
+        except BaseException as error:  # whatever a user's data set raises, `sys.exit()` in a reader too
             return _Refused(f"{where}: {describe_exception(error)}")
 
 
@@ -272,21 +272,21 @@ class _Order:
 
 
 class Spawned:
-    """A map-style data set that worker processes read: spawned when first needed, kept as long as this lives.
+    """A map-style data set that reader processes read: spawned when first needed, kept as long as this lives.
 
     The batches are those that this process would read: what is random in an item depends on the item and the epoch
-    alone. Each stream of batches that is open at one time has workers of its own.
+    alone. Each stream of batches that is open at one time has readers of its own.
 
     Args:
         items: Any map-style data set that can be pickled; its class may be defined in a study file.
-        workers: Processes, 1 or more.
+        readers: Processes, 1 or more.
         pinned: Leave batches in pinned memory, for a GPU.
     """
 
-    def __init__(self, items: MapStyle, workers: int, *, pinned: bool = False) -> None:
-        if workers < 1:
-            raise KdsearchError(f"workers is {workers}; allowed: 0 or more")
-        self.items, self.workers, self.pinned = items, workers, pinned
+    def __init__(self, items: MapStyle, readers: int, *, pinned: bool = False) -> None:
+        if readers < 1:
+            raise KdsearchError(f"readers is {readers}; allowed: 0 or more")
+        self.items, self.readers, self.pinned = items, readers, pinned
         self._idle: list[tuple[_Order, DataLoader[Any]]] = []
 
     def __len__(self) -> int:
@@ -297,7 +297,7 @@ class Spawned:
 
     def read(self, batches: list[list[Place]]) -> Iterator[Any]:
         """The batches of these places, or why one is none."""
-        order, loader = self._idle.pop() if self._idle else _loader(self.items, self.workers, self.pinned)
+        order, loader = self._idle.pop() if self._idle else _loader(self.items, self.readers, self.pinned)
         order.batches = batches
         alive = True
         try:
@@ -310,26 +310,26 @@ class Spawned:
                 self._idle.append((order, loader))
 
 
-def _loader(items: MapStyle, workers: int = 0, pinned: bool = False) -> tuple[_Order, DataLoader[Any]]:
+def _loader(items: MapStyle, readers: int = 0, pinned: bool = False) -> tuple[_Order, DataLoader[Any]]:
     order = _Order()
     loader: DataLoader[Any] = DataLoader(
-        _Items(StudyFile(), items),  # type: ignore[arg-type]
+        _Items(StudyModule(), items),  # type: ignore[arg-type]
         batch_sampler=order,
-        num_workers=workers,
+        num_workers=readers,
         collate_fn=_joined,
         pin_memory=pinned,
-        multiprocessing_context="spawn" if workers else None,
-        persistent_workers=workers > 0,
+        multiprocessing_context="spawn" if readers else None,
+        persistent_workers=readers > 0,
         generator=generator("workers"),
     )
     return order, loader
 
 
 def read_items(data: MapStyle, places: list[list[Place]]) -> Iterator[Raw]:
-    """The batches of given places, as their items came, through a DataLoader: here, or by the workers of a `Spawned`.
+    """The batches of given places, as their items came, through a DataLoader: here, or by the readers of a `Spawned`.
 
     Raises:
-        KdsearchError: an item that is none, named, or workers that do not start.
+        KdsearchError: an item that is none, named, or readers that do not start.
     """
     if isinstance(data, Spawned):
         batches = data.read(places)
@@ -344,20 +344,20 @@ def read_items(data: MapStyle, places: list[list[Place]]) -> Iterator[Raw]:
 
 
 def _started(loader: DataLoader[Any], kind: str) -> Iterator[Any]:
-    """What a loader with workers gives; where they do not start or end too early, one error."""
+    """What a loader with readers gives; where they do not start or end too early, one error."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Got pickle error")  # it is said below
             batches = iter(loader)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         cure = "define its class, and the functions it holds, at the top of a module or of the study file"
-        raise KdsearchError(f"{kind}: cannot be sent to worker processes: {error}; {cure}, or take readers=0") from None
+        raise KdsearchError(f"{kind}: cannot be sent to reader processes: {error}; {cure}, or take readers=0") from None
     while True:
         try:
             batch = next(batches)
         except StopIteration:
             return
         except RuntimeError as error:
-            cure = "what a worker said stands above; a script that is run itself needs `if __name__ == '__main__':`"
+            cure = "what a reader said stands above; a script that is run itself needs `if __name__ == '__main__':`"
             raise KdsearchError(f"{kind}: data loading ended: {error}; {cure}, or take readers=0") from None
         yield batch

@@ -1,4 +1,4 @@
-"""A study file as the module `kdsearch_study`, here and in worker processes."""
+"""A study file as the module `kdsearch_study`, here and in reader processes."""
 
 import importlib.util
 import sys
@@ -44,8 +44,8 @@ def run_file(path: Path) -> ModuleType:
     return module
 
 
-class StudyFile:
-    """The study file of this process, as a value that a worker process unpickles first.
+class StudyModule:
+    """The study file of this process, as a value that a reader process unpickles first.
 
     There the file's classes can be found from then on; it is executed when the first of them is, and not at all where
     no class of the file is needed.
@@ -53,7 +53,7 @@ class StudyFile:
 
     def __reduce__(self) -> tuple[object, ...]:
         path = getattr(sys.modules.get(NAME), "__file__", None)
-        return (_register, (path,)) if path else (StudyFile, ())
+        return (_register, (path,)) if path else (StudyModule, ())
 
 
 class _Finder:
@@ -66,10 +66,10 @@ class _Finder:
         return importlib.util.spec_from_file_location(NAME, self.path) if name == NAME else None
 
 
-def _register(path: str) -> StudyFile:
+def _register(path: str) -> StudyModule:
     """Make `import kdsearch_study` find the file; a module of that name that is there already stays."""
     folder = str(Path(path).parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
     sys.meta_path.append(_Finder(path))
-    return StudyFile()
+    return StudyModule()

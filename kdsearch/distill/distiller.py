@@ -170,7 +170,7 @@ class Distiller:
         places = {
             use: iter(shuffle_places(train, sizes[use], n, self.seed, self._epochs, use)) for use, n in uses.items()
         }
-        # one stream of both kinds, for one set of workers
+        # one stream of both kinds, for one set of readers
         order = [next(places["policy" if turn else "student"]) for turn in turns]
         for turn, batch in zip(turns, load_batches(train, order, self.device), strict=True):
             if every and turn and stretch.adam:

@@ -13,7 +13,7 @@ from torch import nn
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.html import html_facts, html_paragraph
 from kdsearch.core.old_names import old_names
-from kdsearch.core.terminal import number_of
+from kdsearch.core.terminal import escape_unprintable, number_of
 from kdsearch.data.batches import ArrayData, first_batch, place_data
 from kdsearch.data.folders import ImageFolder
 from kdsearch.data.items import MapStyle
@@ -123,7 +123,8 @@ class Study:
     seed: int = 0
 
     def __repr__(self) -> str:
-        return f"Study({', '.join(f'{name}={text}' for name, text in self._facts().items())})"
+        said = f"Study({', '.join(f'{name}={text}' for name, text in self._facts().items())})"
+        return escape_unprintable(said)
 
     def _repr_html_(self) -> str:
         return html_paragraph("A Study:") + html_facts(self._facts())
@@ -168,7 +169,7 @@ class Study:
     def place_data(self, device: str) -> "Study":
         """The same study, its images in the device's memory, or read by its reader processes."""
         train, validation = (
-            place_data(data, workers=self.readers, device=device) for data in (self.train, self.search_validation)
+            place_data(data, readers=self.readers, device=device) for data in (self.train, self.search_validation)
         )
         return replace(self, train=train, search_validation=validation)
 

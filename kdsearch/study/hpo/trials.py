@@ -159,7 +159,7 @@ def run_trials(
     that a resumed search suggests what an uninterrupted one would.
 
     A trial that fails by itself is tried once more, at once; failing again it is failed, and the search goes on. A
-    failure from outside it (of files, storage, memory, workers, data) ends the search, and so does any while no trial
+    failure from outside it (of files, storage, memory, readers, data) ends the search, and so does any while no trial
     has finished, or the third failed trial in a row; the next search then tries that trial again. Only failures of
     files and of the storage are tried again without end.
 
