@@ -191,6 +191,46 @@ def test_wrong_input_is_one_sentence_before_anything_is_trained(
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    ("place", "holding"),
+    [("run/trials/0005", None), ("run/trials/0000", CHECKPOINT), ("run/references/foo", None), ("run/train/deep", None),
+     ("link", None), ("own", "epochs.jsonl"), ("own", "regions.json"), ("own", "samples.npz"), ("own", CHECKPOINT)],
+)  # fmt: skip
+def test_what_a_search_or_somebody_else_has_left_in_a_folder_is_not_written_over(
+    place: str, holding: str | None, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Distiller, "_run_epoch", None)
+    (tmp_path / "run" / "trials").mkdir(parents=True)
+    (tmp_path / "run" / "study.json").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "run" / "trials" / "0006")
+    if holding:
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / holding).write_text("mine")
+    before = {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+    what = f"holds the {holding} of something else" if holding else f"lies in the run folder {tmp_path / 'run'}"
+    own = tmp_path / ("own" if place == "own" else "run") / "train"
+    with pytest.raises(KdsearchError) as refused:
+        kd.train(study, None, out=tmp_path / place, quiet=True)
+    assert str(refused.value) == f"--out: {tmp_path / place} {what}; allowed: a folder of its own, such as {own}"
+    assert before == {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
+
+
+def test_a_run_folder_has_a_place_for_one_student_and_that_is_no_place_for_a_search(
+    finished: Result, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    (run / "train").mkdir(parents=True)
+    (run / "study.json").touch()
+    (run / "train" / "result.json").touch()
+    with pytest.raises(KdsearchError, match=f"holds the result.json of .*, such as {tmp_path / 'run-train'}$"):
+        kd.train(study, None, epochs=1, out=run / "train", quiet=True)
+    (run / "train" / "result.json").unlink()
+    kd.train(study, None, epochs=1, out=run / "train", quiet=True)
+    with pytest.raises(KdsearchError, match=r"train holds a student of `kdsearch train`; allowed: .*/train-search$"):
+        kd.search(study, out=run / "train", quiet=True)
+    assert not (run / "train" / "study.json").exists()
+
+
 def test_the_command_trains_in_the_folder_of_the_study_and_ends_with_130_where_interrupted(
     finished: Result, study: Study, kdsearch: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -43,7 +43,7 @@ from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import REFERENCES
 from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
-from kdsearch.study.run_folder import ResultFile, read_result, trial_folder
+from kdsearch.study.run_folder import TRAINING, ResultFile, read_result, trial_folder
 from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
 
@@ -123,6 +123,11 @@ def search(
     check_storage(url)
     check_names(sampler, pruner)
     check_kept(folder, url)
+    if (folder / TRAINING).exists():
+        other = folder.with_name(f"{folder.name}-search")
+        raise KdsearchError(
+            f"out: {folder} holds a student of `kdsearch train`; allowed: another folder, such as {other}"
+        )
     with (
         Display(metric_name(study.metric), quiet=quiet) as display,
         Interrupts() as interrupts,

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import math
+import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from kdsearch.commands.check import adapt_study, run_preflight
 from kdsearch.commands.console import policy_path
 from kdsearch.commands.display import Display, format_duration
 from kdsearch.core.errors import Diverged, KdsearchError, quote, translate_machine_errors
-from kdsearch.core.files import as_path, to_json_values, write_json
+from kdsearch.core.files import absolute_path, as_path, to_json_values, write_json
 from kdsearch.core.interrupts import Interrupts
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
@@ -29,13 +30,22 @@ from kdsearch.study.facts import student_identity
 from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, describe_transform, run_trial
-from kdsearch.study.run_folder import ResultFile, StudyFile, read_result, read_study, read_training
+from kdsearch.study.run_folder import TRAINING, ResultFile, StudyFile, read_result, read_study, read_training
 from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
 
 Frozen = Policy | FixedTransform | None  # None: a second view identical to the first
-RESULT, STUDENT, TRAINING = "result.json", "student.safetensors", "training.json"
-OTHERS = ("study.json", RESULT, "policy.json", STUDENT)  # what a folder of something else may hold
+STUDENT = "student.safetensors"
+OTHERS = (
+    "study.json",
+    "result.json",
+    "policy.json",
+    STUDENT,
+    "epochs.jsonl",
+    "regions.json",
+    "samples.npz",
+    CHECKPOINT,
+)
 DIGITS = 9  # of a probability, whose last ones change as it becomes a logit and comes back
 DEPTH = 3  # folders over a policy file, in which its search is looked for: RUN/trials/0000/policy.json
 
@@ -210,13 +220,24 @@ def _teacher_folder(study: Study, folder: Path, run: Path | None) -> Path:
 
 
 def _check_folder(folder: Path) -> None:
-    """Raises KdsearchError where a folder holds something else than one training."""
-    found = [name for name in OTHERS if (folder / name).exists()]
+    """Raises KdsearchError where a folder holds something else than one training, or lies among the runs of a search.
+
+    The weights of a teacher may lie there: a recipe reads them, and refuses those of another.
+    """
+    places = [Path(os.path.normpath(absolute_path(folder))), Path(os.path.realpath(folder))]
+    runs = {place: run for place in places for run in reversed(place.parents) if os.path.isfile(run / "study.json")}
+    astray = next((run for place, run in runs.items() if place != run / "train"), None)
+    found = [name for name in OTHERS if os.path.lexists(folder / name)]
     if found and not (folder / TRAINING).exists():
-        raise KdsearchError(
-            f"--out: {folder} holds the {found[0]} of something else; allowed: a folder of its own, such as "
-            f"{folder / 'train'}"
-        )
+        what = f"holds the {found[0]} of something else"
+    elif astray:
+        what = f"lies in the run folder {astray}"
+    else:
+        return
+    own = (astray or folder) / "train"
+    if runs and not astray:  # the run's train, which holds something else
+        own = folder.absolute().parent.with_name(f"{folder.absolute().parent.name}-train")
+    raise KdsearchError(f"--out: {folder} {what}; allowed: a folder of its own, such as {own}")
 
 
 def _begin(folder: Path, checked: Findings, policy: Frozen) -> ResultFile | None:

@@ -28,6 +28,7 @@ MOST_BYTES = 32 * 2**20  # of a JSON file; 21,000 classes make 14 MB of regions
 MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
 INT64 = 2**63
 READINGS = "test_readings.jsonl"  # of the test split
+TRAINING = "training.json"  # in a folder that `kdsearch train` made
 
 T = TypeVar("T")
 
@@ -221,7 +222,7 @@ def read_result(folder: Path, run: Path) -> ResultFile | None:
 
 def read_training(folder: Path) -> TrainingFile | None:
     """What fixes the student of a folder; None where it is not one of `kdsearch train`."""
-    return _read(folder, folder / "training.json", _TRAINING)
+    return _read(folder, folder / TRAINING, _TRAINING)
 
 
 def read_epochs(folder: Path, run: Path) -> list[EpochLine]:
