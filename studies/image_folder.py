@@ -17,7 +17,7 @@ train = kd.data.image_folder(TRAIN, size=SIDE)
 classes = train.class_names
 
 
-def student():  # or timm.create_model("mobilenetv3_small_100", num_classes=len(classes))
+def student():  # or, with timm installed, timm.create_model("mobilenetv3_small_100", num_classes=len(classes))
     return kd.networks.Normalised(kd.networks.torchvision_model("resnet18", classes=len(classes)), MEAN, STD)
 
 
@@ -30,6 +30,8 @@ study = kd.Study(
     ),
     student=student,
     classes=classes,
+    teacher_saw="train",  # of these pictures: "none", "train" or "both"
+    test=None,  # kd.data.image_folder("path/to/test", size=SIDE), for `kdsearch evaluate`
     readers=2,  # processes that read pictures
     budget=kd.Budget(trials=8, epochs=10, steps=50, batch=32, confirmation=3),
 )

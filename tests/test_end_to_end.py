@@ -215,3 +215,12 @@ def test_the_value_is_the_accuracy_of_the_kept_student_on_search_validation(fini
     student.load_state_dict(load_file(finished.student_path))
     task = kd.Classification.of(tiny_study.classes)
     assert kd.evaluate(student, tiny_study.search_validation, task, 32, "cpu").value == pytest.approx(finished.value)
+
+
+def test_a_search_that_is_done_says_so_and_foresees_nothing(finished, tiny_study, tmp_path, capsys):
+    folder = tmp_path / "done"
+    shutil.copytree(finished.folder, folder)
+    kd.search(tiny_study, out=folder)
+    said = capsys.readouterr().out
+    assert "all of it is done; nothing is left to train" in said
+    assert "about" not in said.split("\n\n")[0] and "confirming" not in said

@@ -283,8 +283,9 @@ def test_the_worst_region_is_told_with_its_interval_and_clean_images() -> None:
 
 def test_regions_are_ranked_by_how_far_they_exceed_clean_images_of_their_class(finished: Any) -> None:
     table = kd.regions(finished.folder)
-    excess = (table["teacher_only_low"] - table["clean_rate"]).tolist()
-    assert excess == sorted(excess, reverse=True)
+    above = table["teacher_only_rate"] > table["clean_rate"]
+    order = [*zip(above, table["teacher_only_low"] - table["clean_rate"], strict=True)]
+    assert order == sorted(order, reverse=True) and {*above} == {True, False}
     clean = table.query("kind == 'clean'")
     assert clean["clean_rate"].tolist() == clean["teacher_only_rate"].tolist()
     page = (finished.folder / "report.html").read_text()

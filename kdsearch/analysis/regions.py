@@ -47,6 +47,9 @@ def trial_regions(tables: Mapping[str, pd.DataFrame], folder: Path, trial: int |
 
 
 def sort_regions(rows: pd.DataFrame) -> pd.DataFrame:
-    """Regions of one trial, by how far they exceed clean images at the lower end."""
+    """By how far regions of one trial exceed clean images at the lower end; those whose rate does not come last."""
     excess = rows["teacher_only_low"] - rows["clean_rate"]
-    return rows.loc[excess.sort_values(ascending=False, kind="stable").index].reset_index(drop=True)
+    above = rows["teacher_only_rate"] > rows["clean_rate"]
+    keys = pd.DataFrame({"above": above, "excess": excess})
+    order = keys.sort_values(["above", "excess"], ascending=False, kind="stable").index
+    return rows.loc[order].reset_index(drop=True)

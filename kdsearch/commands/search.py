@@ -211,7 +211,7 @@ class _Search:
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {number_of(self.budget.trials, 'trial')} {'is' if done == 1 else 'are'} done")
-        say(describe_costs(self.budget, left))
+        say(describe_costs(self.budget, left) if left else "all of it is done; nothing is left to train")
 
     def references(self) -> None:
         """Runs without a learned policy."""
@@ -252,9 +252,10 @@ class _Search:
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        self.display.say(
-            f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
-        )
+        if len(rows_of_winner(self.folder, best.number)) < seeds * (len(REFERENCES) + 2):
+            self.display.say(
+                f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
+            )
         for _ in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
             self.display.expect(self._seconds_left())
 
@@ -279,7 +280,7 @@ class _Search:
         folder = self._trial_folder(best.number)
         say(f"best policy  {folder / 'policy.json'}   kdsearch.PolicySpec.load({str(folder / 'policy.json')!r})")
         student = folder / "student.safetensors"
-        say(f"best student {student}   student.load_state_dict(safetensors.torch.load_file({str(student)!r}))")
+        say(f"best student {student}   kdsearch.networks.load_weights(study.student(), {str(student)!r})")
         say(f"report       {report}")
         if self._done() >= self.budget.trials:
             say(f"finished; {option('trials', self._done() * 2)} goes on")
@@ -365,9 +366,11 @@ class _Search:
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
         best, seeds = self._best(), self.budget.confirmation
-        confirmed = len(rows_of_winner(self.folder, best.number)) if best else 0
-        learned = max(0, self.budget.trials - self._done()) + seeds
-        plain = len(missing_references(self.folder)) + max(0, (1 + len(REFERENCES)) * seeds - confirmed)
+        confirmed = [row["run"] for row in rows_of_winner(self.folder, best.number)] if best else []
+        again = confirmed.count("learned")
+        learned = max(0, self.budget.trials - self._done()) + max(0, seeds - again)
+        plain = len(missing_references(self.folder))
+        plain += max(0, (1 + len(REFERENCES)) * seeds - (len(confirmed) - again))
         with_steps, without = (self.measured[kind] for kind in (True, False))
         a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
         b = sum(without) / len(without) if without else self.checked.seconds_per_reference

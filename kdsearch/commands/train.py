@@ -168,7 +168,7 @@ def _finish(study: Study, folder: Path, result: ResultFile, display: Display) ->
     say(f"{scale.name} {scale.text(value, error)} on search-validation: {images}, ± standard error")
     for warning in result.warnings:
         say(f"warning: {warning}")
-    say(f"student      {student}   student.load_state_dict(safetensors.torch.load_file({str(student)!r}))")
+    say(f"student      {student}   kdsearch.networks.load_weights(study.student(), {str(student)!r})")
     beside_search = folder.name == "train" and (folder.parent / "study.json").exists()
     reader = f"kdsearch evaluate {folder.parent}" if beside_search else "kd.evaluate(student, study.test)"
     say(f"the test split was not read; `{reader}` reads it")

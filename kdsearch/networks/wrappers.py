@@ -10,7 +10,12 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class Normalised(nn.Module):
-    """A network that wants images with mean and deviation removed, fed with images in [0, 1]."""
+    """A network that wants images with mean and deviation removed, fed with images in [0, 1], or with uint8 ones.
+
+    >>> seen = Normalised(nn.Identity(), [0.5], [0.5])
+    >>> seen(torch.tensor([[[[255, 0]]]], dtype=torch.uint8)).tolist(), seen(torch.tensor([[[[1.0, 0.0]]]])).tolist()
+    ([[[[1.0, -1.0]]]], [[[[1.0, -1.0]]]])
+    """
 
     mean: Tensor
     std: Tensor
@@ -22,7 +27,8 @@ class Normalised(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Any:
-        return self.network(cast_images(self.network, (images - self.mean) / self.std))
+        values = images / 255 if images.dtype == torch.uint8 else images
+        return self.network(cast_images(self.network, (values - self.mean) / self.std))
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Takes the weights of the network in it by that network's own names too."""
