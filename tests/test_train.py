@@ -133,6 +133,15 @@ def test_a_finished_student_is_not_trained_again_and_the_last_lines_read_it(
     assert same(student.state_dict(), load_file(trained / "student.safetensors"))
 
 
+def test_a_student_that_was_deleted_is_trained_again(study: Study, tmp_path: Path, capsys: Any) -> None:
+    first = kd.train(study, None, epochs=1, out=tmp_path, quiet=True)
+    weights = load_file(first.student_path)
+    first.student_path.unlink()
+    again = kd.train(study, None, epochs=1, out=tmp_path)
+    assert "is finished, but its student.safetensors is gone: it is trained again" in capsys.readouterr().out
+    assert again == first and same(load_file(again.student_path), weights)
+
+
 def half(image: Tensor) -> Tensor:
     return image // 2
 

@@ -14,7 +14,7 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.check import adapt_study, describe_costs, describe_findings, run_preflight
 from kdsearch.commands.display import Display, settings_line
 from kdsearch.core.errors import Diverged, KdsearchError, describe_exception, quote, translate_machine_errors
-from kdsearch.core.files import as_path, make_folder, write_bytes, write_json
+from kdsearch.core.files import absolute_path, as_path, make_folder, write_bytes, write_json
 from kdsearch.core.html import escape_html, html_paragraph
 from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.locks import lock_folder
@@ -124,7 +124,8 @@ def search(
     check_names(sampler, pruner)
     check_kept(folder, url)
     if (folder / TRAINING).exists():
-        other = folder.with_name(f"{folder.name}-search")
+        place = absolute_path(folder)
+        other = place.parent / f"{place.name}-search"
         raise KdsearchError(
             f"out: {folder} holds a student of `kdsearch train`; allowed: another folder, such as {other}"
         )

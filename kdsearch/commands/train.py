@@ -36,16 +36,7 @@ from kdsearch.tasks.metrics import metric_name
 
 Frozen = Policy | FixedTransform | None  # None: a second view identical to the first
 STUDENT = "student.safetensors"
-OTHERS = (
-    "study.json",
-    "result.json",
-    "policy.json",
-    STUDENT,
-    "epochs.jsonl",
-    "regions.json",
-    "samples.npz",
-    CHECKPOINT,
-)
+WRITTEN = ("result.json", "policy.json", STUDENT, "epochs.jsonl", "regions.json", "samples.npz", CHECKPOINT)
 DIGITS = 9  # of a probability, whose last ones change as it becomes a logit and comes back
 DEPTH = 3  # folders over a policy file, in which its search is looked for: RUN/trials/0000/policy.json
 
@@ -75,7 +66,8 @@ def train(
 
     The student, its losses and its views are the study's. Written are `student.safetensors`, `policy.json`,
     `epochs.jsonl`, `regions.json` and `result.json`, as of a trial. A folder holds one student: with other epochs, a
-    changed study or another policy, seed or device it is refused. Where it is finished, nothing is trained.
+    changed study or another policy, seed or device it is refused. Where it is finished and its student is there,
+    nothing is trained.
 
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.
@@ -123,6 +115,9 @@ def _train(
         teacher = _teacher_folder(study, folder, run)
     checked = run_preflight(study, teacher, display)
     result = _begin(folder, checked, policy)
+    if result and not (folder / STUDENT).exists():
+        say(f"{folder} is finished, but its {STUDENT} is gone: it is trained again")
+        result = None
     if result is None:
         for warning in (*checked.warnings, *_changes(checked.ready, policy, run)):
             say(f"warning: {warning}")
@@ -227,7 +222,7 @@ def _check_folder(folder: Path) -> None:
     places = [Path(os.path.normpath(absolute_path(folder))), Path(os.path.realpath(folder))]
     runs = {place: run for place in places for run in reversed(place.parents) if os.path.isfile(run / "study.json")}
     astray = next((run for place, run in runs.items() if place != run / "train"), None)
-    found = [name for name in OTHERS if os.path.lexists(folder / name)]
+    found = [name for name in ("study.json", *WRITTEN) if os.path.lexists(folder / name)]
     if found and not (folder / TRAINING).exists():
         what = f"holds the {found[0]} of something else"
     elif astray:
@@ -236,7 +231,8 @@ def _check_folder(folder: Path) -> None:
         return
     own = (astray or folder) / "train"
     if runs and not astray:  # the run's train, which holds something else
-        own = folder.absolute().parent.with_name(f"{folder.absolute().parent.name}-train")
+        run = absolute_path(folder).parent
+        own = run.parent / f"{run.name}-train"
     raise KdsearchError(f"--out: {folder} {what}; allowed: a folder of its own, such as {own}")
 
 
