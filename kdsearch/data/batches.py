@@ -159,7 +159,9 @@ def known_labels(data: Any) -> Sequence[int] | None:
         return known_labels(data.items)
     if isinstance(data, Subset):
         whole = known_labels(data.dataset)
-        return None if whole is None else [whole[i] for i in data.indices]
+        if whole is None or any(not -len(whole) <= i < len(whole) for i in data.indices):  # reading it tells of those
+            return None
+        return [whole[i] for i in data.indices]
     for attribute in ("labels", "targets"):  # as of ArrayData and ImageFolder, and as of torchvision's
         try:
             found = getattr(data, attribute, None)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
-from kdsearch.core.errors import KdsearchError, wrong_integers
+from kdsearch.core.devices import check_device
+from kdsearch.core.errors import KdsearchError, quote, wrong_integers
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of
 from kdsearch.core.values import Batch
@@ -22,6 +23,7 @@ from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Classification, Task
 from kdsearch.tasks.metrics import Measurement, Metric, metric_value
 
+TASK_METHODS = ("check", "wrong", "correct")  # of a task, that measuring takes
 LEAST_BATCH = 256  # images of a forward where nothing is trained
 
 
@@ -68,6 +70,11 @@ def evaluate(
         raise KdsearchError(f"evaluate: {found[0]}")
     if length(data) < 1:
         raise KdsearchError("evaluate: the data set is empty")
+    if task is not None and (isinstance(task, type) or not all(hasattr(task, name) for name in TASK_METHODS)):
+        example = f"kd.Classification.of({task if isinstance(task, int) else 10})"
+        raise KdsearchError(f"evaluate: task is {quote(task)}; allowed: a task, such as {example}")
+    if device is not None:
+        check_device(device)
     home = _home(network, data)
     place = home if device is None else torch.device(device)
     with own_generators(place), _on(network, home, place), evaluation_mode(network):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations import apply
+from kdsearch.core.devices import check_device
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
@@ -133,7 +134,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     """
     check_kinds(study)
     task = study_task(study)
-    _check_device(device)
+    check_device(device)
     space = SearchSpace.load(str(study.space)).with_defaults(study.objective, study.floor)
     found = wrong_numbers(study, space)
     looked = {}
@@ -321,16 +322,3 @@ def _check_logits(answers: Outputs, task: Classification, who: str) -> None:
     logits = task.check(answers, who).logits
     if not torch.isfinite(logits).all():
         raise KdsearchError(f"{who}: its logits are not finite on the first images")
-
-
-def _check_device(device: str) -> None:
-    try:
-        torch.zeros(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        here = [
-            "cpu",
-            *(["cuda"] if torch.cuda.is_available() else []),
-            *(["mps"] if torch.backends.mps.is_available() else []),
-        ]
-        reason = str(error).splitlines()[0]
-        raise KdsearchError(f"device '{device}' cannot be used: {reason}; here: {', '.join(here)}") from None

@@ -23,8 +23,12 @@ def export(spec: PolicySpec, to: str, which: str = "final") -> str:
     """The text of a file that holds the `final` or the `average` policy of a spec.
 
     Raises:
-        KdsearchError: unknown export target, unknown part of a policy, or nothing of it can be expressed there.
+        KdsearchError: no spec; unknown export target, unknown part of a policy, or nothing of it can be expressed
+            there.
     """
+    if not isinstance(spec, PolicySpec):
+        allowed = "a PolicySpec, as of PolicySpec.load(path), or of freeze() of a Policy"
+        raise KdsearchError(f"export: policy is {type(spec).__name__}; allowed: {allowed}")
     return EXPORTERS[_target(to)](spec, which)
 
 
