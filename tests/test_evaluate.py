@@ -1,5 +1,6 @@
 """One network on one data set, a study before it is searched, and the test split of a run."""
 
+import json
 import random
 import re
 import shutil
@@ -13,10 +14,13 @@ import pandas as pd
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import Subset
 
 import kdsearch as kd
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.commands.evaluate import evaluate_run
+from kdsearch.core.locks import lock_folder
+from kdsearch.data.batches import known_labels
 
 # One network on one data set
 
@@ -106,6 +110,8 @@ MISTAKES = {
     "16 logits; the task has 3 classes": (nn.Flatten(), data([0, 1]), {"task": kd.Classification.of(3)}),
     "the data set is empty": (nn.Flatten(), data([]), {}),
     "batch is 0; allowed: whole numbers, 1 or more": (nn.Flatten(), data([0]), {"batch": 0}),
+    "device 'bogus' cannot be used": (nn.Flatten(), data([0]), {"device": "bogus"}),
+    "task is '3'; allowed: a task, such as kd.Classification.of(3)": (nn.Flatten(), data([0]), {"task": 3}),
     "a DataLoader is no map-style data set": (nn.Flatten(), torch.utils.data.DataLoader([]), {}),
 }
 
@@ -219,16 +225,19 @@ def test_teacher_and_students_are_measured_on_the_test_split_and_each_reading_is
     pd.testing.assert_frame_equal(*differences)
 
 
-def test_the_study_that_the_run_folder_keeps_is_run_and_a_student_trained_there_is_measured(
+def test_only_the_study_that_is_named_is_run_and_a_student_trained_there_is_measured(
     run, kdsearch, monkeypatch, study
 ) -> None:
     shutil.copytree(run / "trials" / "0001", run / "train")
     monkeypatch.setattr(conftest, "STUDY", study, raising=False)
-    assert "no study file is kept there" in kdsearch("evaluate", run, code=2)
-    (run / "study.py").write_text("from conftest import STUDY as study\n")
-    assert re.search(r"^train .*%.*%$", kdsearch("evaluate", run), re.MULTILINE)
-    (run / "study.py").write_text("1 / 0")
-    assert "ZeroDivisionError" in (said := kdsearch("evaluate", run, code=2)) and "--study FILE" in said
+    kept, named = run / "study.py", "evaluating runs the study: name it, --study STUDY"
+    assert kdsearch("evaluate", run, code=2).endswith(f"{named}\n")
+    kept.write_text("raise SystemError('the folder has named it')")
+    assert kdsearch("evaluate", run, code=2).endswith(f"{named}; the copy that the search kept is {kept}\n")
+    with pytest.raises(kd.KdsearchError, match="evaluating runs the study"):
+        evaluate_run(run)
+    kept.write_text("from conftest import STUDY as study\n")
+    assert re.search(r"^train .*%.*%$", kdsearch("evaluate", run, "--study", kept), re.MULTILINE)
 
 
 class Other(nn.Sequential):
@@ -248,6 +257,15 @@ REFUSED = {
     },
     "test: item 0: an image of (1, 4, 4) after ones of (1, 16, 16)": {"test": data([0, 1])},
 }
+
+
+def by_name(logits, labels):
+    """A metric."""
+    return float(labels.double().mean())
+
+
+REFUSED["study tiny has the metric by_name, not accuracy as when it was searched in"] = {"metric": by_name}
+REFUSED["device 'bogus' cannot be used"] = {"device": "bogus"}
 
 
 @pytest.mark.parametrize("said", REFUSED)
@@ -272,3 +290,65 @@ def test_a_folder_without_students_and_torn_readings_are_said(run, study) -> Non
 def test_images_that_are_not_new_are_warned_of(run, study, capsys) -> None:
     evaluate_run(run, study=replace(study, test=study.search_validation))
     assert "warning: 100.0% of the test images are in search-validation (the same items)" in capsys.readouterr().out
+
+
+ROW = '{"run": "teacher", "value": 1.0, "read_at": "2026-01-01T00:00:00Z", "command": "an older version"}'
+
+
+def test_a_reading_goes_on_a_line_of_its_own_after_a_last_line_without_an_end(run, study) -> None:
+    (run / "test_readings.jsonl").write_text(ROW)
+    read = len(evaluate_run(run, study=study, quiet=True))
+    assert kd.frames(run)["evaluations"]["split"].tolist().count("test") == 1 + read
+
+
+def test_another_test_split_is_said_and_each_row_tells_metric_and_images(run, study, capsys) -> None:
+    (run / "test_readings.jsonl").write_text(f"{ROW}\n")  # which does not tell of what it was
+    first = evaluate_run(run, study=study)
+    assert "test split of this study was read before, on 2026-01-01 00:00 UTC by an older" in capsys.readouterr().out
+    other = evaluate_run(run, study=replace(study, test=kd.data.digits()[2].subset(torch.arange(100, 150))))
+    said = capsys.readouterr().out
+    assert "was read before, on 2026-01-01 00:00" in said
+    assert re.search(r"another test split than this one was read before, on .* UTC by kdsearch evaluate: values", said)
+    assert first["digest"].nunique() == other["digest"].nunique() == 1
+    assert first["digest"].iloc[0] != other["digest"].iloc[0]
+    kept = [json.loads(line) for line in (run / "test_readings.jsonl").read_text().splitlines()]
+    assert {row.get("metric") for row in kept[1:]} == {"accuracy"}
+    evaluate_run(run, study=study)  # one copy of the images is as good as another
+    assert "was read 2 times before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("read_at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"])
+def test_a_time_that_is_no_time_in_utc_is_one_sentence(read_at: str, run, study) -> None:
+    (run / "test_readings.jsonl").write_text(ROW.replace("2026-01-01T00:00:00Z", read_at))
+    with pytest.raises(kd.KdsearchError, match=r"test_readings\.jsonl: 0\.read_at: .* 0001-01-01 to 9999-12-31 UTC"):
+        evaluate_run(run, study=study, quiet=True)
+
+
+def test_a_reading_that_cannot_be_kept_is_refused_before_the_split_is_read(run, study) -> None:
+    class Unread(conftest.Untouchable):
+        def __len__(self):
+            return 3
+
+    (run / "test_readings.jsonl").symlink_to("nowhere.jsonl")
+    with pytest.raises(kd.KdsearchError, match=r"cannot write .*test_readings\.jsonl: it is a link to nowhere"):
+        evaluate_run(run, study=replace(study, test=Unread()), quiet=True)
+
+
+def test_whoever_evaluates_beside_another_is_told_what_may_be_at_work(run, study) -> None:
+    with (
+        lock_folder(run, "search"),
+        pytest.raises(kd.KdsearchError, match="another search or evaluation is running in"),
+    ):
+        evaluate_run(run, study=study, quiet=True)
+
+
+@pytest.mark.parametrize("policy", ["runs/digits/policy.json", kd.Policy({"rotate": 30.0}, 1)])
+def test_what_is_no_spec_is_not_exported_and_told_how_to_become_one(policy) -> None:
+    with pytest.raises(kd.KdsearchError, match=r"allowed: a PolicySpec, as of PolicySpec\.load\(path\), or of freeze"):
+        kd.export(policy, "torchvision")
+
+
+def test_a_subset_of_items_that_are_not_there_knows_no_labels() -> None:
+    whole = data([0, 1, 2])
+    assert known_labels(Subset(whole, [2, -1])) == [2, 2]
+    assert known_labels(Subset(whole, [3])) is None and known_labels(Subset(whole, [-4])) is None

@@ -120,7 +120,11 @@ def test_there_is_a_line_for_every_command():
 
 def test_the_commands_run(here, kdsearch):
     assert sum("--epochs 40" in command for command in COMMANDS) == 1
-    shorter = [command.replace("--epochs 40", "--epochs 1") for command in COMMANDS]
+    assert "kdsearch evaluate runs/digits --study digits" in COMMANDS  # here the run is of another study of that name
+    shorter = [
+        command.replace("--epochs 40", "--epochs 1").replace("--study digits", "--study runs/digits/study.py")
+        for command in COMMANDS
+    ]
     ran = [words for words in map(shlex.split, shorter) if words[1] != "search"]
     assert len(ran) >= 9
     for words in ran:

@@ -330,7 +330,10 @@ def test_a_folder_that_cannot_be_written_is_said_before_anything_is_trained(few,
 
 def test_another_search_in_the_folder_is_refused_before_the_teacher_is_trained(few, tmp_path) -> None:
     untrained = kd.Recipe(lambda: kd.networks.small_convnet(8), lambda network: pytest.fail("a teacher was trained"))
-    with lock_folder(tmp_path / "run", "search"), pytest.raises(KdsearchError, match="another search is running"):
+    with (
+        lock_folder(tmp_path / "run", "search"),
+        pytest.raises(KdsearchError, match="another search or evaluation is running"),
+    ):
         kd.search(replace(few, teacher=untrained), out=tmp_path / "run", quiet=True)
     assert not (tmp_path / "run").exists()  # and nothing is left of a search that left nothing
 

@@ -75,7 +75,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "evaluations": {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
-        "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT,
+        "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
     },
 }  # fmt: skip
 
@@ -232,7 +232,8 @@ def reading_rows(study: str, readings: Iterable[ReadingRow]) -> Rows:
     """Readings of the test split as rows of the frame `evaluations`."""
     return [
         {**row, "study": study, "split": "test", "read_at": _utc(row["read_at"]),
-         "run": as_text(row["run"]), "command": as_text(row["command"])} for row in readings
+         "run": as_text(row["run"]), "command": as_text(row["command"]),
+         "digest": as_text(row.get("digest") or "") or None} for row in readings
     ]  # fmt: skip
 
 

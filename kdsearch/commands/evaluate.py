@@ -1,7 +1,7 @@
 """The test split of a run's study, read for its teacher and all students that it keeps."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,23 +12,26 @@ from torch import nn
 from kdsearch.analysis.frames import Frame, frames, make_frame, reading_rows
 from kdsearch.commands.check import adapt_study
 from kdsearch.commands.display import Display
+from kdsearch.core.devices import check_device
 from kdsearch.core.errors import KdsearchError, translate_machine_errors
 from kdsearch.core.files import as_path
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of, option
 from kdsearch.core.values import Batch
-from kdsearch.data.batches import batches_in_order, place_data
+from kdsearch.data.batches import batches_in_order, first_batch, place_data
 from kdsearch.data.items import MapStyle, length
 from kdsearch.networks.factories import check_network, check_weights
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Recipe
 from kdsearch.networks.weights import load_weights
 from kdsearch.probe.evaluation import LEAST_BATCH, measure_batches
+from kdsearch.study.fingerprint import image_keys
 from kdsearch.study.preflight import check_inputs
 from kdsearch.study.run_folder import (
-    ReadingRow,
+    WRITERS,
     check_inside,
+    check_readings,
     describe_readings,
     keep_reading,
     read_readings,
@@ -37,7 +40,7 @@ from kdsearch.study.run_folder import (
     trial_folder,
 )
 from kdsearch.study.study import Study, load_study
-from kdsearch.study.survey import shared_items, wrong_images, wrong_targets
+from kdsearch.study.survey import digest_split, shared_items, wrong_images, wrong_targets
 from kdsearch.study.wiring import study_task
 from kdsearch.tasks import Classification
 from kdsearch.tasks.metrics import ACCURACY, metric_name
@@ -74,7 +77,8 @@ def evaluate_run(
     of search-validation.
 
     Args:
-        study: A `Study`, a name or the path of a study file, which is run; by default the file that the folder keeps.
+        study: A `Study`, or the name or path of a study file, which is run. Never the folder's copy unless that is
+            named.
         device: In place of the study's.
         storage: Database URL of a search that kept its trials outside its folder.
 
@@ -82,26 +86,32 @@ def evaluate_run(
         The rows of this reading, as the frame `evaluations`.
 
     Raises:
-        KdsearchError: no run folder, or one without students; no test split; a study that is not that of the run.
+        KdsearchError: no run folder, or one without students; no study named, or one that is not that of the run; no
+            test split.
     """
     folder = as_path(folder)
     students = kept_students(folder, storage)
     found = adapt_study(_study_of(folder, study), device=device)
+    check_device(found.device)
     task, test = _check_study(folder, found)
     with (
         Display(metric_name(found.metric), quiet=quiet) as display,
         own_generators(found.device),
         translate_machine_errors(f"the evaluation in {folder}"),
-        lock_folder(folder, "search"),  # whoever searches in the folder writes into it too
+        lock_folder(folder, "search", WRITERS),  # whoever searches in the folder writes into it too
     ):
         shape = check_inputs(found, found.device)["search_validation"].images.shape[1:]
         for student in students:  # all of them, before the split is read
             _load_student(found, student)
         told, teacher = read_study(folder), _teacher(folder, found, display)
+        check_readings(folder)
         before = read_readings(folder)
-        _announce(found, test, before, len(students) + (teacher is not None), display)
+        _announce(found, test, len(students) + (teacher is not None), display)
         data = place_data(test, readers=found.readers, device=found.device)
-        reading = _Reading(folder, found, task, data, shape, datetime.now(UTC))
+        digest = _digest(found, data, shape, task)
+        for line in describe_readings(before, digest):
+            display.say(line)
+        reading = _Reading(folder, found, task, data, shape, digest, datetime.now(UTC))
         _say_row(display, students, "", "test", "search-validation")
         if teacher is not None:
             result = reading.measure(teacher, "teacher")
@@ -126,17 +136,18 @@ class _Reading:
     task: Classification
     test: MapStyle
     shape: torch.Size  # of an image
+    digest: str  # of the split
     read_at: datetime
 
     def measure(self, network: nn.Module, run: str, seed: int | None = None) -> tuple[float, float]:
         """The study's metric, and its standard error."""
         start, place = time.perf_counter(), self.study.device
         arrange_network(network, place, channels=self.shape[0])
-        batches = batches_in_order(self.test, max(self.study.budget.batch, LEAST_BATCH), place)
-        looked_at = _checked(batches, self.shape, self.task)
+        looked_at = _checked(self.study, self.test, self.shape, self.task)
         result = measure_batches(network, looked_at, self.task, place, self.study.metric, who=run)
         row = {"run": run, "seed": seed, "value": result.value, "value_se": result.value_se,
-               "images": length(self.test), "seconds": time.perf_counter() - start,
+               "images": length(self.test), "metric": metric_name(self.study.metric),
+               "digest": self.digest, "seconds": time.perf_counter() - start,
                "read_at": self.read_at.isoformat(), "command": COMMAND}  # fmt: skip
         keep_reading(self.folder, row)
         return result.value, result.value_se
@@ -179,19 +190,14 @@ def kept_students(folder: Path, storage: str | None = None) -> list[Kept]:
 
 
 def _study_of(folder: Path, study: Study | str | Path | None) -> Study:
-    """The study that is given, or else that of the file kept in the run folder, which is run."""
+    """The study that is given; a file of the run folder is run only where the user names it."""
     if isinstance(study, Study):
         return study
     if study is not None:
         return load_study(str(study))[0]
-    kept, other = folder / "study.py", option("study", "FILE")
-    if not kept.is_file():
-        raise KdsearchError(f"{folder}: no study file is kept there, as its search was given none; allowed: {other}")
-    check_inside(folder, kept)
-    try:
-        return load_study(str(kept))[0]
-    except KdsearchError as error:
-        raise KdsearchError(f"{error}; where the copy does not run, the study's own file may: {other}") from error
+    kept = folder / "study.py"
+    copy = f"; the copy that the search kept is {kept}" if kept.is_file() else ""
+    raise KdsearchError(f"{folder}: evaluating runs the study: name it, {option('study', 'STUDY')}{copy}")
 
 
 def _check_study(folder: Path, study: Study) -> tuple[Classification, MapStyle]:
@@ -203,6 +209,11 @@ def _check_study(folder: Path, study: Study) -> tuple[Classification, MapStyle]:
     told, task = read_study(folder), study_task(study)
     if study.name != told.study:
         raise KdsearchError(f"{folder} is a run of the study {told.study}, not of {study.name}; allowed: its own study")
+    if (metric := metric_name(study.metric)) != told.metric:
+        raise KdsearchError(
+            f"study {study.name} has the metric {metric}, not {told.metric} as when it was searched in {folder}; "
+            "allowed: the same one"
+        )
     if told.classes and list(task.class_names) != told.classes:
         now, then = len(task.class_names), len(told.classes)
         differ = f"{now} classes, {then}" if now != then else "other names of its classes than"
@@ -240,19 +251,28 @@ def _teacher(folder: Path, study: Study, display: Display) -> nn.Module | None:
     return network
 
 
-def _announce(study: Study, test: MapStyle, before: Sequence[ReadingRow], networks: int, display: Display) -> None:
-    """What is read, whether it was read before, and whether its images are new."""
+def _announce(study: Study, test: MapStyle, networks: int, display: Display) -> None:
+    """What is read, and whether its images are new."""
     display.say(f"study {study.name}: {number_of(networks, 'network')} on {number_of(length(test), 'test image')}")
-    if said := describe_readings(before):
-        display.say(said)
     for name, data in (("train", study.train), ("search-validation", study.search_validation)):
         if share := shared_items(data, test):
             display.say(f"warning: {share:.1%} of the test images are in {name} (the same items): they are not new")
 
 
-def _checked(batches: Iterable[Batch], shape: torch.Size, task: Classification) -> Iterator[Batch]:
-    """The same batches, each image and target looked at as the preflight does those of the other splits."""
-    for part in batches:
+def _digest(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> str:
+    """What tells the test split from another one; it is read once for that, and looked at before any network is."""
+    try:
+        first = first_batch(test, LEAST_BATCH, study.device)
+    except KdsearchError as error:
+        raise KdsearchError(f"test: {error}") from None
+    parts = [(image_keys(part.images), part.target.cpu()) for part in _checked(study, test, shape, task)]
+    keys, targets = (torch.cat(column) for column in zip(*parts, strict=True))
+    return digest_split("test", study.test or test, first, keys, targets)[0]
+
+
+def _checked(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> Iterator[Batch]:
+    """The test split, each image and target looked at as the preflight does those of the other splits."""
+    for part in batches_in_order(test, max(study.budget.batch, LEAST_BATCH), study.device):
         if found := wrong_images(part, shape) or wrong_targets(part, task):
             raise KdsearchError(f"test: {found}")
         yield part

@@ -94,15 +94,13 @@ def train(
 
 def evaluate(
     folder: Folder,
-    study: Annotated[
-        str | None, typer.Option(help="Name or path of the study, in place of the file kept in the run folder.")
-    ] = None,
+    study: Annotated[str | None, typer.Option(help="Name or path of the study, which is run; needed.")] = None,
     device: Device = None,
     storage: Storage = None,
 ) -> None:
     """Measure the teacher and all kept students on the study's test split, and keep that in the run folder.
 
-    The study file is Python and is run: the one kept in the run folder, or the one that --study names.
+    The study file is Python and is run: the one that --study names, such as the copy that a search keeps, DIR/study.py.
     """
     from kdsearch.commands.evaluate import evaluate_run
 

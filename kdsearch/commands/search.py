@@ -43,7 +43,7 @@ from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import REFERENCES
 from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
-from kdsearch.study.run_folder import TRAINING, ResultFile, read_result, trial_folder
+from kdsearch.study.run_folder import TRAINING, WRITERS, ResultFile, read_result, trial_folder
 from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
 
@@ -136,7 +136,7 @@ def search(
         translate_machine_errors(f"the search in {folder}"),
         translate_storage_errors(url),
         interrupts.prefer_interruption(),
-        lock_folder(folder, "search"),
+        lock_folder(folder, "search", WRITERS),
     ):
         search_: _Search | None = None
         try:

@@ -11,10 +11,13 @@ from kdsearch.core.files import PARTIAL, make_folder
 
 
 @contextmanager
-def lock_folder(folder: Path, work: str) -> Iterator[None]:
+def lock_folder(folder: Path, work: str, holders: str | None = None) -> Iterator[None]:
     """One search, or other work of that name, in a folder, which is made; what a killed one was writing is removed.
 
     Work that leaves nothing in the folder leaves no folder, nor those around it that it made.
+
+    Args:
+        holders: Whatever may hold the lock of that name, in words; by default the work itself.
 
     Raises:
         KdsearchError: another one is at work there; the folder cannot be written or locked.
@@ -24,7 +27,7 @@ def lock_folder(folder: Path, work: str) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout:
-        raise KdsearchError(f"another {work} is running in {folder}") from None
+        raise KdsearchError(f"another {holders or work} is running in {folder}") from None
     except (OSError, NotImplementedError) as error:
         cure = "allowed: a run folder that can be written and locked"
         raise KdsearchError(f"cannot write {lock.lock_file}: {describe_exception(error)}; {cure}") from None

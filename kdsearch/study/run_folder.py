@@ -29,6 +29,7 @@ MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
 INT64 = 2**63
 READINGS = "test_readings.jsonl"  # of the test split
 TRAINING = "training.json"  # in a folder that `kdsearch train` made
+WRITERS = "search or evaluation"  # that hold the lock "search" of a run folder
 
 T = TypeVar("T")
 
@@ -36,6 +37,15 @@ T = TypeVar("T")
 def _int64(value: int) -> int | None:
     """Whole numbers that no table can hold are missing there: a finished search is not lost for its seed."""
     return value if -INT64 <= value < INT64 else None
+
+
+def _in_calendar(value: datetime) -> datetime:
+    """A time that every time zone can name: the first and the last day of the calendar are not."""
+    try:
+        value.astimezone(UTC)
+    except (OverflowError, ValueError):
+        raise ValueError("a time from 0001-01-01 to 9999-12-31 UTC is needed") from None
+    return value
 
 
 Number = Annotated[float, Field(allow_inf_nan=False)] | None
@@ -180,8 +190,10 @@ class ReadingRow(TypedDict, total=False):
     value: Required[Number]
     value_se: Number
     images: Count | None
+    metric: str | None
+    digest: str | None  # of the images and labels that were read
     seconds: Number
-    read_at: Required[Annotated[datetime, Field(strict=False)]]
+    read_at: Required[Annotated[datetime, Field(strict=False), AfterValidator(_in_calendar)]]
     command: Required[str]
 
 
@@ -241,21 +253,50 @@ def keep_reading(folder: Path, row: Mapping[str, Any]) -> None:
     Raises:
         KdsearchError: the file cannot be read or written.
     """
-    read_readings(folder)  # a torn file is not made longer
-    before = read_bytes(folder, folder / READINGS, MOST_BYTES) or b""
-    write_bytes(folder / READINGS, before + json.dumps(to_json_values(row)).encode() + b"\n")
+    write_bytes(folder / READINGS, _reading_lines(folder) + json.dumps(to_json_values(row)).encode() + b"\n")
 
 
-def describe_readings(rows: Sequence[ReadingRow]) -> str | None:
-    """What whoever reads the test split again is told; None where nobody has read it before."""
-    if not rows:
-        return None
-    count, last = len({row["read_at"] for row in rows}), rows[-1]
-    times = "before, on" if count == 1 else f"{count} times before, last on"
-    return (
-        f"the test split of this study was read {times} {last['read_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC by "
-        f"{last['command']}: it is no independent measure of what was chosen or changed in view of that"
-    )
+def check_readings(folder: Path) -> None:
+    """Can readings be kept in a run folder, whose lock the caller holds? Tried where there is a file or a link.
+
+    Raises:
+        KdsearchError: the file cannot be read or written.
+    """
+    lines = _reading_lines(folder)
+    if os.path.lexists(folder / READINGS):
+        write_bytes(folder / READINGS, lines)
+
+
+def describe_readings(rows: Sequence[ReadingRow], digest: str) -> Iterator[str]:
+    """What whoever reads a test split is told of the readings before; nothing where there are none.
+
+    Args:
+        digest: Of the split that is read now; a row without one is taken for a reading of it.
+    """
+    if own := [row for row in rows if row.get("digest") in (None, digest)]:
+        count = len({row["read_at"] for row in own})
+        times = "before, on" if count == 1 else f"{count} times before, last on"
+        yield (
+            f"the test split of this study was read {times} {_who_read(own[-1])}: it is no independent measure of what "
+            "was chosen or changed in view of that"
+        )
+    if others := [row for row in rows if row.get("digest") not in (None, digest)]:
+        count = len({row["read_at"] for row in others})
+        were = "on" if count == 1 else f"{count} times, last on"
+        yield (
+            f"another test split than this one was read before, {were} {_who_read(others[-1])}: values of different "
+            "splits are not to be compared"
+        )
+
+
+def _who_read(row: ReadingRow) -> str:
+    return f"{row['read_at'].astimezone(UTC):%Y-%m-%d %H:%M} UTC by {as_text(row['command'])}"
+
+
+def _reading_lines(folder: Path) -> bytes:
+    """The readings that are kept, each a whole line; a torn file is not made longer."""
+    read_readings(folder)
+    return b"".join(line + b"\n" for line in (read_bytes(folder, folder / READINGS, MOST_BYTES) or b"").splitlines())
 
 
 def read_regions(folder: Path, run: Path) -> list[RegionRow]:

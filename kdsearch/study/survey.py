@@ -58,13 +58,25 @@ def survey_split(
         known = measure_teacher_batches(teacher, looked_at(), task, device)
     except KdsearchError as error:
         raise KdsearchError(f"{name}: {error}") from None
-    key, target, size = torch.cat(keys), torch.cat(targets), len(first)
-    same_images = torch.equal(key[:size], image_keys(first.images))
-    same_targets = torch.equal(target[:size], first.target.cpu())
-    parts: list[Tensor | str] = [str(len(key)), *([target] if same_targets else [])]
+    key = torch.cat(keys)
+    return Survey(known, key, *digest_split(name, data, first, key, torch.cat(targets)))
+
+
+def digest_split(name: str, data: MapStyle, first: Batch, keys: Tensor, targets: Tensor) -> tuple[str, bool]:
+    """The digest of a split that was read, as `Survey` has it, and whether its items repeat.
+
+    Args:
+        first: Its first items as they were read another time.
+        keys: (N,) int64, of all its images.
+        targets: (N, ...), on the host.
+    """
+    size = len(first)
+    same_images = torch.equal(keys[:size], image_keys(first.images))
+    same_targets = torch.equal(targets[:size], first.target.cpu())
+    parts: list[Tensor | str] = [str(len(keys)), *([targets] if same_targets else [])]
     with user_call(f"{name}: its repr()"):
-        parts.append(key if same_images else stable_repr(data))
-    return Survey(known, key, digest_parts(*parts), same_images and same_targets)
+        parts.append(keys if same_images else stable_repr(data))
+    return digest_parts(*parts), same_images and same_targets
 
 
 def wrong_images(batch: Batch, shape: torch.Size) -> str | None:
