@@ -5,15 +5,17 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.transforms import v2
 
 import kdsearch as kd
 from kdsearch.augment.fixed import FixedTransform
@@ -25,7 +27,7 @@ from kdsearch.core.locks import lock_folder
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study import preflight as looks
-from kdsearch.study.run import CHECKPOINT, run_trial
+from kdsearch.study.run import CHECKPOINT, describe_transform, run_trial
 from kdsearch.study.run_folder import read_epochs, read_policy, read_result
 from kdsearch.study.study import Study
 
@@ -156,6 +158,42 @@ def test_a_callable_stands_in_the_place_of_a_policy_and_none_for_images_as_they_
         kd.train(study, lambda image: image // 3, epochs=2, out=tmp_path / "again", quiet=True)
     with pytest.raises(KdsearchError, match="differs in policy; take another folder"):
         kd.train(study, lambda image: image // 4, epochs=2, out=tmp_path / "again", quiet=True)
+
+
+class Darker(nn.Module):
+    def __init__(self, factor: Any) -> None:
+        super().__init__()
+        self.factor, self.layer, self.last = factor, nn.Linear(2, 2), None
+
+    def forward(self, image: Tensor) -> Tensor:
+        self.last = torch.rand(3)
+        return (image * self.factor).to(image.dtype)
+
+
+def test_what_a_module_in_the_place_of_a_policy_holds_tells_it_from_others(study: Study, tmp_path: Path) -> None:
+    made: list[Callable[[Any], Any]] = [
+        lambda held: Darker(held),
+        lambda held: Darker([held, "a"]),
+        lambda held: Darker({"by": partial(max, held)}),
+        lambda held: Darker(kd.Budget(trials=int(10 * held))),
+        lambda held: Darker(held).forward,
+        lambda held: nn.Sequential(Darker(held)),
+        lambda held: v2.Compose([v2.Identity(), Darker(held)]),
+        lambda held: v2.Compose([v2.Lambda(lambda image: image * held)]),
+        lambda held: v2.RandomAffine(0, interpolation=[*v2.InterpolationMode][held > 0.5]),
+    ]
+    for make in made:
+        one, again, other = (describe_transform(FixedTransform(make(held))) for held in (0.1, 0.1, 0.9))
+        assert one == again != other
+    reseeded = [FixedTransform(half, reseed=reseed) for reseed in (None, lambda seed: seed, lambda seed: -seed)]
+    assert len({*map(describe_transform, reseeded)}) == 3
+    used = Darker(0.5)
+    before = describe_transform(FixedTransform(used))
+    used(torch.ones(1))
+    assert before == describe_transform(FixedTransform(used.eval()))
+    kd.train(study, Darker(0.1), epochs=1, out=tmp_path, quiet=True)
+    with pytest.raises(KdsearchError, match="differs in policy; take another folder"):
+        kd.train(study, Darker(0.9), epochs=1, out=tmp_path, quiet=True)
 
 
 def test_what_the_study_no_longer_has_is_said(

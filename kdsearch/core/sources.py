@@ -3,7 +3,10 @@
 import dis
 import hashlib
 import inspect
+import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import is_dataclass
+from enum import Enum
 from functools import partial
 from itertools import islice
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
@@ -15,25 +18,32 @@ from torch import Tensor, nn
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 MOST = 1000  # parts of a container, and thousands of numbers of an array, that are looked at
 DEEP = 30  # of things in one another
+_HOLDERS = (dict, list, tuple, set, frozenset)
+_CODE = (FunctionType, MethodType, BuiltinFunctionType, partial, type)
+_OF_ANY_MODULE = frozenset(vars(nn.Module()))  # its weights, layers and hooks, and whether it trains
 _PACKAGES = {"builtins", "collections", "functools", "kdsearch", "numpy", "torch", "torchvision"}
 
 
-def hash_source(*things: Any) -> str:
+def hash_source(*things: Any, settings: bool = False) -> str:
     """A hash of functions, classes, methods, partials, objects or values, the same in every process.
 
     Followed are the functions, classes and plain values of the same file that their code names, and what they are bound
     to: arguments of a partial, attributes of an object, variables of an outer function. Where there is no source, as of
     what was typed, the compiled code counts. What is kdsearch's own counts by its name, wherever it lives there.
+
+    Args:
+        settings: Of an `nn.Module` what it holds beside tensors counts too; otherwise its layers and the names of its
+            weights alone.
     """
     digest = hashlib.blake2b(digest_size=16)
     seen: dict[int, Any] = {}
     for thing in things:
-        for text in _described(thing, seen, 0):
+        for text in _described(thing, seen, 0, settings):
             digest.update(text.encode(errors="surrogatepass") + b"\0")
     return digest.hexdigest()
 
 
-def _described(thing: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
+def _described(thing: Any, seen: dict[int, Any], depth: int, settings: bool) -> Iterator[str]:
     """Texts without addresses.
 
     Args:
@@ -59,8 +69,10 @@ def _described(thing: Any, seen: dict[int, Any], depth: int) -> Iterator[str]:
     else:
         seen[id(thing)] = thing
         parts = _parts(thing)
+        if settings and isinstance(thing, nn.Module):
+            parts = [*parts, *map(_settings, thing.modules())]
     for part in parts:
-        yield from _described(part, seen, depth + 1)
+        yield from _described(part, seen, depth + 1, settings)
 
 
 def _module(thing: Any) -> str:
@@ -99,6 +111,23 @@ def _parts(thing: Any) -> Iterable[Any]:
     if isinstance(thing, nn.Module):  # its numbers are drawn anew in each process, as a rule
         return [*map(type, thing.modules()), *(name for name, _ in thing.named_parameters())]
     return [type(thing), dict(getattr(thing, "__dict__", {}))]
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    """What a module itself holds beside tensors, by name: values, code, data classes; of other objects the class alone.
+
+    What a call may leave is passed over: None, tensors, and containers that are empty or hold tensors.
+    """
+    found: dict[str, Any] = {}
+    for name, value in vars(module).items():
+        within = list(value.values() if isinstance(value, Mapping) else value) if isinstance(value, _HOLDERS) else [0]
+        left = value is None or not within or any(isinstance(part, Tensor) for part in [value, *within])
+        if name not in _OF_ANY_MODULE and not left:
+            plain = isinstance(value, (*PLAIN, *_HOLDERS, *_CODE, np.ndarray, Enum, nn.Module)) or is_dataclass(value)
+            kind = type(value)  # of Python's own by name: their modules hold clocks and counters
+            named = _top(kind) in sys.stdlib_module_names
+            found[name] = value if plain else kind.__qualname__ if named else kind
+    return found
 
 
 def _numbers(array: Any) -> list[str]:

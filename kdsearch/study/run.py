@@ -157,10 +157,10 @@ def describe_transform(transform: FixedTransform | None) -> str:
     """What tells a fixed transform from others, the same in every process."""
     if transform is None:
         return ""
-    called = transform.transform
-    code = getattr(called, "__code__", None)  # two lambdas of one line have one source
-    steps = (code.co_code, code.co_consts, code.co_names) if code else ()
-    return f"{stable_repr(called)} {hash_source(called, *steps)} {transform.takes}"
+    called = [transform.transform, *([transform.reseed] if transform.reseed else [])]
+    codes = [code for code in (getattr(function, "__code__", None) for function in called) if code]
+    steps = [part for code in codes for part in (code.co_code, code.co_consts, code.co_names)]  # lambdas of one line
+    return f"{stable_repr(called[0])} {hash_source(*called, *steps, settings=True)} {transform.takes}"
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
