@@ -325,9 +325,12 @@ def test_a_time_that_is_no_time_in_utc_is_one_sentence(read_at: str, run, study)
 
 
 def test_a_reading_that_cannot_be_kept_is_refused_before_the_split_is_read(run, study) -> None:
-    class Unread(conftest.Untouchable):
+    class Unread:
         def __len__(self):
             return 3
+
+        def __getitem__(self, index):
+            raise AssertionError("the test split was read")
 
     (run / "test_readings.jsonl").symlink_to("nowhere.jsonl")
     with pytest.raises(kd.KdsearchError, match=r"cannot write .*test_readings\.jsonl: it is a link to nowhere"):

@@ -591,3 +591,16 @@ def test_losses_are_told_apart_by_all_that_makes_them(tiny_study: Study) -> None
     assert hashed(kd.losses.kd(2.0)) != hashed(kd.losses.kd(2.0000000001))
     assert hashed(replace(kd2, relational=True)) != hashed(kd2)
     assert hashed(wrapped(1.0)) == hashed(wrapped(1.0)) != hashed(wrapped(2.0))
+
+
+def test_probabilities_in_the_place_of_logits_are_told(tiny_study: Study, tmp_path: Path) -> None:
+    def soft(network: nn.Module) -> nn.Module:
+        return nn.Sequential(network, nn.Softmax(1))
+
+    def warnings_of(study: Study) -> str:
+        return "\n".join(preflight(study, tmp_path).warnings)
+
+    plain = tiny_study.student
+    told = warnings_of(replace(tiny_study, student=lambda: soft(plain())))
+    assert "student: its logits are 0 or more and sum to 1" in told and "teacher: its logits" not in told
+    assert "its logits are 0 or more" not in warnings_of(tiny_study)

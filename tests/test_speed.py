@@ -302,7 +302,7 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
 ) -> None:
     placed: list[tuple[int, str]] = []
     monkeypatch.setattr(
-        "kdsearch.study.study.place_data", lambda data, *, workers, device: placed.append((workers, device)) or data
+        "kdsearch.study.study.place_data", lambda data, *, readers, device: placed.append((readers, device)) or data
     )
     preflight(replace(tiny_study, readers=2), tmp_path, device="cpu:0")
     assert placed == [(2, "cpu:0")] * 2

@@ -152,7 +152,7 @@ class PolicySpec(_Frozen):
         try:
             data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
         except (ValueError, RecursionError) as error:
-            raise KdsearchError(f"{place}: not a JSON policy: {error}") from None
+            raise KdsearchError(f"{place}: not a JSON policy: {error}; allowed: a policy.json") from None
         if not isinstance(data, dict) or data.get("format") != FORMAT:
             raise KdsearchError(f'{place}: not a policy file: its "format" is not "{FORMAT}"')
         if data.get("version") != VERSION or type(data["version"]) is not int:

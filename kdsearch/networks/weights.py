@@ -92,7 +92,8 @@ def _read(path: Path) -> Any:
         raise
     except pickle.UnpicklingError:
         cure = "save its weights alone, torch.save(network.state_dict(), path)"
-        raise KdsearchError(f"{path}: holds Python objects or is torn, which is not read; {cure}") from None
+        other = "of a file that you trust, torch.save(torch.load(path, weights_only=False)[KEY], another)"
+        raise KdsearchError(f"{path}: holds Python objects or is torn, which is not read; {cure}, or {other}") from None
     except Exception as error:  # whatever a reader makes of a torn file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise KdsearchError(f"{path}: cannot be read as {WEIGHTS}: {reason}") from None

@@ -101,7 +101,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
         check_fresh(student := study.fresh_student(device), study.fresh_student(device))
     except KdsearchError as error:
         raise KdsearchError(f"study {study.name}: {error}") from error
-    _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
+    odd = _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
     ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
     if (share := shared_images(train, validation)) > MOST_SHARED:
         raise KdsearchError(describe_overlap(share, "the same pixels"))
@@ -113,7 +113,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
     seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
-    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *doubt]
+    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *odd, *doubt]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
@@ -178,7 +178,7 @@ def make_ready(
     check_weights(check_network(network, "teacher"), "teacher")
     teacher = Teacher(arrange_network(network, device, channels=channels, compiled=study.compiled))
     with torch.no_grad():
-        _check_logits(teacher(images[:2]), task, "teacher")
+        odd = _check_logits(teacher(images[:2]), task, "teacher")
     dropped = ineffective_operations(images, space.limits, space.fill)
     space = space.drop(dropped)
     splits = {"train": study.train, "search_validation": study.search_validation}
@@ -193,6 +193,7 @@ def make_ready(
         for name, seen in (("train", train), ("search_validation", validation))
         if not seen.repeats
     ]
+    doubt += odd
     doubt += _doubtful_teacher(teacher, study, task, validation.known, device)
     budget = study.budget
     look = plan_look(
@@ -318,7 +319,13 @@ def _wrong_batch(batch: Batch, task: Classification) -> list[str]:
     return [wrong for wrong in found if wrong]
 
 
-def _check_logits(answers: Outputs, task: Classification, who: str) -> None:
+def _check_logits(answers: Outputs, task: Classification, who: str) -> list[str]:
+    """Are these logits? A warning where they look like probabilities."""
     logits = task.check(answers, who).logits
     if not torch.isfinite(logits).all():
         raise KdsearchError(f"{who}: its logits are not finite on the first images")
+    sums = logits.sum(1)
+    if (logits >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
+        what = "its logits are 0 or more and sum to 1 on the first images, as after a softmax"
+        return [f"{who}: {what}; logits are what stands before it"]
+    return []

@@ -198,5 +198,6 @@ def load_study(name: str) -> tuple[Study, Path]:
     path = find_shipped("studies", name).resolve()
     study = vars(run_file(path)).get("study")
     if not isinstance(study, Study):
-        raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {type(study).__name__}")
+        found = "no name `study`" if study is None else type(study).__name__
+        raise KdsearchError(f"{path}: it has to define `study = kdsearch.Study(...)`; found {found}")
     return study, path
