@@ -200,3 +200,9 @@ def test_an_export_into_a_folder_is_refused(kdsearch, tmp_path):
 
 def test_the_export_targets_that_help_names_are_those_there_are() -> None:
     assert {target.value for target in Target} == {*EXPORTERS}
+
+
+def test_an_argument_that_is_missing_is_named() -> None:
+    """With a new click an old typer calls the command all the same, with None in its place."""
+    done = subprocess.run([sys.executable, "-m", "kdsearch", "diff"], capture_output=True, text=True)
+    assert done.returncode == 2 and "Missing argument 'POLICY'" in done.stderr
