@@ -16,7 +16,6 @@ from torch.utils.data import ConcatDataset, Dataset, Subset
 
 import kdsearch as kd
 from kdsearch.core.errors import Diverged
-from kdsearch.core.sources import hash_source
 from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.data.batches import first_batch
 from kdsearch.distill.phase import PolicySteps
@@ -575,7 +574,7 @@ def test_images_of_8_bits_are_the_same_numbers_on_any_device() -> None:
     assert torch.equal(first_batch(data, 1).images, first_batch(data, 1, "cuda").images.cpu())
 
 
-def test_losses_are_told_apart_by_all_that_makes_them(tiny_study: Study) -> None:
+def test_losses_are_told_apart_by_all_that_makes_them(tiny_study: Study, tmp_path: Path) -> None:
     def wrapped(factor: float) -> Loss:
         @functools.wraps(kd_loss)
         def function(student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
@@ -583,14 +582,23 @@ def test_losses_are_told_apart_by_all_that_makes_them(tiny_study: Study) -> None
 
         return Loss("mine", function)
 
+    class Scaled(nn.Module):
+        def __init__(self, factor: float) -> None:
+            super().__init__()
+            self.factor = factor
+
+    found = preflight(tiny_study, tmp_path)
+
     def hashed(loss: Loss) -> str:
-        return hash_source(loss)
+        ready = replace(found.ready, study=replace(found.ready.study, loss=loss))
+        return search_identity(replace(found, ready=ready))["code of the losses"]
 
     kd2, kd9 = (replace(kd.losses.kd(t), name="one name") for t in (2.0, 9.0))
     assert hashed(kd2) == hashed(replace(kd.losses.kd(2.0), name="one name")) != hashed(kd9)
     assert hashed(kd.losses.kd(2.0)) != hashed(kd.losses.kd(2.0000000001))
     assert hashed(replace(kd2, relational=True)) != hashed(kd2)
     assert hashed(wrapped(1.0)) == hashed(wrapped(1.0)) != hashed(wrapped(2.0))
+    assert hashed(Loss("mine", Scaled(1.0))) == hashed(Loss("mine", Scaled(1.0))) != hashed(Loss("mine", Scaled(2.0)))
 
 
 def test_probabilities_in_the_place_of_logits_are_told(tiny_study: Study, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_interrupted_in_an_epoch_it_goes_on_and_ends_as_if_it_had_not_been(
         kd.train(study, finished.folder, epochs=4, out=tmp_path, seed=5)
     assert "interrupted; the same command goes on" in capsys.readouterr().out and (tmp_path / CHECKPOINT).exists()
     files = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
-    cure = "take another folder with --out, or go back"
+    cure = "take another folder with out='...', or go back"
     lighter = replace(study, label_weight=0.5)
     for change, what in (
         ({"epochs": 5, "seed": 6}, r"epochs \(4, now 5\), seed \(5, now 6\)"),
@@ -225,8 +225,11 @@ def test_wrong_input_is_one_sentence_before_anything_is_trained(
         ({"policy": FixedTransform}, "policy: .* is none; allowed"),
         ({"policy": tmp_path / "none.json"}, r"cannot read the policy .*none\.json: no such file"),
         ({"epochs": 0}, "study tiny: 1 problem\n  budget.epochs is 0; allowed: whole numbers, 1 or more"),
-        ({"out": finished.folder}, r"--out: .* holds the study\.json of something else; allowed: .*/train"),
-        ({"out": finished.folder / "trials" / "0000"}, r"--out: .* holds the result\.json of something else"),
+        (
+            {"out": finished.folder},
+            r"holds the study\.json of something else; allowed: a folder of its own, out='.*/train'",
+        ),
+        ({"out": finished.folder / "trials" / "0000"}, r"holds the result\.json of something else"),
     ):
         with pytest.raises(KdsearchError, match=message):
             kd.train(**{**known, **change})
@@ -255,21 +258,22 @@ def test_what_a_search_or_somebody_else_has_left_in_a_folder_is_not_written_over
     own = tmp_path / ("own" if place == "own" else "run") / "train"
     with pytest.raises(KdsearchError) as refused:
         kd.train(study, None, out=tmp_path / place, quiet=True)
-    assert str(refused.value) == f"--out: {tmp_path / place} {what}; allowed: a folder of its own, such as {own}"
+    assert str(refused.value) == f"{tmp_path / place} {what}; allowed: a folder of its own, out={str(own)!r}"
     assert before == {path: path.is_file() and path.read_text() for path in tmp_path.rglob("*")}
 
 
 def test_a_run_folder_has_a_place_for_one_student_and_that_is_no_place_for_a_search(
-    finished: Result, study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    finished: Result, study: Study, tmp_path: Path, capsys: Any
 ) -> None:
     run = tmp_path / "run"
     (run / "train").mkdir(parents=True)
-    (run / "study.json").touch()
+    shutil.copy(finished.folder / "study.json", run)
     (run / "train" / "result.json").touch()
-    with pytest.raises(KdsearchError, match=f"holds the result.json of .*, such as {tmp_path / 'run-train'}$"):
+    with pytest.raises(KdsearchError, match=f"holds the result.json of .*, out='{tmp_path / 'run-train'}'$"):
         kd.train(study, None, epochs=1, out=run / "train", quiet=True)
     (run / "train" / "result.json").unlink()
-    kd.train(study, None, epochs=1, out=run / "train", quiet=True)
+    kd.train(study, None, epochs=1, out=run / "train")
+    assert f"`kdsearch evaluate {run} --study STUDY` reads it" in capsys.readouterr().out  # it runs no study unnamed
     with pytest.raises(KdsearchError, match=r"train holds a student of `kdsearch train`; allowed: .*/train-search$"):
         kd.search(study, out=run / "train", quiet=True)
     assert not (run / "train" / "study.json").exists()

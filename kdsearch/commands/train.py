@@ -23,7 +23,7 @@ from kdsearch.core.files import absolute_path, as_path, to_json_values, write_js
 from kdsearch.core.interrupts import Interrupts
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import own_generators, usual_modes
-from kdsearch.core.terminal import number_of
+from kdsearch.core.terminal import number_of, option
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
 from kdsearch.study.facts import student_identity
@@ -149,7 +149,7 @@ def _train(
         )
         result = read_result(folder, folder) or ResultFile()
     else:
-        say(f"{folder} is finished; --out with another folder trains another student")
+        say(f"{folder} is finished; {option('out', '...')} trains another student")
     (folder / CHECKPOINT).unlink(missing_ok=True)  # also that of a training that was killed just before this line
     return _finish(study, folder, result, display)
 
@@ -165,7 +165,9 @@ def _finish(study: Study, folder: Path, result: ResultFile, display: Display) ->
         say(f"warning: {warning}")
     say(f"student      {student}   kdsearch.networks.load_weights(study.student(), {str(student)!r})")
     beside_search = folder.name == "train" and (folder.parent / "study.json").exists()
-    reader = f"kdsearch evaluate {folder.parent}" if beside_search else "kd.evaluate(student, study.test)"
+    reader = "kd.evaluate(student, study.test)"
+    if beside_search:
+        reader = f"kdsearch evaluate {folder.parent} --study STUDY"
     say(f"the test split was not read; `{reader}` reads it")
     return Training(folder, value, error, student)
 
@@ -233,7 +235,7 @@ def _check_folder(folder: Path) -> None:
     if runs and not astray:  # the run's train, which holds something else
         run = absolute_path(folder).parent
         own = run.parent / f"{run.name}-train"
-    raise KdsearchError(f"--out: {folder} {what}; allowed: a folder of its own, such as {own}")
+    raise KdsearchError(f"{folder} {what}; allowed: a folder of its own, {option('out', str(own))}")
 
 
 def _begin(folder: Path, checked: Findings, policy: Frozen) -> ResultFile | None:
@@ -249,7 +251,7 @@ def _begin(folder: Path, checked: Findings, policy: Frozen) -> ResultFile | None
         differs = _differences(stored.identity, identity)
         raise KdsearchError(
             f"{folder} holds a student of another training, which differs in {', '.join(differs)}; take another folder "
-            "with --out, or go back"
+            f"with {option('out', '...')}, or go back"
         )
     write_json(folder / TRAINING, {"identity": identity})
     return result

@@ -42,7 +42,7 @@ class _Stretch:
     every: PolicySteps | None = None
     pauses: Sequence[int] = ()
     policy_batch: int = 0
-    adam: tuple[Optimizer, LambdaLR] | None = None  # made anew in each phase of the policy
+    adam: tuple[Optimizer, LambdaLR] | None = None  # made anew in each pause
 
 
 class Distiller:

@@ -74,7 +74,7 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "teacher": network_digest(ready.teacher.network),
         "student": student_digest(study.fresh_student),
         "losses": [f"{loss.name}, weight {loss.weight}" for loss in study.losses],
-        "code of the losses": hash_source(*study.losses),
+        "code of the losses": hash_source(*study.losses, settings=True),
         "metric": metric_name(study.metric),
         "code of the metric": hash_source(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
