@@ -1,0 +1,72 @@
+"""The base view: what every image goes through before the policy, by name, by parts, or a user's own."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
+from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
+from kdsearch.core.errors import KdsearchError, quote, unknown_name
+from kdsearch.core.files import as_path
+
+Base = Policy | FixedTransform
+PROBABILITY = 0.5  # of each operation of a named base
+PARTS: Mapping[str, Mapping[str, float | None]] = {  # operations with their largest magnitudes
+    "flip": {"horizontal_flip": None},
+    "shift": {"translate_x": 0.125, "translate_y": 0.125},
+    "turn": {"rotate": 10.0},
+    "scale": {"scale": 0.1},
+}
+NAMED: Mapping[str, tuple[str, ...]] = {
+    "shift": ("shift",),
+    "flip_shift": ("flip", "shift"),
+    "turn_shift": ("turn", "shift"),
+}
+
+
+def base_of_parts(parts: Sequence[str], *, fill: str = "reflect", probability: float = PROBABILITY) -> Policy:
+    """A base view out of `PARTS`: all their operations drawn, each applied with a probability, magnitudes from 0 on.
+
+    Reference:
+        Wang et al., What makes a good data augmentation in knowledge distillation, NeurIPS 2022, among others, train on
+        images that are shifted (by up to 4 of 32 pixels, by padding and cropping) and flipped
+    """
+    limits = {name: limit for part in parts for name, limit in PARTS[part].items()}
+    start = Policy(limits, len(limits), fill=fill)
+    settings = {
+        name: Setting(probability=probability, low=0.0 if limit else None, high=limit or None)
+        for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
+    }
+    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+
+def as_base(given: Any) -> Base | None:
+    """What may be named as a base view, held still.
+
+    Args:
+        given: None for a bare base; a name out of `NAMED`, filled by reflection; a `Policy`, a `PolicySpec` or the path
+            of its file; a `FixedTransform` or any callable on one image.
+
+    Raises:
+        KdsearchError: anything else; a policy that has a base view of its own.
+    """
+    if isinstance(given, str) and given in NAMED:
+        return base_of_parts(NAMED[given])
+    if isinstance(given, str) and not given.endswith(".json"):
+        hint = ", or the path of a policy file (.json), a kdsearch.Policy, a transform of one image"
+        raise KdsearchError(unknown_name("base", given, NAMED) + hint)
+    if isinstance(given, str | Path):
+        given = PolicySpec.load(as_path(given))
+    if isinstance(given, Policy):
+        given = given.freeze()
+    if isinstance(given, PolicySpec):
+        return Policy.from_spec(given)
+    if given is None or isinstance(given, FixedTransform):
+        return given
+    if callable(given) and not isinstance(given, type):
+        return FixedTransform(given)
+    raise KdsearchError(
+        f"base: {quote(given)} is none; allowed: None, {', '.join(NAMED)}, a Policy, a PolicySpec or its file, a "
+        "FixedTransform or a callable on one image"
+    )
