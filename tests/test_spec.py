@@ -39,7 +39,7 @@ def test_a_policy_written_and_read_is_the_same(tmp_path: Path) -> None:
 
 def test_the_file_holds_plain_numbers_with_units() -> None:
     data = json.loads(spec().to_json())
-    assert (data["format"], data["version"]) == ("kdsearch-policy", 1)
+    assert (data["format"], data["version"]) == ("kdsearch-policy", 2)
     assert data["operations"]["rotate"] == {"unit": "degrees", "limit": 30.0, "range": "pathwise"}
     assert data["operations"]["invert"] == {"unit": "", "limit": None, "range": "none"}
     turn = data["schedule"][-1]["settings"]["rotate"]
@@ -80,7 +80,7 @@ REFUSED: dict[str, tuple[Callable[[Json], object], str]] = {
     "unknown field": (put("operations", "rotate", "limits", value=1.0), r"operations\.rotate\.limits\] unknown field"),
     "unknown field at the top": (put("colour", value=1), r"\[colour\] unknown field"),
     "missing field": (lambda data: data.pop("operations_per_image"), r"operations_per_image\] field required"),
-    "another version": (put("version", value=2), "policy version 2; this kdsearch reads version 1"),
+    "another version": (put("version", value=3), "policy version 3; this kdsearch reads versions 1 and 2"),
     "version as text": (put("version", value="1"), "policy version '1'"),
     "another format": (put("format", value="albumentations"), "not a policy file"),
     "another unit": (put("operations", "rotate", "unit", value="radians"), "unit is 'radians'.* 'degrees'"),

@@ -61,6 +61,10 @@ def as_base(given: Any) -> Base | None:
     if isinstance(given, Policy):
         given = given.freeze()
     if isinstance(given, PolicySpec):
+        if given.base:
+            raise KdsearchError(
+                "base: the policy has a base view of its own; allowed: one without, such as its own base, spec.base"
+            )
         return Policy.from_spec(given)
     if given is None or isinstance(given, FixedTransform):
         return given

@@ -165,9 +165,17 @@ class Policy(nn.Module):
         return Snapshot(progress=progress, settings=settings)
 
     def freeze(
-        self, schedule: Sequence[Snapshot] = (), provenance: Mapping[str, str | int | float | None] | None = None
+        self,
+        schedule: Sequence[Snapshot] = (),
+        provenance: Mapping[str, str | int | float | None] | None = None,
+        base: "Policy | None" = None,
     ) -> PolicySpec:
-        """The policy as a value. Without a `schedule` its only moment is now."""
+        """The policy as a value. Without a `schedule` its only moment is now.
+
+        Args:
+            base: The base view that it was learned over, kept as it is now. A fixed transform is code, which no policy
+                file holds: over one, as over bare images, this is None.
+        """
         learned = set(self.learned.tolist())
         operations = {
             name: Limits(
@@ -182,12 +190,16 @@ class Policy(nn.Module):
             fill=self.fill,  # type: ignore[arg-type]
             operations=operations,
             schedule=tuple(schedule) or (self.snapshot(1.0),),
+            base=None if base is None else base.freeze(),
             provenance=dict(provenance or {}),
         )
 
     @classmethod
     def from_spec(cls, spec: PolicySpec, which: str = "final") -> Self:
-        """A policy at the numbers of a spec, `final` or `average`; its ranges are held, its prior is the default's."""
+        """A policy at the numbers of a spec, `final` or `average`; its ranges are held, its prior is the default's.
+
+        The base view of the spec is left aside: it is a policy of its own, `spec.base and Policy.from_spec(spec.base)`.
+        """
         limits = {name: operation.limit for name, operation in spec.operations.items()}
         policy = cls(limits, spec.operations_per_image, fill=spec.fill)
         settings = [spec.which(which)[name] for name in policy.operations]

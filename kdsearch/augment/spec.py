@@ -17,8 +17,9 @@ from kdsearch.core.html import html_paragraph, html_table
 from kdsearch.core.terminal import format_number, number_of
 from kdsearch.core.values import Fill
 
-FORMAT, VERSION = "kdsearch-policy", 1
+FORMAT, VERSIONS = "kdsearch-policy", (1, 2)
 MOST_BYTES = 1_000_000
+NESTED = "[base.base] must be null: a base view has none of its own"
 IN_SHORT = 3  # operations that a repr names
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 
@@ -56,15 +57,18 @@ class PolicySpec(_Frozen):
     Each image draws `operations_per_image` of the operations without replacement, uniformly; each drawn operation is
     applied with its probability, with a magnitude uniform on [low, high] and a random sign where the operation is
     signed. The marginal rate of an operation is `rate`. `schedule` holds up to 16 moments of training; the last one is
-    the `final` policy, the mean over the second half the `average`.
+    the `final` policy, the mean over the second half the `average`. Where it was learned over a base view, which every
+    image goes through first, that is `base`, a policy itself: `Policy.from_spec(spec.base)` draws it. One read from a
+    file of version 1 has none, and is written as version 1 again.
     """
 
     format: Literal["kdsearch-policy"] = "kdsearch-policy"
-    version: Literal[1] = 1
+    version: Literal[1, 2] = 2
     operations_per_image: Annotated[int, Field(ge=1)]
     fill: Fill = "zero"  # where geometry finds no pixel
     operations: dict[str, Limits]
     schedule: Annotated[tuple[Snapshot, ...], Field(min_length=1, max_length=16, strict=False)]
+    base: "PolicySpec | None" = None  # what it was learned over; without a base of its own
     provenance: dict[str, str | int | Finite | None] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -109,14 +113,19 @@ class PolicySpec(_Frozen):
         return self.operations_per_image / len(self.operations) * self.which(which)[name].probability
 
     def __repr__(self) -> str:
+        over = f"; base view: {self.base.in_short()}" if self.base else ""
+        return f"{type(self).__name__}({self.in_short()}{over})"
+
+    __str__ = __repr__
+
+    def in_short(self) -> str:
+        """How many operations an image draws, and which are applied most often; without the base view."""
         rates = {name: self.rate(name) for name in self.operations}
         most = sorted((name for name in rates if rates[name]), key=lambda name: -rates[name])[:IN_SHORT]
         often = ", ".join(f"{name} on {100 * rates[name]:.0f} %" for name in most)
         drawn = f"{self.operations_per_image} of {number_of(len(rates), 'operation')} an image"
         rest = ", ..." if most and len(most) < len(rates) else ""
-        return f"{type(self).__name__}({drawn}: {often or 'none ever applied'}{rest})"
-
-    __str__ = __repr__
+        return f"{drawn}: {often or 'none ever applied'}{rest}"
 
     def _repr_html_(self) -> str:
         return html_paragraph("A PolicySpec, frozen:") + self.in_html()
@@ -128,7 +137,8 @@ class PolicySpec(_Frozen):
         count, n = len(order), self.operations_per_image
         drawn = f"{n} of these {number_of(count, 'operation')}" if count > 1 else "this operation"
         rule = f"Each image draws {drawn} and gets each with its probability; fill {self.fill}."
-        return html_table(names, [self._row(name) for name in order]) + html_paragraph(rule)
+        over = html_paragraph(f"Over a base view: {self.base.in_short()}.") if self.base else ""
+        return html_table(names, [self._row(name) for name in order]) + html_paragraph(rule) + over
 
     def _row(self, name: str) -> list[str]:
         limits, setting = self.operations[name], self.final[name]
@@ -138,7 +148,7 @@ class PolicySpec(_Frozen):
         return [*cells, format_range(name, setting.low, setting.high, limits.unit), format_number(limits.limit)]
 
     def to_json(self) -> str:
-        return json.dumps(self.model_dump(mode="json"), indent=1) + "\n"
+        return json.dumps(_plain(self), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str, *, place: str = "policy") -> Self:
@@ -153,12 +163,11 @@ class PolicySpec(_Frozen):
             data = json.loads(text, parse_constant=_no_constant, object_pairs_hook=_no_repeats)
         except (ValueError, RecursionError) as error:
             raise KdsearchError(f"{place}: not a JSON policy: {error}; allowed: a policy.json") from None
-        if not isinstance(data, dict) or data.get("format") != FORMAT:
-            raise KdsearchError(f'{place}: not a policy file: its "format" is not "{FORMAT}"')
-        if data.get("version") != VERSION or type(data["version"]) is not int:
-            raise KdsearchError(
-                f"{place}: policy version {data.get('version')!r}; this kdsearch reads version {VERSION}"
-            )
+        _check_version(data, place)
+        if data.get("base") is not None:
+            _check_version(data["base"], f"{place}: [base]")
+            if data["base"].get("base") is not None:  # and so on, as deep as a stranger likes
+                raise KdsearchError(f"{place}: {NESTED}")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
@@ -181,13 +190,32 @@ class PolicySpec(_Frozen):
         return cls.from_json(text, place=str(path))
 
 
+def _check_version(data: Any, place: str) -> None:
+    if not isinstance(data, dict) or data.get("format") != FORMAT:
+        raise KdsearchError(f'{place}: not a policy file: its "format" is not "{FORMAT}"')
+    if data.get("version") not in VERSIONS or type(data["version"]) is not int:
+        known = " and ".join(map(str, VERSIONS))
+        raise KdsearchError(f"{place}: policy version {data.get('version')!r}; this kdsearch reads versions {known}")
+
+
 def format_range(operation: str, low: float, high: float, unit: str) -> str:
     """A range in words, such as "±2.1 to 17 degrees"."""
     return f"{'±' if OPERATIONS[operation].signed else ''}{format_number(low)} to {format_number(high)} {unit}"
 
 
+def _plain(spec: PolicySpec) -> dict[str, Any]:
+    """As JSON has it; without a base view there is no word of it, as in version 1."""
+    data = spec.model_dump(mode="json", exclude={"base"})
+    return {**data, "base": _plain(spec.base)} if spec.base else data
+
+
 def _inconsistencies(spec: PolicySpec) -> list[str]:
+    """What fields say of each other; a base view has been looked at before, as a policy of its own."""
     found = []
+    if spec.base and spec.version == 1:
+        found.append("[base] version 1 has no base view; allowed: null, or version 2")
+    if spec.base and spec.base.base:
+        found.append(NESTED)
     for name, limits in spec.operations.items():
         op = OPERATIONS.get(name)
         if op is None:
@@ -236,9 +264,10 @@ def _causes(errors: Sequence[Any]) -> list[dict[str, Any]]:
 
 
 def _lines(error: dict[str, Any]) -> list[str]:
-    if error["type"] == "value_error":
-        return str(error["ctx"]["error"]).splitlines()
     where = ".".join(map(str, error["loc"]))
+    if error["type"] == "value_error":  # of `_inconsistencies`, which do not know whether theirs is the base view
+        lines = str(error["ctx"]["error"]).splitlines()
+        return [f"[{where}.{line[1:]}" if line[0] == "[" else f"[{where}] {line}" for line in lines] if where else lines
     if error["type"] == "extra_forbidden":
         return [f"[{where}] unknown field"]
     return [f"[{where}] {error['msg'][0].lower()}{error['msg'][1:]}; got {quote(error['input'])}"]
@@ -264,6 +293,8 @@ _DESCRIPTIONS: Mapping[tuple[str, str], str] = {
     ("PolicySpec", "operations"): "The operations of the policy by name. Each moment has settings for these and no "
     "others.",
     ("PolicySpec", "schedule"): "Moments of training, the last one the final policy; progress does not go back.",
+    ("PolicySpec", "base"): "The base view that the policy was learned over, which every image goes through first: a "
+    "policy that has none of its own, its last moment the one that is meant. From version 2 on.",
     ("PolicySpec", "provenance"): "Where the policy comes from, in words and numbers. Nothing reads it.",
     ("Limits", "unit"): "Unit of the magnitude; empty for an operation without one.",
     ("Limits", "limit"): "Largest magnitude, in the unit; null for an operation without a magnitude.",
@@ -285,8 +316,10 @@ def schema() -> dict[str, Any]:
 
     What it cannot say, reading checks beside: that settings are those of the operations, and low <= high <= limit.
     """
-    data = PolicySpec.model_json_schema()
-    parts = {"PolicySpec": data, **data["$defs"]}
+    parts = PolicySpec.model_json_schema()["$defs"]
+    data = parts.pop("PolicySpec")
+    data = {"$defs": parts, **data}
+    parts = {"PolicySpec": data, **parts}
     for (part, field), description in _DESCRIPTIONS.items():
         parts[part]["properties"][field]["description"] = description
     data["required"] = ["format", "version", *data["required"]]
@@ -309,5 +342,8 @@ def schema() -> dict[str, Any]:
             "properties": {"low": most, "high": most},
             "required": [] if op.hard is None else ["low", "high"],
         }
-    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:kdsearch:policy:1"}
+    none = {"properties": {"base": {"type": "null"}}}
+    data["properties"]["base"]["anyOf"][0] = {"$ref": "#", **none}
+    data["if"], data["then"] = {"properties": {"version": {"const": 1}}}, none
+    about = {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": "urn:kdsearch:policy:2"}
     return {**about, **data, "title": "A policy file of kdsearch"}
