@@ -133,7 +133,10 @@ def test_a_wrong_study_is_one_message_and_nothing_written(wrong, said, study, kd
     ("arguments", "said"),
     [
         (["search", "digit"], "unknown study 'digit'; did you mean 'digits'?"),
-        (["search", "nowhere/mine.py"], "no study file nowhere/mine.py; shipped: cifar10_resnet56_resnet20, digits"),
+        (
+            ["search", "nowhere/mine.py"],
+            "no study file nowhere/mine.py; shipped: cifar10_resnet56_resnet20, cifar10_small, digits",
+        ),
         (["search", "./space.toml"], "a study is a .py file, not .toml"),
         (["search", "digits", "--device", "cuda:99"], "device 'cuda:99' cannot be used"),
         (["search", "digits", "--device", "gpu"], "device 'gpu' cannot be used"),
