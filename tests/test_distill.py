@@ -236,7 +236,7 @@ def test_a_policy_that_is_always_or_never_applied_stays_finite_in_a_policy_step(
 
 def test_a_network_that_returns_no_logits_is_refused_by_name(batch: Batch) -> None:
     d = Distiller(Teacher(nn.Identity()), network(), None, TASK)
-    with pytest.raises(KdsearchError, match=r"teacher: returned \(32, 1, 16, 16\)"):
+    with pytest.raises(KdsearchError, match=r"teacher: returned \(16, 1, 16, 16\)"):
         d.student_step(batch, PHASE, generator("x"))
     d = Distiller(Teacher(network()), nn.Conv2d(1, 1, 1), None, TASK)
     with pytest.raises(KdsearchError, match=r"student: returned \(32, 1, 16, 16\)"):
@@ -262,7 +262,7 @@ def test_both_losses_are_means_over_images_and_the_distillation_weight_counts_ea
     student, teacher = (torch.randn(32, 10, generator=random) for _ in range(2))
     table, weight = Table(student), 0.7
     d = Distiller(
-        Teacher(Table(teacher)), table, None, TASK, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)
+        Teacher(Table(teacher)), table, policy(), TASK, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=1.0)
     )
     supervised, distillation = d.student_step(batch, replace(PHASE, losses=(KD.times(weight),)), random)[:2]
     expected = student.clone().requires_grad_()

@@ -245,9 +245,11 @@ def test_the_progress_of_a_run_goes_from_nothing_to_all_but_the_last_step(digits
     seen = []
 
     class Watching(Distiller):
-        def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
+        def student_step(
+            self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0, *rest: torch.Generator
+        ) -> Tensor:
             seen.append(progress)
-            return super().student_step(batch, phase, random, progress)
+            return super().student_step(batch, phase, random, progress, *rest)
 
     data = ArrayData(digits_images[:32], torch.arange(32) % 10)
     d = Watching(Teacher(network(1)), copy.deepcopy(network(2)), policy(), Classification.of(10))

@@ -38,7 +38,7 @@ def base_of_parts(parts: Sequence[str], *, fill: str = "reflect", probability: f
         name: Setting(probability=probability, low=0.0 if limit else None, high=limit or None)
         for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
     }
-    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)])).requires_grad_(False)
 
 
 def as_base(given: Any) -> Base | None:
@@ -59,13 +59,15 @@ def as_base(given: Any) -> Base | None:
     if isinstance(given, str | Path):
         given = PolicySpec.load(as_path(given))
     if isinstance(given, Policy):
+        if not any(number.requires_grad for number in given.parameters()):
+            return given  # it is held still already
         given = given.freeze()
     if isinstance(given, PolicySpec):
         if given.base:
             raise KdsearchError(
                 "base: the policy has a base view of its own; allowed: one without, such as its own base, spec.base"
             )
-        return Policy.from_spec(given)
+        return Policy.from_spec(given).requires_grad_(False)
     if given is None or isinstance(given, FixedTransform):
         return given
     if callable(given) and not isinstance(given, type):

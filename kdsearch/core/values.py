@@ -21,13 +21,13 @@ class Batch:
 
     images: Tensor  # (B, C, H, W), float in [0, 1], before normalisation
     target: Tensor  # (B,) class labels, or what else the task has: (B, ...)
-    ids: Tensor  # (B,) int64, the position in the data set
+    ids: Tensor  # (B,) int64, the position in the data set; on the host, where draws live
 
     def __len__(self) -> int:
         return len(self.images)
 
     def to(self, device: torch.device | str) -> Self:
-        return type(self)(*(to_device(getattr(self, part.name), device) for part in fields(self)))
+        return replace(self, images=to_device(self.images, device), target=to_device(self.target, device))
 
     def rows(self, index: slice) -> Self:
         """Some of the images."""
@@ -87,14 +87,16 @@ class Draw:
     magnitudes: Tensor  # (B, n) float64, signed, in the operation's unit; 0 where it has no magnitude
     seeds: Tensor  # (B,) int64, of the noise fields
     fill: str = "zero"  # where the warp finds no pixel: zero, mean or reflect
+    base: "Draw | None" = None  # of the base view that this is carried out over; None: over the image
 
     def __len__(self) -> int:
         return len(self.chosen)
 
     def rows(self, index: Tensor) -> Self:
-        """The draws of some images, in the order given by `index` (b,)."""
-        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in ("operations", "fill")}
-        return replace(self, **parts)
+        """The draws of some images, in the order given by `index` (b,); that of their base view comes along."""
+        whole = ("operations", "fill", "base")
+        parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in whole}
+        return replace(self, **parts, base=None if self.base is None else self.base.rows(index))
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from kdsearch.core.values import Batch, to_device
 from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read_items
 
 IN_ROW = 8  # pictures of a data set in a notebook
+TOGETHER = 256  # items read in one go to be compared
 
 
 @dataclass(frozen=True)
@@ -99,20 +100,21 @@ def load_batches(data: MapStyle, places: list[list[Place]], device: torch.device
         KdsearchError: while reading, an item that is none, named, or readers that do not start.
     """
     for raw in _indexed(data, places, device) if isinstance(data, ArrayData) else read_items(data, places):
-        images, target, ids = (to_device(part, device) for part in raw)
+        images, target = (to_device(part, device) for part in raw[:2])
         if images.dtype == torch.uint8:  # by a tensor: CUDA multiplies by 1 / 255 otherwise, which is another last bit
             images = images / torch.full((), 255.0, device=images.device)
         images = images.to(torch.get_default_dtype())
         target = target if target.is_floating_point() else target.long()
-        yield Batch(images, target, ids)
+        yield Batch(images, target, raw[2])
 
 
 def _indexed(data: ArrayData, places: list[list[Place]], device: torch.device | str) -> Iterator[Raw]:
     if data.images.is_meta and torch.device(device).type != "meta":
         raise KdsearchError("its images are on the meta device, which holds no numbers; allowed: cpu, cuda")
     for batch in places:
-        index = to_device(torch.tensor([position for position, _ in batch]), data.images.device)
-        yield data.images[index], data.labels[index], index
+        ids = torch.tensor([position for position, _ in batch])
+        index = to_device(ids, data.images.device)
+        yield data.images[index], data.labels[index], ids
 
 
 def first_batch(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Batch:
@@ -193,9 +195,11 @@ def picture_row(data: MapStyle, names: Sequence[str] = ()) -> str:
     return html_pictures(images, [(names[label] if names else label) if plain else "" for label in labels])
 
 
-def batches_in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
-    """Every item once, in the order of the data set, the same each time also where items are random."""
-    return load_batches(data, _seeded(_ordered(length(data), size)), device)
+def batches_in_order(
+    data: MapStyle, size: int, device: torch.device | str = "cpu", *seed: int | str
+) -> Iterator[Batch]:
+    """Every item once, in the order of the data set, the same each time also where items are random, under one seed."""
+    return load_batches(data, _seeded(_ordered(length(data), size), *seed), device)
 
 
 def batches_at(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
@@ -238,6 +242,23 @@ def _seeded(order: list[list[int]], *seed: int | str) -> list[list[Place]]:
     random = generator("items", *seed)
     seeds = [torch.randint(2**32, (len(index),), generator=random).tolist() for index in order]
     return [list(zip(*pair, strict=True)) for pair in zip(order, seeds, strict=True)]
+
+
+def items_repeat(data: MapStyle) -> bool:
+    """Are the items of a data set the same whenever they are read, also under other seeds? All of them are read twice.
+
+    Nothing is read where a data set holds its images in memory.
+    """
+    items: Any = data.items if isinstance(data, Spawned) else data
+    while isinstance(items, Subset):
+        items = items.dataset
+    if isinstance(items, ArrayData):
+        return True
+    places = (_seeded(_ordered(length(data), TOGETHER), seed) for seed in (1, 2))
+    return all(
+        images.equal(others) and targets.equal(again)
+        for (images, targets, _), (others, again, _) in zip(*(read_items(data, part) for part in places), strict=True)
+    )
 
 
 def in_memory(data: MapStyle) -> ArrayData:

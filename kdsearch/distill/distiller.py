@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, get_args
 
 import torch
@@ -16,13 +17,22 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import Diverged, KdsearchError, unknown_name, user_call
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything, spoiled_shares
-from kdsearch.core.values import Batch, Draw, Outputs, View
+from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
 from kdsearch.data.batches import first_batch, load_batches, shuffle_places
 from kdsearch.data.items import MapStyle
+from kdsearch.distill.answers import AnswerTable, AnswerTables, Versions
 from kdsearch.distill.estimators import policy_gradient
 from kdsearch.distill.phase import OptimizerFactory, Phase, PolicySteps, Precision, adamw, learning_rate_factor
 from kdsearch.distill.records import EpochRecord, PolicyStep, summarise_policy_steps
-from kdsearch.distill.steps import accuracy_by_view, make_views, mean_distillation_loss, split_batch
+from kdsearch.distill.steps import (
+    BaseDraw,
+    accuracy_by_view,
+    make_views,
+    mean_distillation_loss,
+    split_rows,
+    view_base,
+)
+from kdsearch.distill.views import Views
 from kdsearch.losses.projection import Projections
 from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import run_network
@@ -49,13 +59,14 @@ class Distiller:
     """One teacher, one student, one policy and the loop over them.
 
     Args:
-        policy: Makes the second view of each image; None for a second view identical to the first.
+        policy: Makes the second view of each image; None for a second view that is the base view.
         optimizer: From the student's parameters; the learning rate warms up linearly and falls as a cosine.
         seed: Fixes batches, draws and dropout, epoch by epoch; a second run goes on where the first one ended.
-        clean_loss: Mean cross-entropy of the teacher on the unaugmented training images, in nats; measured on those of
-            the first run where it is needed and not given.
+        clean_loss: Mean cross-entropy of the teacher on the bare training images, in nats; measured on those of the
+            first run where it is needed and not given.
         metric: What is measured on search-validation beside the accuracy, from logits and labels.
         precision: Of the networks' forwards in training steps, by torch.autocast; all else stays in float32.
+        tables: Of the teacher's answers on base views that come back, shared with other distillers; its own where None.
     """
 
     def __init__(
@@ -71,6 +82,7 @@ class Distiller:
         clean_loss: float | None = None,
         metric: Metric | None = None,
         precision: Precision = "float32",
+        tables: AnswerTables | None = None,
     ) -> None:
         if torch.device(device).type != "meta":
             check_weights(teacher.network, "teacher")
@@ -79,6 +91,9 @@ class Distiller:
         if precision not in get_args(Precision):
             raise KdsearchError(unknown_name("precision", precision, get_args(Precision)))
         self.metric, self.precision = metric, precision
+        self.tables = AnswerTables(kept=0) if tables is None else tables
+        self._versions: Versions | None = None  # of the base views of the run
+        self._table: AnswerTable | None = None  # the teacher's answers on them
         self.optimizer = fresh_optimizer(optimizer, self.student)
         self.projections: Projections | None = None
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
@@ -127,11 +142,35 @@ class Distiller:
             self._before, self._epoch = self._epochs, 0
             if state:
                 self._restore(state)
+            self.prepare(phase, train)
         for epoch in range(self._epoch + 1, phase.epochs + 1):
             self._epochs = self._before + epoch
             with own_generators(self.device):  # who takes the records draws from their own
                 record = self._run_epoch(epoch, phase, stretch, train, search_validation)
             yield record
+        self._versions = self._table = None
+
+    def prepare(self, phase: Phase, train: MapStyle) -> None:
+        """Draw the versions of base views, and ask the teacher once about views that come back; `run` does it itself.
+
+        They come back where the base is None or has versions. Whether they are looked up is decided once, and kept in
+        the state: answers to batches of another size differ in their last digits.
+        """
+        self._versions = self._table = None
+        if phase.base is not None and phase.base_versions:
+            self._versions = Versions.drawn(phase.base, phase.base_versions, len(train), phase.base_seed)
+        if phase.views.used == "second" or (phase.base is not None and self._versions is None):
+            return
+        layers = tuple(layer for loss in phase.losses for _, layer in loss.pairs)
+        visits = phase.epochs * phase.steps * phase.batch
+        self._table = self.tables.find(
+            partial(self._teach, layers=layers),
+            train,
+            self._versions,
+            (self.teacher, self.precision, layers),
+            visits,
+            str(self.device),
+        )
 
     def _begin(self, phase: Phase, train: MapStyle) -> "_Stretch":
         """Make what a phase needs: projections, schedules, the policy's optimiser."""
@@ -160,6 +199,9 @@ class Distiller:
         sums = torch.zeros(6 + len(phase.losses), device=self.device)
         seed_everything(derive_seed(self.seed, self._epochs))  # dropout of the student
         random, policy_random = (generator(self.seed, self._epochs, use) for use in ("draws", "policy draws"))
+        base_random, policy_base = (
+            generator(self.seed, self._epochs, use) for use in ("base draws", "policy base draws")
+        )
         turns = [False] * phase.steps
         if every:
             turns = every.turns(epoch, phase.epochs, phase.steps, len(train), phase.batch)
@@ -175,10 +217,11 @@ class Distiller:
         for turn, batch in zip(turns, load_batches(train, order, self.device), strict=True):
             if every and turn and stretch.adam:
                 optimizer, decay = stretch.adam
-                learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts))
+                base = self._draw_base(phase, batch, policy_base)[0] if phase.views.second_from == "base" else None
+                learned.append(self.policy_step(batch, every, optimizer, policy_random, phase.parts, base))
                 decay.step()
             else:
-                sums += self.student_step(batch, phase, random, step / (phase.epochs * phase.steps))
+                sums += self.student_step(batch, phase, random, step / (phase.epochs * phase.steps), base_random)
                 schedule.step()
                 step += 1
         losses = torch.cat([sums[:2], sums[6:]]).tolist()
@@ -220,7 +263,7 @@ class Distiller:
         parts = {name: part.state_dict() for name, part in self._parts.items()}
         buffers = {name: value.clone() for name, value in self.student.named_buffers()}  # not all are in its state
         rest = {"epoch": self._epoch, "before": self._before, "dual": self.dual, "clean_loss": self.clean_loss}
-        return {**rest, "buffers": buffers, **parts}
+        return {**rest, "answers_looked_up": self.tables.allowed, "buffers": buffers, **parts}
 
     def _restore(self, state: State) -> None:
         """Put a state back.
@@ -239,15 +282,38 @@ class Distiller:
                 value.copy_(state["buffers"][name])
         self.dual, self.clean_loss = state["dual"], state["clean_loss"]
         self._epoch, self._before = int(state["epoch"]), int(state["before"])
+        self.tables.allowed = state.get("answers_looked_up", False)
         self._epochs = self._before + self._epoch
+
+    def _draw_base(self, phase: Phase, batch: Batch, random: torch.Generator) -> tuple[BaseDraw | None, Tensor | None]:
+        """The base views of a batch, drawn; and their rows in the table of answers, on the host, where they come back.
+
+        Outside a run versions are drawn afresh.
+        """
+        if phase.base is None:
+            return None, batch.ids
+        versions = self._versions
+        if versions is None:
+            return BaseDraw(phase.base, phase.base.draw(len(batch), random)), None
+        rows = batch.ids * versions.per_image + torch.randint(versions.per_image, (len(batch),), generator=random)
+        return BaseDraw(versions.base, versions.draw.rows(rows)), rows
 
     @torch.inference_mode(False)
     @torch.enable_grad()
-    def student_step(self, batch: Batch, phase: Phase, random: torch.Generator, progress: float = 0.0) -> Tensor:
+    def student_step(
+        self,
+        batch: Batch,
+        phase: Phase,
+        random: torch.Generator,
+        progress: float = 0.0,
+        base_random: torch.Generator | None = None,
+    ) -> Tensor:
         """Cross-entropy and distillation of the base view and the second view, by the rule of the phase.
 
         Args:
+            random: Draws the second views.
             progress: The share of the phase that is done, for weights that change.
+            base_random: Draws the base views; `random` where None.
 
         Returns:
             (6 + losses,) on the device: supervised and distillation loss, the teacher's accuracy on the second and on
@@ -256,23 +322,48 @@ class Distiller:
         """
         policy = None if phase.views.used == "base" else self.policy
         draw = policy.draw(len(batch), random) if policy else None
+        base, places = self._draw_base(phase, batch, base_random or random)
+        known = self._table.at(places) if self._table is not None and places is not None else None
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
-        measured = [self._learn(*part, phase, progress) for part in split_batch(batch, draw, phase.parts)]
+        measured = [
+            self._learn(
+                batch.rows(slice(int(rows[0]), int(rows[-1]) + 1)),
+                draw and draw.rows(rows),
+                base and base.rows(rows),
+                known and known.rows(slice(int(rows[0]), int(rows[-1]) + 1)),
+                len(rows) / len(batch),
+                phase,
+                progress,
+            )
+            for rows in split_rows(len(batch), phase.parts)
+        ]
         with user_call(f"the optimizer's step, {type(self.optimizer).__name__}.step()"):
             self.optimizer.step()
         return torch.stack(measured).sum(0)
 
-    def _learn(self, batch: Batch, draw: Draw | None, share: float, phase: Phase, progress: float) -> Tensor:
-        """Add the gradient of a part of a batch, which counts its share; what was measured, by its share."""
+    def _learn(
+        self,
+        batch: Batch,
+        draw: Draw | None,
+        base: BaseDraw | None,
+        known: Outputs | None,
+        share: float,
+        phase: Phase,
+        progress: float,
+    ) -> Tensor:
+        """Add the gradient of a part of a batch, which counts its share; what was measured, by its share.
+
+        Args:
+            known: What the teacher says of the base views; None where it was not asked yet.
+        """
         size, rule = len(batch), phase.views
         with torch.no_grad():
-            views = make_views(batch, draw, self.policy, self.task, rule)
+            first = view_base(batch, base)
+            views = make_views(batch, draw, self.policy, self.task, rule, base, first)
             told = [layer for loss in phase.losses for _, layer in loss.pairs]
-            shown = views.shown[:size] if rule.teacher == "clean" else views.shown  # the base view labels both
-            teacher = self._teach(shown, told)
-            if rule.teacher == "clean" and rule.used == "both":
-                teacher = Outputs.join([teacher, teacher])
+            once = base is not None or self.tables.allowed is not False
+            teacher = self._teach_views(views, size, rule, told, known, one_view=draw is None and once)
         parts = [views.images] if rule.student == "joint" else views.images.split(size)
         asked = [layer for loss in phase.losses for layer, _ in loss.pairs]
         student = Outputs.join([self._answer(part, asked) for part in parts])
@@ -291,8 +382,35 @@ class Distiller:
         with user_call("student, backward"):
             total.backward()
         losses = torch.stack([supervised.detach(), distillation.detach()])
-        rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled_shares(batch.images, views.images[-size:])
+        rights, spoilt = accuracy_by_view(self.task, teacher, views), spoiled_shares(first.images, views.images[-size:])
         return share * torch.cat([losses, rights, spoilt, *(value.detach()[None] for value in each)])
+
+    def _teach_views(
+        self,
+        views: ViewBatch,
+        size: int,
+        rule: Views,
+        layers: Sequence[str],
+        known: Outputs | None,
+        *,
+        one_view: bool,
+    ) -> Outputs:
+        """The teacher's answers on the views; a base view that labels or is both views is asked about once.
+
+        Args:
+            known: Its answers on the base views.
+            one_view: Is the second view the base view?
+        """
+        if rule.used == "second" and not one_view:
+            return self._teach(views.shown, layers)
+        if rule.used != "both":
+            return known or self._teach(views.shown, layers)
+        if one_view or rule.teacher == "clean":
+            base = known or self._teach(views.shown[:size], layers)
+            return Outputs.join([base, base])
+        if known is None:
+            return self._teach(views.shown, layers)
+        return Outputs.join([known, self._teach(views.shown[size:], layers)])
 
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The teacher's answers, in float32 whatever it computes in."""
@@ -313,12 +431,27 @@ class Distiller:
     @torch.inference_mode(False)
     @torch.enable_grad()
     def policy_step(
-        self, batch: Batch, steps: PolicySteps, optimizer: Optimizer, random: torch.Generator, parts: int = 1
+        self,
+        batch: Batch,
+        steps: PolicySteps,
+        optimizer: Optimizer,
+        random: torch.Generator,
+        parts: int = 1,
+        base: BaseDraw | None = None,
     ) -> PolicyStep:
-        """One step of the policy on fresh training images: objective, floor and prior, both networks held still."""
+        """One step of the policy on fresh training images: objective, floor and prior, both networks held still.
+
+        Args:
+            base: The base views that the policy learns over; None for the images as they are.
+        """
         policy = self.policy
         assert isinstance(policy, Policy)
         measured: list[Tensor] = []
+        draw = policy.draw(len(batch), random)
+        if base is not None and base.draw.operations:
+            draw = base.under(draw)
+        elif base is not None:
+            batch = replace(batch, images=view_base(batch, base).images)
 
         def learn(batch: Batch, draw: Draw, share: float) -> None:
             seen: list[Tensor] = []  # of the draw itself, which comes first
@@ -336,9 +469,9 @@ class Distiller:
             measured.extend(seen)
 
         with evaluation_mode(self.student):
-            for part, draw, share in split_batch(batch, policy.draw(len(batch), random), parts):
-                assert draw is not None
-                learn(part, draw, share)
+            for rows in split_rows(len(batch), parts):
+                part = batch.rows(slice(int(rows[0]), int(rows[-1]) + 1))
+                learn(part, draw.rows(rows), len(rows) / len(batch))
         aim, teacher_ce = torch.stack(measured).sum(0).tolist()
         prior = (steps.prior_strength or 0.0) * policy.prior_loss()
         prior.backward()

@@ -3,11 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from kdsearch.augment.bases import as_base
 from kdsearch.core.errors import KdsearchError, problems, unknown_name, wrong_integers
 from kdsearch.core.old_names import old_names
 from kdsearch.distill.estimators import GATES
@@ -119,10 +120,18 @@ class Phase:
     label_weight: float = 1.0  # of the cross-entropy
     views: Views = field(default_factory=Views)
     parts: int = 1  # of a batch, one after another: less memory; BatchNorm and relational losses see one part
+    base: Any = None  # of every image, as `as_base` takes it and held still; None: images as they are
+    base_versions: int | None = None  # of each image, drawn once; None: drawn afresh at each visit
+    base_seed: int = 0  # of the versions
 
     def __post_init__(self) -> None:
-        if found := wrong_integers(vars(self), {"epochs": 1, "steps": 1, "batch": 1, "parts": 1}):
+        object.__setattr__(self, "base", as_base(self.base))
+        least = {"epochs": 1, "steps": 1, "batch": 1, "parts": 1}
+        versions = {} if self.base_versions is None else {"base_versions": 1}
+        if found := wrong_integers(vars(self), least | versions):
             raise problems("phase", found)
+        if self.base_versions and self.base is None:
+            raise KdsearchError("phase: base_versions of a bare base; allowed: a base, or None for base_versions")
 
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:

@@ -1,17 +1,36 @@
 """What a step is made of: the views of a batch, and a batch in parts."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from kdsearch.augment.bases import Base
 from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.operations import shares_warp
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
-from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch
+from kdsearch.core.values import Batch, Draw, Outputs, View, ViewBatch, to_device
 from kdsearch.distill.views import Views, keep_geometry
 from kdsearch.losses.loss import Loss
 from kdsearch.tasks import Task
+
+
+class BaseDraw(NamedTuple):
+    """The base views of a batch, drawn: what makes them, and its draw."""
+
+    base: Base
+    draw: Draw
+
+    def rows(self, index: Tensor) -> "BaseDraw":
+        """Those of some images."""
+        return BaseDraw(self.base, self.draw.rows(index))
+
+    def under(self, draw: Draw) -> Draw:
+        """The same draw of a policy, carried out over these base views."""
+        return replace(draw, base=self.draw)
 
 
 def count_parts(images: int, parts: int) -> int:
@@ -19,48 +38,74 @@ def count_parts(images: int, parts: int) -> int:
     return min(parts, max(1, images // 2))
 
 
-def split_batch(batch: Batch, draw: Draw | None, parts: int) -> Iterator[tuple[Batch, Draw | None, float]]:
-    """A batch and its draw cut into parts of about one size, each with its share of the images."""
-    parts = count_parts(len(batch), parts)
-    if parts == 1:
-        yield batch, draw, 1.0
-        return
-    for index in torch.arange(len(batch)).tensor_split(parts):
-        part = slice(int(index[0]), int(index[-1]) + 1)
-        yield batch.rows(part), None if draw is None else draw.rows(index), len(index) / len(batch)
+def split_rows(images: int, parts: int) -> list[Tensor]:
+    """The rows of each part of a batch, on the host; parts are of about one size."""
+    return list(torch.arange(images).tensor_split(count_parts(images, parts)))
+
+
+def view_base(batch: Batch, base: BaseDraw | None) -> View:
+    """The base views of a batch, (B, C, H, W); the images themselves where there is no base."""
+    if base is None:
+        return View(batch.images, torch.eye(3, dtype=torch.float64).expand(len(batch), 3, 3))
+    return base.base.augment(base.draw, batch.images)
 
 
 def make_views(
-    batch: Batch, draw: Draw | None, policy: Policy | FixedTransform | None, task: Task, rule: Views
+    batch: Batch,
+    draw: Draw | None,
+    policy: Policy | FixedTransform | None,
+    task: Task,
+    rule: Views,
+    base: BaseDraw | None = None,
+    first: View | None = None,
 ) -> ViewBatch:
     """The views of a batch that a rule uses, the base view first, as each network sees them.
 
     Args:
-        draw: Of the policy; None, where there is no policy, makes the second view the first.
+        draw: Of the policy; None, where there is no policy, makes the second view the base view.
+        base: How the base views were drawn; None for the images as they are.
+        first: The base views, where they are at hand.
+
+    Raises:
+        KdsearchError: targets move with pixels, and nobody knows where a transform moves them.
     """
-    images, size = batch.images, len(batch)
-    base = torch.eye(3, dtype=torch.float64).expand(size, 3, 3)
-    view, weak = View(images, base), images
-    if isinstance(policy, FixedTransform) and targets_move(task, batch.target):
+    first = first or view_base(batch, base)
+    second, weak = first, first.images
+    fixed = [used for used in (policy, base and base.base) if isinstance(used, FixedTransform)]
+    if fixed and targets_move(task, batch.target):
         raise KdsearchError(
-            f"policy: a FixedTransform does not tell where it moves pixels, and targets of {type(task).__name__} move "
-            "with them; allowed: a kdsearch.Policy, or a task whose targets stay"
+            f"{'policy' if fixed[0] is policy else 'base'}: a FixedTransform does not tell where it moves pixels, and "
+            f"targets of {type(task).__name__} move with them; allowed: a kdsearch.Policy, or a task whose targets stay"
         )
     if policy is not None and draw is not None:
-        view = policy.augment(draw, images)
+        over = base if rule.second_from == "base" else None
+        second = _view_second(batch, draw, policy, over, first)
         if rule.teacher == "weak":
-            weak = policy.augment(keep_geometry(draw), images).images
-    seen = {"same": view.images, "weak": weak, "clean": images}[rule.teacher]
+            weak = _view_second(batch, keep_geometry(draw), policy, over, first).images
+        if over and draw.operations and over.draw.operations:
+            draw = over.under(draw)
+    seen = {"same": second.images, "weak": weak, "clean": first.images}[rule.teacher]
     keep = _KEPT[rule.used]
+    ids = to_device(batch.ids, batch.images.device)
     return ViewBatch(
-        images=keep(images, view.images),
-        shown=keep(images, seen),
-        target=keep(batch.target, task.follow(batch.target, view.matrix)),
-        ids=keep(batch.ids, batch.ids),
-        view=keep(torch.zeros_like(batch.ids), torch.ones_like(batch.ids)),
-        matrix=keep(base, view.matrix),
+        images=keep(first.images, second.images),
+        shown=keep(first.images, seen),
+        target=keep(*(task.follow(batch.target, view.matrix) for view in (first, second))),
+        ids=keep(ids, ids),
+        view=keep(torch.zeros_like(ids), torch.ones_like(ids)),
+        matrix=keep(first.matrix, second.matrix),
         draw=draw,
     )
+
+
+def _view_second(batch: Batch, draw: Draw, policy: Policy | FixedTransform, over: BaseDraw | None, first: View) -> View:
+    """A draw over the base views, in one warp with them where it can be, or over the images."""
+    if over is None:
+        return policy.augment(draw, batch.images)
+    if draw.operations and over.draw.operations and shares_warp(draw, over.draw):
+        return policy.augment(over.under(draw), batch.images)
+    view = policy.augment(draw, first.images)
+    return View(view.images, view.matrix @ first.matrix)
 
 
 def targets_move(task: Task, target: Tensor) -> bool:

@@ -12,15 +12,18 @@ from kdsearch.core.values import Draw
 
 Which = Literal["base", "second", "both"]
 Sees = Literal["same", "weak", "clean"]
+From = Literal["base", "image"]
 
 
 @dataclass(frozen=True)
 class Views:
     """The rule of a student step over the base view and the second view, the one that the policy makes.
 
-    With `over` "sum" each view's mean counts in full, with "mean" the views are averaged. In one "joint" forward of the
-    student the views share the statistics of BatchNorm, "separate" ones have their own. A teacher that sees "weak" gets
-    the second view with its geometry alone; one that sees "clean" labels both views by the base view.
+    The base view is the image itself where the base is None. The second view is made of the base view, or with
+    `second_from` "image" of the image, whatever the base. With `over` "sum" each view's mean counts in full, with
+    "mean" the views are averaged. In one "joint" forward of the student the views share the statistics of BatchNorm,
+    "separate" ones have their own. A teacher that sees "weak" gets the second view with the geometry of the policy
+    alone, over the base view; one that sees "clean" labels both views by the base view.
 
     >>> Views.named("tst").labels, Views.named("wang").student
     ('both', 'separate')
@@ -31,6 +34,7 @@ class Views:
     over: Literal["sum", "mean"] = "sum"
     student: Literal["joint", "separate"] = "joint"
     teacher: Sees = "same"
+    second_from: From = "base"  # what the policy is applied to
 
     def __post_init__(self) -> None:
         found = [
@@ -70,7 +74,7 @@ class Views:
 
 VIEWS: Mapping[str, Views] = {
     "default": Views(),
-    "one": Views(labels="second", distillation="second"),  # the second view in place of the base view, at half the time
+    "one": Views(labels="second", distillation="second"),  # the second view, over the base view, at half the time
     # Shao et al., Teaching what you should teach, IJCAI 2023: cross-entropy and distillation of both, averaged
     "tst": Views(labels="both", over="mean"),
     # Wang et al., What makes a good data augmentation in knowledge distillation, NeurIPS 2022: the teacher labels the
@@ -80,7 +84,7 @@ VIEWS: Mapping[str, Views] = {
 
 
 def keep_geometry(draw: Draw) -> Draw:
-    """The same draw with every gate closed but those of operations that move pixels.
+    """The same draw with every gate closed but those of operations that move pixels; its base view stays whole.
 
     Raises:
         KdsearchError: the draw is that of a fixed transform, of which nobody knows what it moves.

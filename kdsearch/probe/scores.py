@@ -184,7 +184,7 @@ def _look(policy: Policy | FixedTransform, baseline: Baseline, views: int, seed:
     parts: list[list[Answers]] = [[] for _ in draws]
     for batch in batches_in_order(baseline.data, baseline.batch, baseline.device):
         for draw, part in zip(draws, parts, strict=True):
-            view = policy.augment(draw.rows(batch.ids.cpu()), batch.images)
+            view = policy.augment(draw.rows(batch.ids), batch.images)
             target = baseline.task.follow(batch.target, view.matrix)
             part.append(_answers(baseline.teacher, view.images, target, baseline.task))
     return [_joined(part) for part in parts]

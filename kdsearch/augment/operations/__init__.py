@@ -1,6 +1,7 @@
 """The table of operations, in the fixed order in which they are applied, and `apply`."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,9 @@ LINEAR = tuple(op.name for op in COLOUR)  # clamped once, after the last of them
 def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
     """Carry out a draw: geometry as one matrix and one warp, colours as one map, then pixels, in table order.
 
+    A draw over a base view carries that out first: in the same warp, by the product of the matrices, where the base
+    view is geometry alone and both fill alike; otherwise pixels first.
+
     Each operation sees only the images that drew it with an open gate. With `magnitudes` that carry a gradient
     (`Policy.magnitudes`) the result does too; otherwise the same code runs on the draw's own numbers. Which image gets
     what is known on the host, where a draw lives, so that nothing here waits for a device.
@@ -45,6 +49,10 @@ def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
     check_draw(draw, images)
     if not draw.operations:
         raise KdsearchError("draw: it is that of a fixed transform; carry it out with the transform's `augment`")
+    if draw.base is not None and not shares_warp(draw, draw.base):
+        first = apply(draw.base, images)
+        view = apply(replace(draw, base=None), first.images, magnitudes)
+        return View(view.images, view.matrix @ first.matrix)
     if magnitudes is not None and magnitudes.shape != draw.chosen.shape:
         got, needed = tuple(magnitudes.shape), tuple(draw.chosen.shape)
         raise KdsearchError(f"magnitudes: got {got}; need one for each operation drawn, {needed}")
@@ -60,6 +68,11 @@ def apply(draw: Draw, images: Tensor, magnitudes: Tensor | None = None) -> View:
             changed = op.pixels(x.index_select(0, part.image), part.magnitude, part.uniforms, part.seeds)
             _put(x, part.image, changed)
     return View(x.to(given), matrix)
+
+
+def shares_warp(draw: Draw, base: Draw) -> bool:
+    """Can a draw and the base view under it be one warp? Where that is geometry alone, filled alike."""
+    return base.fill == draw.fill and all(TABLE[name].matrix is not None for name in base.operations)
 
 
 def check_images(images: Tensor) -> None:
@@ -98,6 +111,11 @@ def check_draw(draw: Draw, images: Tensor) -> None:
     ordered = tuple(name for name in TABLE if name in draw.operations)
     if draw.operations != ordered:
         raise KdsearchError(f"draw: operations {', '.join(draw.operations)}; needed, once each: {', '.join(ordered)}")
+    if draw.base is not None:
+        if draw.base.base is not None or not draw.base.operations:
+            under = "that of a fixed transform" if not draw.base.operations else "over another one"
+            raise KdsearchError(f"draw: its base view is {under}; allowed: the draw of a policy, over the image")
+        check_draw(draw.base, images)
     if draw.fill not in FILLS:
         raise KdsearchError(f"draw: {unknown_name('fill', draw.fill, FILLS)}")
     shape = tuple(draw.chosen.shape)
@@ -159,11 +177,25 @@ def _by_operation(draw: Draw, magnitudes: Tensor, x: Tensor) -> tuple[dict[str, 
 
 
 def _move(draw: Draw, moves: Mapping[str, _Move], x: Tensor) -> Tensor:
-    """Geometry, in place: returns the product of each image's matrices, (B, 3, 3) on the host."""
+    """Geometry, that of the base view first, in place: the product of each image's matrices, (B, 3, 3) on the host."""
+    product, image = _multiply(draw, moves, x)
+    if draw.base is not None:
+        base = draw.base
+        first, also = _multiply(base, _by_operation(base, base.magnitudes, x)[0], x)
+        product, image = product @ first, [*image, *also]
+    if image:
+        rows = torch.cat(image).unique()
+        places = rows.to(x.device, non_blocking=True)
+        _put(x, places, warp(x.index_select(0, places), product.index_select(0, rows), draw.fill))
+    return product
+
+
+def _multiply(draw: Draw, moves: Mapping[str, _Move], x: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """The product of each image's matrices, (B, 3, 3), and the rows of images that have any."""
     size, n = draw.chosen.shape
     steps = torch.eye(3, dtype=draw.magnitudes.dtype).expand(size * n, 3, 3).clone()
     if not moves:
-        return steps[:size]
+        return steps[:size], []
     places, values = [], []
     for name, part in moves.items():
         matrix, first = TABLE[name].matrix, part.place * 9
@@ -175,10 +207,7 @@ def _move(draw: Draw, moves: Mapping[str, _Move], x: Tensor) -> Tensor:
     product = steps[:, 0]
     for slot in range(1, n):  # slots are in the order of the table
         product = steps[:, slot] @ product
-    rows = torch.cat([part.image for part in moves.values()]).unique()
-    image = rows.to(x.device, non_blocking=True)
-    _put(x, image, warp(x.index_select(0, image), product.index_select(0, rows), draw.fill))
-    return product
+    return product, [part.image for part in moves.values()]
 
 
 def _recolour(changes: Mapping[str, _Change], x: Tensor) -> None:
