@@ -1,0 +1,251 @@
+"""What is the base view worth, and what a second view over it? Paired seeds, clean and shifted test images.
+
+A row is one student, BASE/SECOND. The base is what every image goes through first:
+
+    bare          images as they are
+    auto          what the teacher tolerates, drawn afresh at each visit; the second view is made of the base view
+    image         the same base, the second view made of the image
+    r8, r16, ...  auto, but of so many base views of each image, drawn once for each seed
+    floor         auto, but the floor of policy steps counts from the teacher's loss on base views
+
+The second view is `identity` (the base view itself), `twice` (another draw of the base on the image), `trivial`
+(TrivialAugment's rule), `rand` (RandAugment's kind: two operations at .6 of their limits, always), `start_4` or
+`start_all` (the policy at its start: 4 operations an image, or all at a probability of .2), `learned_4` or
+`learned_all` (the same, learned beside the student). Students of one seed start alike and see the same batches. Each
+is measured once, after its last step, on the test images and on those of `shifted.py`.
+
+Rows are written to the file one by one, a line of JSON each. Those that are there are not run again: the same command
+goes on where it ended, and several may write to one file, each with seeds of its own. `--show` runs none. The table is
+of all rows of the study and the steps; `--minus auto` subtracts the row of that base with the same second view.
+
+Run:  python benchmarks/base.py [--study digits] [--steps 300] [--seeds 500 15] [--rows bare/identity,auto/identity]
+          [--minus bare/identity,auto/trivial] [--show] [--json FILE]
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from common import accuracy, interval, made_ready
+from rich.console import Console
+from rich.table import Table
+from shifted import shifted_accuracy
+
+import kdsearch as kd
+from kdsearch.augment.bases import PARTS, base_of_parts
+from kdsearch.augment.spec import Setting, Snapshot
+from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything
+from kdsearch.data.batches import batches_in_order
+from kdsearch.distill.distiller import Distiller
+from kdsearch.study.ready import Ready
+from kdsearch.study.study import load_study
+
+
+class Variant(NamedTuple):
+    """What the base of a row is."""
+
+    base: str | None = "auto"
+    second_from: str = "base"
+    base_versions: int | None = None
+    floor_from: str = "image"
+
+
+BASES: Mapping[str, Variant] = {
+    "bare": Variant(base=None),
+    "auto": Variant(),
+    "image": Variant(second_from="image"),
+    **{f"r{count}": Variant(base_versions=count) for count in (8, 16, 32, 64)},
+    "floor": Variant(floor_from="base"),
+}
+SECONDS = ("identity", "twice", "trivial", "rand", "start_4", "start_all", "learned_4", "learned_all")
+NAMES = [f"{base}/{second}" for base in BASES for second in SECONDS if (base, second) != ("bare", "twice")]
+ROWS = [name for name in NAMES if name.startswith(("bare/", "auto/"))]
+EXTENT = 0.6  # of the limits, of what RandAugment's kind applies
+SHARE = 0.2  # of images that each operation is applied to at first, where all are drawn
+DRAWS = 8  # base views of each image, that the teacher's loss is measured on
+
+
+def main() -> None:
+    arguments = options().parse_args()
+    torch.set_num_threads(1)
+    study = load_study(arguments.study)[0]
+    steps = arguments.steps or study.budget.epochs * study.budget.steps
+    rows = read_rows(arguments.json)
+    if not arguments.show:
+        first, count = arguments.seeds
+        asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
+        new = list(run_rows(made_ready(study), steps, asked, arguments.json))
+        rows = read_rows(arguments.json) or new
+    show([row for row in rows if (row["study"], row["steps"]) == (study.name, steps)], arguments.minus)
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", default="digits", help="a shipped study, or the path of one")
+    parser.add_argument("--steps", type=int, help="of each student; the study's own unless given")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(500, 15), metavar=("FIRST", "COUNT"))
+    parser.add_argument("--rows", type=names_of_rows, default=ROWS, help="BASE/SECOND, and more after commas")
+    parser.add_argument("--minus", type=lambda text: text.split(","), default=["bare/identity", "auto/trivial"])
+    parser.add_argument("--show", action="store_true", help="run nothing, print what the file has")
+    parser.add_argument("--json", type=Path, help="a file of rows, which is gone on with")
+    return parser
+
+
+def names_of_rows(text: str) -> list[str]:
+    """The names after commas, each that of a row."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in NAMES]:
+        bases, seconds = ", ".join(BASES), ", ".join(SECONDS)
+        raise argparse.ArgumentTypeError(f"row {unknown[0]!r}; allowed: one of {bases}, a slash, one of {seconds}")
+    return names
+
+
+def read_rows(file: Path | None) -> list[dict]:
+    """The rows of a file; none where there is no file yet."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
+
+
+def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:
+    """The rows that a file does not have yet, by name and seed; each is printed and added to it."""
+    for name, seed in asked:
+        fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name}
+        if any(fixed.items() <= row.items() for row in read_rows(file)):
+            continue
+        row = fixed | train(ready, name, steps, seed)
+        print(row, flush=True)
+        if file:
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+        yield row
+
+
+def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
+    """One student, and what it is worth on the test images, in percent."""
+    base, _, second = name.partition("/")
+    variant, auto = BASES[base], automatic_base(ready)
+    policy, policy_steps = second_view(ready, second, auto)
+    from_image = second == "twice" or variant.second_from == "image"
+    phase = replace(
+        ready.phase(policy_steps),
+        epochs=1,
+        steps=steps,
+        views=replace(ready.study.views, second_from="image" if from_image else "base"),
+        base=auto if variant.base else None,
+        base_versions=variant.base_versions,
+        base_seed=seed,
+    )
+    clean_loss = loss_on_base(ready) if variant.floor_from == "base" else ready.clean.loss
+    start = time.process_time()
+    with own_generators():
+        seed_everything(derive_seed(seed, "student"))
+        student = ready.student()
+    distiller = Distiller(
+        ready.teacher,
+        student,
+        policy,
+        ready.task,
+        optimizer=ready.study.optimizer,
+        seed=seed,
+        clean_loss=clean_loss,
+    )
+    for _ in distiller.run(phase, ready.study.train, ready.study.search_validation):
+        seconds = time.process_time() - start
+    assert isinstance(ready.study.test, kd.data.ArrayData)
+    shifted = shifted_accuracy(student, ready.teacher.network, ready.study.test, ready.task)
+    return {
+        **variant._asdict(),
+        "second": second,
+        "clean": accuracy(ready, student),
+        "shifted": 100 * shifted.accuracy,
+        "inherited": 100 * shifted.inherited,
+        "seconds": seconds,  # of the CPU
+    }
+
+
+def automatic_base(ready: Ready) -> kd.Policy:
+    """All parts that the teacher tolerates: on digits no flips."""
+    return base_of_parts([part for part in PARTS if part != "flip" or ready.channels == 3])
+
+
+def second_view(ready: Ready, second: str, base: kd.Policy) -> tuple[kd.Policy | None, kd.PolicySteps | None]:
+    """The policy of a second view, and how it learns."""
+    settings, limits = ready.space.settings(), ready.space.limits
+    if second == "identity":
+        return None, None
+    if second == "twice":
+        return base, None
+    if second == "trivial":
+        return kd.presets.trivial(limits, fill=ready.space.fill), None
+    if second == "rand":
+        return rand_augment(limits, ready.space.fill), None
+    if second.endswith("_all"):
+        settings = replace(settings, operations_per_image=len(limits), probability=SHARE)
+    return ready.policy(settings), ready.policy_steps(settings) if second.startswith("learned") else None
+
+
+def rand_augment(limits: Mapping[str, float | None], fill: str) -> kd.Policy:
+    """Two operations an image, always applied, at one share of their limits.
+
+    Reference:
+        Cubuk et al., RandAugment: practical automated data augmentation with a reduced search space, NeurIPS 2020
+    """
+    start = kd.Policy(limits, 2, fill=fill)
+    at = {name: EXTENT * limit or None for name, limit in zip(start.operations, start.limit.tolist(), strict=True)}
+    settings = {name: Setting(probability=1.0, low=value, high=value) for name, value in at.items()}
+    return kd.Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+
+@torch.no_grad()
+def loss_on_base(ready: Ready) -> float:
+    """The teacher's mean cross-entropy on base views of the training images, in nats; so many of each image."""
+    base, losses = automatic_base(ready), []
+    for batch in batches_in_order(ready.study.train, 256):
+        for draw in range(DRAWS):
+            random = generator("floor", draw, int(batch.ids[0]))
+            views = base.augment(base.draw(len(batch), random), batch.images).images
+            losses.append(ready.task.supervised(ready.teacher(views), batch.target))
+    return torch.cat(losses).mean().item()
+
+
+def show(rows: list[dict], minus: Sequence[str]) -> None:
+    """Means with standard errors over seeds, and paired differences with 95 % t intervals."""
+    by_row: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_row.setdefault(row["row"], {})[row["seed"]] = row
+    if not by_row:
+        print("no rows")
+        return
+    heads = [f"{what}\n- {other}" for other in minus for what in ("clean", "inherited")]
+    table = Table("base/second view", "seeds", "clean", "shifted", "inherited", "seconds", *heads, box=None)
+    for name in sorted(by_row, key=NAMES.index):
+        mine, second = by_row[name], name.partition("/")[2]
+        values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "shifted", "inherited")]
+        seconds = sum(row["seconds"] for row in mine.values()) / len(mine)
+        cells = []
+        for other in minus:
+            theirs = by_row.get(other if "/" in other else f"{other}/{second}", {})
+            both = sorted({*mine} & {*theirs}) if theirs is not mine else []
+            for key in ("clean", "inherited"):
+                cells.append(interval([mine[seed][key] - theirs[seed][key] for seed in both], 1) if both else "")
+        table.add_row(name, f"{len(mine)}", *values, f"{seconds:.0f}", *cells)
+    console = Console(width=150, highlight=False)
+    console.print(
+        f"\n{rows[0]['study']}, {rows[0]['steps']} steps; test images, %, mean ± standard error over seeds; "
+        "differences paired by seed, 95 % t intervals; seconds of the CPU"
+    )
+    console.print(table)
+
+
+def mean_and_error(values: Sequence[float]) -> str:
+    found = torch.tensor(values, dtype=torch.float64)
+    error = f" ± {found.std() / len(found) ** 0.5:.1f}" if len(found) > 1 else ""
+    return f"{found.mean():.1f}{error}"
+
+
+if __name__ == "__main__":
+    main()
