@@ -54,7 +54,8 @@ def export(
     text = export_policy(spec, to.value, which.value)
     for what, found in (("left out", omitted_operations), ("differs", differing_operations)):
         for name, reason in found(spec, to.value, which.value).items():
-            say(f"{what}: {name} (rate {100 * spec.rate(name, which.value):.1f} %): {reason}", file=sys.stderr)
+            rate = _rate(spec, name, which.value)
+            say(f"{what}: {name} (rate {100 * rate:.1f} %): {reason}", file=sys.stderr)
     if output is None:
         print(text, end="")  # as it is: it may be a file
     else:
@@ -230,6 +231,12 @@ def _change(one: float, two: float) -> str:
         return format_number(one)
     both = " → ".join("none" if value != value else format_number(value) for value in (one, two))
     return both if "none" in both else f"{both} ({two - one:+.2g})"
+
+
+def _rate(spec: Any, name: str, which: str) -> float:
+    """Of an operation of a `PolicySpec`, `base.NAME` for one of its base view."""
+    operation = name.removeprefix("base.")
+    return spec.rate(name, which) if operation == name else spec.base.rate(operation)
 
 
 def _is_output(path: Path) -> bool:

@@ -44,6 +44,10 @@ def _spec(*names: str, moments: int = 1) -> kd.PolicySpec:
 
 
 BASES = {"two": _spec("rotate", "invert", moments=3), "all": _spec(*OPERATIONS), "one": _spec("brightness")}
+BASES["one over a base view"] = kd.Policy(["brightness"], 1).freeze(base=kd.Policy(["rotate", "perspective"], 1))
+
+
+NO_BASE: st.SearchStrategy[kd.PolicySpec | None] = st.none()
 
 
 def use(spec: kd.PolicySpec) -> None:
@@ -64,6 +68,8 @@ def use(spec: kd.PolicySpec) -> None:
                 continue
             json.loads(text) if to == "json" else compile(text, to, "exec")
             omitted_operations(spec, to, which), differing_operations(spec, to, which)
+    if spec.base:
+        use(spec.base)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,8 +98,8 @@ def test_any_policy_file(world, base, values, edits):
 
 
 @st.composite
-def allowed(draw: st.DrawFn) -> kd.PolicySpec:
-    """A policy that is right, with any numbers that are allowed."""
+def allowed(draw: st.DrawFn, bases: st.SearchStrategy[kd.PolicySpec | None] = NO_BASE) -> kd.PolicySpec:
+    """A policy that is right, with any numbers that are allowed, and with or without a base view."""
     share = st.floats(0, 1)
     names = draw(st.lists(st.sampled_from(list(OPERATIONS)), min_size=1, max_size=5, unique=True))
     limits = {}
@@ -119,6 +125,7 @@ def allowed(draw: st.DrawFn) -> kd.PolicySpec:
         fill=draw(st.sampled_from(["zero", "mean", "reflect"])),
         operations=limits,
         schedule=tuple(schedule),
+        base=draw(bases),
         provenance=draw(
             st.dictionaries(st.text(max_size=9), st.text(max_size=9) | st.integers() | st.none(), max_size=2)
         ),
@@ -126,7 +133,7 @@ def allowed(draw: st.DrawFn) -> kd.PolicySpec:
 
 
 @inputs("policies")
-@given(allowed())
+@given(allowed(NO_BASE | allowed()))
 def test_any_policy_that_is_allowed_is_read_and_used(world, spec):
     path = world.put("policy.json", spec.to_json().encode())
     with holds(world, "policies") as outcome:

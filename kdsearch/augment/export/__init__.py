@@ -33,23 +33,31 @@ def export(spec: PolicySpec, to: str, which: str = "final") -> str:
 
 
 def omitted_operations(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
-    """The operations that can happen but that the target cannot express, and why.
+    """The operations that can happen but that the target cannot express, and why; `base.NAME` for one of the base view.
 
     Raises:
         KdsearchError: unknown export target, or unknown part of a policy.
     """
     reasons = _LEFT_OUT.get(_target(to), {})
-    return {name: reasons[name] for name in applied_operations(spec, which) if name in reasons}
+    found = {name: reasons[name] for name in applied_operations(spec, which) if name in reasons}
+    return {**found, **(_of_base(omitted_operations(spec.base, to)) if spec.base else {})}
 
 
 def differing_operations(spec: PolicySpec, to: str, which: str = "final") -> dict[str, str]:
     """The operations that can happen and are exported, but give other pixels or numbers than here, and how.
 
+    `base.NAME` is one of the base view.
+
     Raises:
         KdsearchError: unknown export target, or unknown part of a policy.
     """
     described = _DIFFERENCES.get(_target(to))
-    return described(spec, which) if described else {}
+    found = described(spec, which) if described else {}
+    return {**found, **(_of_base(differing_operations(spec.base, to)) if spec.base else {})}
+
+
+def _of_base(found: Mapping[str, str]) -> dict[str, str]:
+    return {f"base.{name}": reason for name, reason in found.items()}
 
 
 def _target(to: str) -> str:

@@ -220,14 +220,22 @@ def source(spec: PolicySpec, which: str) -> str:
     """JSON text: `albumentations.from_dict(json.loads(text))` is the policy, for uint8 or float32 RGB or gray images.
 
     Of the operations, in table order, `SomeOf` applies n. One that cannot be expressed (`LEFT_OUT`) or cannot happen
-    keeps its place as a `NoOp`, so that the others are drawn as often as in the policy.
+    keeps its place as a `NoOp`, so that the others are drawn as often as in the policy. Where the policy has a base
+    view, that is `albumentations.from_dict(json.loads(text)["base"])`.
 
     Raises:
-        KdsearchError: everything that can happen would be left out.
+        KdsearchError: everything that can happen would be left out, of the policy or of its base view.
     """
+    data = _data(spec, which, "this policy")
+    if spec.base:
+        data["base"] = _data(spec.base, "final", "the base view of this policy")
+    return json.dumps(data, indent=1) + "\n"
+
+
+def _data(spec: PolicySpec, which: str, what: str) -> dict[str, Any]:
     names = applied_operations(spec, which)
     if names and not set(names) - set(LEFT_OUT):
-        raise KdsearchError(f"albumentations {VERSION} can do nothing of what this policy does: {', '.join(names)}")
+        raise KdsearchError(f"albumentations {VERSION} can do nothing of what {what} does: {', '.join(names)}")
     places = [
         _operation(spec, which, name) if name in names and name not in LEFT_OUT else _transform("NoOp")
         for name in OPERATIONS
@@ -236,7 +244,7 @@ def source(spec: PolicySpec, which: str) -> str:
     some = _transform("SomeOf", transforms=places, n=spec.operations_per_image, replace=False)
     fixed: Transform = {"bbox_params": None, "keypoint_params": None, "additional_targets": {}, "is_check_shapes": True}
     policy = _transform("Compose", transforms=[some], **fixed)
-    return json.dumps({"__version__": VERSION, "transform": policy}, indent=1) + "\n"
+    return {"__version__": VERSION, "transform": policy}
 
 
 def differences(spec: PolicySpec, which: str) -> dict[str, str]:

@@ -9,10 +9,12 @@ bins by floor(255.999 x).
 from string import Template
 
 from kdsearch.augment.export.source import (
-    EXTRA_REPR,
-    applied_operations,
+    class_words,
     file_header,
     geometry_functions,
+    instances,
+    needed_fills,
+    needed_operations,
     pixel_functions,
     uniform_counts,
 )
@@ -25,6 +27,11 @@ _USAGE = """Use, in the training loop and before any normalisation, with this fi
 
     from policy import policy
     images = policy(images)  # (B, C, H, W), float in [0, 1]"""
+_USAGE_OF_BOTH = """Use, in the training loop and before any normalisation, with this file's name:
+
+    from policy import base, policy
+    view = base(images)  # (B, C, H, W), float in [0, 1]
+    second = policy(view)"""
 
 _IMPORTS = {
     "kornia.": "import kornia",
@@ -88,7 +95,7 @@ def gaussian_blur(x, m, u):
 
 _WARP = Template('''
 
-def warp(images, decisions):
+def warp(images, decisions$fill):
     """Geometry: each image's maps multiplied into one, in the order of the table, and one warp, in place."""
     height, width = images.shape[-2:]
     matrix = torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1)
@@ -107,11 +114,12 @@ def warp(images, decisions):
         x = images[rows]
 $before        # With kornia's default align_corners=True an image of one row or column comes out wrong.
         x = kornia.geometry.transform.$function(
-            $arguments, (height, width), padding_mode="$padding", align_corners=False
+            $arguments, (height, width), padding_mode=$padding, align_corners=False
         )
         images[rows] = $after
 ''')
-_MEAN_LINE = "        mean = x.mean((2, 3), keepdim=True)  # around x - mean zeros stand for the mean\n"
+_MEAN_LINE = "        mean = x.mean((2, 3), keepdim=True)$where  # around x - mean zeros stand for the mean\n"
+_PADDING_LINE = '        padding = "reflection" if fill == "reflect" else "zeros"\n'
 
 _CHANGE = '''
 
@@ -132,7 +140,7 @@ _CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments a batch (B, C, H, W), float in [0, 1], on any device; draws are made on the host."""
-$extra_repr
+$head
     def forward(self, *batches):
         if len(batches) != 1:
             raise TypeError(f"needs one batch of images, which nothing else moves with, got {len(batches)} inputs")
@@ -154,8 +162,8 @@ $extra_repr
         operation needs beside, (b,) each.
         """
         decisions = {}
-        chosen = torch.rand(size, len(OPERATIONS)).argsort(1).argsort(1) < OPERATIONS_PER_IMAGE
-        for i, (name, (probability, low, high, signed)) in enumerate(OPERATIONS.items()):
+        chosen = torch.rand(size, len($operations)).argsort(1).argsort(1) < $n
+        for i, (name, (probability, low, high, signed)) in enumerate($operations.items()):
             rows = (chosen[:, i] & (torch.rand(size) < probability)).nonzero()[:, 0]
             if len(rows):
                 place, sign, *u = torch.rand($count, len(rows), dtype=torch.float64)
@@ -177,34 +185,34 @@ _LINEAR_LINES = """        rows = change(images, decisions, LINEAR)
 
 
 def source(spec: PolicySpec, which: str) -> str:
-    """The text of a file that defines `policy`, an `nn.Module`."""
-    names = applied_operations(spec, which)
+    """The text of a file that defines `policy`, an `nn.Module`, and `base`, another, where there is a base view."""
+    names, fills, words = needed_operations(spec, which), needed_fills(spec, which), class_words(spec, which)
     table, count = uniform_counts(names, 2)
     steps = ""
     if any(OPERATIONS[name].matrix for name in names):
-        steps += "        warp(images, decisions)\n"
+        steps += f"        warp(images, decisions{words['fill']})\n"
     if any(name in LINEAR for name in names):
         steps += _LINEAR_LINES
     if any(OPERATIONS[name].pixels for name in names):
         steps += "        change(images, decisions, PIXELS)\n"
-    body = table + geometry_functions(names, _warp(names, spec.fill)) + pixel_functions(names, _FUNCTIONS)
+    body = table + geometry_functions(names, _warp(names, fills)) + pixel_functions(names, _FUNCTIONS)
     if "change(" in steps:
         body += _CHANGE
-    body += (
-        _CLASS.substitute(count=count, extra_repr=EXTRA_REPR)
-        + steps
-        + "        return images.to(dtype)\n\n\npolicy = Policy()\n"
-    )
-    return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
+    body += _CLASS.substitute(words, count=count) + steps + "        return images.to(dtype)\n" + instances(spec, which)
+    usage = _USAGE_OF_BOTH if spec.base else _USAGE
+    return file_header(spec, which, title=_TITLE, usage=usage, imports=_IMPORTS, body=body) + body
 
 
-def _warp(names: list[str], fill: str) -> str:
-    """The function `warp`, for perspective only where there is some."""
-    whole, mean = "perspective" in names, fill == "mean"
+def _warp(names: list[str], fills: set[str]) -> str:
+    """The function `warp`, for perspective only where there is some, and for two fills only where there are two."""
+    whole, mean, two = "perspective" in names, "mean" in fills, len(fills) > 1
+    one = '"reflection"' if "reflect" in fills else '"zeros"'
+    mean_line = _MEAN_LINE.replace("$where", ' if fill == "mean" else 0' if two else "")
     return _WARP.substitute(
         function="warp_perspective" if whole else "warp_affine",
         arguments=("x - mean" if mean else "x") + (", matrix" if whole else ", matrix[:, :2]"),
-        padding="reflection" if fill == "reflect" else "zeros",
-        before=_MEAN_LINE if mean else "",
+        padding="padding" if two else one,
+        before=(mean_line if mean else "") + (_PADDING_LINE if two else ""),
+        fill=", fill" if two else "",
         after="(x + mean).clamp(0, 1)  # rounding may leave it" if mean else "x",
     )

@@ -20,7 +20,7 @@ $drawn
 
 $usage
 
-`policy.eval()` switches it off. Random numbers come from torch's global generator.
+$off. Random numbers come from torch's global generator.
 """
 
 # Made by kdsearch from the $which numbers of a policy of format $format, version $version. Provenance:
@@ -28,23 +28,34 @@ $provenance
 
 $imports
 
-OPERATIONS_PER_IMAGE = $n
-OPERATIONS = {  # in the order of application, name: (probability once drawn, low, high, signed)
-$table
+$tables''')
+_TABLE = Template("""${base}OPERATIONS_PER_IMAGE = $n
+${base}OPERATIONS = {  # $comment
+$rows
 }
-''')
-EXTRA_REPR = """
+""")
+_COLUMNS = "in the order of application, name: (probability once drawn, low, high, signed)"
+_EXTRA_REPR = Template("""
     def extra_repr(self):
-        lines = [f"each image draws {OPERATIONS_PER_IMAGE} of {len(OPERATIONS)} operations"]
-        for name, (probability, low, high, signed) in OPERATIONS.items():
+        lines = [f"each image draws {$n} of {len($operations)} operations"]
+        for name, (probability, low, high, signed) in $operations.items():
             reach = f", {'+-' if signed else ''}{low:.3g} to {high:.3g}" if high else ""
             lines.append(f"{name}: probability {probability:.2f}{reach}")
         return "\\n".join(lines)
-"""
+""")
+_INIT = Template("""
+    def __init__(self, operations, operations_per_image$fill):
+        super().__init__()
+        self.operations, self.operations_per_image$own = operations, operations_per_image$fill
+""")
 _DRAWN = Template(
     "Each image draws $n of the $total operations below without replacement, each with the same chance. A drawn "
     "operation is applied with its probability; its magnitude is uniform on [low, high], its sign random where it is "
     "signed. Operations come in the table's order$geometry."
+)
+_BASE_DRAWN = Template(
+    "The policy was found over a base view: every image goes through that first, and the policy over what comes out. "
+    "The base view draws $n of the $total operations of BASE_OPERATIONS in the same way$geometry."
 )
 _FILL = {
     "zero": "zeros where nothing comes from",
@@ -163,9 +174,48 @@ _LINEAR_COMMENT = """
 
 
 def applied_operations(spec: PolicySpec, which: str) -> list[str]:
-    """The operations that can happen, in table order."""
+    """The operations that can happen, in table order, without those of the base view."""
     settings = spec.which(which)
     return [name for name in OPERATIONS if name in settings and settings[name].probability > 0]
+
+
+def parts(spec: PolicySpec, which: str) -> list[tuple[PolicySpec, str]]:
+    """The policy, and its base view at its last moment where there is one: what stands in a file."""
+    return [(spec, which), (spec.base, "final")] if spec.base else [(spec, which)]
+
+
+def needed_operations(spec: PolicySpec, which: str) -> list[str]:
+    """The operations that can happen in the policy or in its base view, in table order."""
+    needed = {name for part in parts(spec, which) for name in applied_operations(*part)}
+    return [name for name in OPERATIONS if name in needed]
+
+
+def needed_fills(spec: PolicySpec, which: str) -> set[str]:
+    """What stands where geometry finds no pixel: two where the policy and its base view both move, and differ."""
+    return {part.fill for part, of in parts(spec, which) if _moves(part, of)} or {spec.fill}
+
+
+def class_words(spec: PolicySpec, which: str) -> dict[str, str]:
+    """What the class `Policy` calls its numbers: constants of the file, or its own where a base view is one too."""
+    fills = len(needed_fills(spec, which)) > 1
+    own = spec.base is not None
+    names = {
+        "n": "self.operations_per_image" if own else "OPERATIONS_PER_IMAGE",
+        "operations": "self.operations" if own else "OPERATIONS",
+        "fill": ", self.fill" if fills else "",
+        "first": "[: self.operations_per_image]" if own else "[:OPERATIONS_PER_IMAGE]",
+    }
+    init = _INIT.substitute(fill=", fill" * fills, own=", self.fill" * fills) if own else ""
+    return {**names, "head": init + _EXTRA_REPR.substitute(names)}
+
+
+def instances(spec: PolicySpec, which: str) -> str:
+    """The last lines of a file, which make what is imported from it."""
+    if spec.base is None:
+        return "\n\npolicy = Policy()\n"
+    base, own = (f', "{fill}"' if len(needed_fills(spec, which)) > 1 else "" for fill in (spec.base.fill, spec.fill))
+    made = f"policy = Policy(OPERATIONS, OPERATIONS_PER_IMAGE{own})\n"
+    return f"\n\nbase = Policy(BASE_OPERATIONS, BASE_OPERATIONS_PER_IMAGE{base})\n{made}"
 
 
 def file_header(spec: PolicySpec, which: str, *, title: str, usage: str, imports: Mapping[str, str], body: str) -> str:
@@ -174,21 +224,42 @@ def file_header(spec: PolicySpec, which: str, *, title: str, usage: str, imports
     Args:
         imports: By the name that the body of the file uses; the others are left out.
     """
-    moves = any(OPERATIONS[name].matrix for name in applied_operations(spec, which))
-    geometry = f", those of geometry as one warp (bilinear, {_FILL[spec.fill]})" if moves else ""
-    drawn = _DRAWN.substitute(n=spec.operations_per_image, total=len(spec.operations), geometry=geometry)
+    drawn, tables, off = (
+        [_drawn(_DRAWN, spec, which)],
+        [_table(spec, which, _COLUMNS)],
+        "`policy.eval()` switches it off",
+    )
+    if spec.base:
+        drawn.append(_drawn(_BASE_DRAWN, spec.base, "final"))
+        tables.append(_table(spec.base, "final", "of the base view", base="BASE_"))
+        off = "`base.eval()` and `policy.eval()` switch them off"
     return _HEADER.substitute(
         title=title,
         usage=usage,
         which=which,
-        drawn=textwrap.fill(drawn, WIDTH),
+        drawn="\n\n".join(drawn),
+        off=off,
         format=spec.format,
         version=spec.version,
-        n=spec.operations_per_image,
         provenance="\n".join(_comment(*item) for item in spec.provenance.items()) or "#   none recorded",
         imports="\n".join(line for name, line in imports.items() if name in body or not line),
-        table="\n".join(_row(spec, which, name) for name in OPERATIONS if name in spec.operations),
+        tables="".join(tables),
     )
+
+
+def _drawn(words: Template, spec: PolicySpec, which: str) -> str:
+    geometry = f", those of geometry as one warp (bilinear, {_FILL[spec.fill]})" if _moves(spec, which) else ""
+    text = words.substitute(n=spec.operations_per_image, total=len(spec.operations), geometry=geometry)
+    return textwrap.fill(text, WIDTH)
+
+
+def _table(spec: PolicySpec, which: str, comment: str, base: str = "") -> str:
+    rows = "\n".join(_row(spec, which, name) for name in OPERATIONS if name in spec.operations)
+    return _TABLE.substitute(base=base, n=spec.operations_per_image, comment=comment, rows=rows)
+
+
+def _moves(spec: PolicySpec, which: str) -> bool:
+    return any(OPERATIONS[name].matrix for name in applied_operations(spec, which))
 
 
 def uniform_counts(names: list[str], others: int) -> tuple[str, str]:

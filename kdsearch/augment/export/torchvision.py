@@ -8,10 +8,12 @@ a perspective.
 from string import Template
 
 from kdsearch.augment.export.source import (
-    EXTRA_REPR,
-    applied_operations,
+    class_words,
     file_header,
     geometry_functions,
+    instances,
+    needed_fills,
+    needed_operations,
     pixel_functions,
     uniform_counts,
 )
@@ -25,6 +27,11 @@ _USAGE = """Use, among the transforms of a data set and before any normalisation
     from policy import policy
     from torchvision.transforms import v2
     transform = v2.Compose([policy, v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])"""
+_USAGE_OF_BOTH = """Use, in a data set and before any normalisation, with this file's name:
+
+    from policy import base, policy
+    view = base(image)  # of the same kind as the image
+    second = policy(view)"""
 
 _IMPORTS = {
     "torch.": "import torch",
@@ -83,7 +90,7 @@ def gaussian_blur(x, m, u):
 
 _WARP = Template('''
 
-def warp(image, decided):
+def warp(image, decided$fill):
     """Geometry: the maps of what was drawn multiplied into one, in the order of the table, and one warp."""
     height, width = image.shape[-2:]
     matrix = torch.eye(3, dtype=torch.float64)
@@ -121,11 +128,22 @@ _SAMPLING = {
 """,
 }
 
+_TWO_FILLS = """
+    padding = "reflection" if fill == "reflect" else "zeros"
+    return nn.functional.grid_sample(image[None], grid, padding_mode=padding, align_corners=False)[0]
+"""
+_TWO_FILLS_ONE_THE_MEAN = """
+    mean = image.mean((1, 2), keepdim=True) if fill == "mean" else 0  # around image - mean zeros stand for the mean
+    padding = "reflection" if fill == "reflect" else "zeros"
+    moved = nn.functional.grid_sample((image - mean)[None], grid, padding_mode=padding, align_corners=False)[0]
+    return (moved + mean).clamp(0, 1)  # rounding may leave it
+"""
+
 _CLASS = Template('''
 
 class Policy(nn.Module):
     """Augments one image: PIL (L or RGB), uint8 or float in [0, 1] of shape (C, H, W); returns the same kind."""
-$extra_repr
+$head
     def forward(self, *images):
         if len(images) != 1:
             raise TypeError(f"needs one image, which nothing else moves with, got {len(images)} inputs")
@@ -152,10 +170,10 @@ $extra_repr
 
     def draw(self):
         """What happens to one image: a list of (name, magnitude, random numbers that the operation needs beside)."""
-        names, decisions = list(OPERATIONS), []
-        for i in sorted(torch.randperm(len(names))[:OPERATIONS_PER_IMAGE].tolist()):
+        names, decisions = list($operations), []
+        for i in sorted(torch.randperm(len(names))$first.tolist()):
             name = names[i]
-            probability, low, high, signed = OPERATIONS[name]
+            probability, low, high, signed = $operations[name]
             gate, place, sign, *u = torch.rand($count, dtype=torch.float64).tolist()
             if gate < probability:
                 magnitude = low + (high - low) * place
@@ -165,9 +183,9 @@ $extra_repr
     def apply(self, image, decisions):
         """The image, float in [0, 1] of shape (C, H, W), after `decisions` such as `draw` makes."""
 ''')
-_WARP_LINES = """        if any(name in decided for name in GEOMETRY):
-            image = warp(image, decided)
-"""
+_WARP_LINES = Template("""        if any(name in decided for name in GEOMETRY):
+            image = warp(image, decided$fill)
+""")
 _LINEAR_LINES = """        if any(name in decided for name in LINEAR):
             for name, function in LINEAR.items():
                 image = function(image, *decided[name]) if name in decided else image
@@ -179,21 +197,24 @@ _PIXELS_LINES = """        for name, function in PIXELS.items():
 
 
 def source(spec: PolicySpec, which: str) -> str:
-    """The text of a file that defines `policy`, an `nn.Module`."""
-    names = applied_operations(spec, which)
+    """The text of a file that defines `policy`, an `nn.Module`, and `base`, another, where there is a base view."""
+    names, fills, words = needed_operations(spec, which), needed_fills(spec, which), class_words(spec, which)
     table, count = uniform_counts(names, 3)
     steps = ""
     if names:
         steps += "        decided = {name: (magnitude, u) for name, magnitude, u in decisions}\n"
     if any(OPERATIONS[name].matrix for name in names):
-        steps += _WARP_LINES
+        steps += _WARP_LINES.substitute(words)
     if any(name in LINEAR for name in names):
         steps += _LINEAR_LINES
     if any(OPERATIONS[name].pixels for name in names):
         steps += _PIXELS_LINES
-    warp = _WARP.substitute(_PERSPECTIVE if "perspective" in names else _AFFINE, sampling=_SAMPLING[spec.fill])
-    body = table + geometry_functions(names, warp) + pixel_functions(names, _FUNCTIONS)
-    body += (
-        _CLASS.substitute(count=count, extra_repr=EXTRA_REPR) + steps + "        return image\n\n\npolicy = Policy()\n"
+    warp = _WARP.substitute(
+        _PERSPECTIVE if "perspective" in names else _AFFINE,
+        sampling=_SAMPLING.get("".join(fills)) or (_TWO_FILLS_ONE_THE_MEAN if "mean" in fills else _TWO_FILLS),
+        fill=", fill" * (len(fills) - 1),
     )
-    return file_header(spec, which, title=_TITLE, usage=_USAGE, imports=_IMPORTS, body=body) + body
+    body = table + geometry_functions(names, warp) + pixel_functions(names, _FUNCTIONS)
+    body += _CLASS.substitute(words, count=count) + steps + "        return image\n" + instances(spec, which)
+    usage = _USAGE_OF_BOTH if spec.base else _USAGE
+    return file_header(spec, which, title=_TITLE, usage=usage, imports=_IMPORTS, body=body) + body
