@@ -207,6 +207,17 @@ def batches_at(data: MapStyle, index: list[int], size: int, device: torch.device
     return load_batches(data, _seeded([index[i : i + size] for i in range(0, len(index), size)]), device)
 
 
+def augments_itself(data: MapStyle, index: list[int], size: int = 64) -> bool:
+    """Do the items of these positions differ under two different seeds, as those that are augmented when read do?"""
+    if isinstance(data, ArrayData):
+        return False
+    order = [index[i : i + size] for i in range(0, len(index), size)]
+    twice = zip(_seeded(order), _seeded(order, "again"), strict=True)
+    batches = load_batches(data, [places for pair in twice for places in pair])
+    pairs = zip(batches, batches, strict=True)
+    return not all(torch.equal(a.images, b.images) and torch.equal(a.target, b.target) for a, b in pairs)
+
+
 def _ordered(count: int, size: int) -> list[list[int]]:
     return [list(range(i, min(i + size, count))) for i in range(0, count, size)]
 
