@@ -102,9 +102,10 @@ def test_rows_of_a_file_are_shown_without_running_any(
     base: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     row = {"study": "digits", "row": "auto/identity", "seed": 1, "clean": 1.0, "shifted": 1.0, "inherited": 2.0}
-    lines = [json.dumps({**row, "steps": steps, "seconds": 4.0}) for steps in (300, 900)]
+    lines = [json.dumps({**row, "steps": steps, "seconds": steps}) for steps in (900, 300, 900)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr("sys.argv", ["base", "--show", "--json", str(tmp_path / "rows.jsonl")])
     base.main()
     out = capsys.readouterr().out
     assert "digits, 300 steps" in out and out.count("auto/identity") == 1
+    assert "300" in next(line for line in out.splitlines() if "auto/identity" in line)
