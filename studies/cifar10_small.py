@@ -6,8 +6,8 @@ tables are marked, and what counts is the test set.
 
 Data:    cifar10.npz (x_train, y_train, x_test, y_test) in the folder `data`, or the one that KDSEARCH_DATA names, or
          what torchvision downloads into it; cifar10_16px_resnet20.npz there is the teacher, otherwise trained here in
-         10 minutes of one core and kept in the run folder.
-Run:     kdsearch search cifar10_small
+         12 minutes of one core and kept in the run folder.
+Run:     kdsearch search cifar10_small      (about an hour on one core)
 """
 
 import os
