@@ -102,7 +102,7 @@ class Distiller:
         self._parts: dict[str, Any] = {}  # what a run changes, for its state
         self._epoch = 0  # of the run
         self._before = self._epochs = 0  # epochs of earlier runs, and of all so far
-        teacher.network.to(device)
+        teacher.to(device)
 
     def fit(self, phase: Phase, images: Tensor) -> None:
         """Make the projections that the losses of a phase need, in the student's optimiser; `run` does it by itself.

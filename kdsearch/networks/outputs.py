@@ -1,7 +1,7 @@
 """Running a network, laid out for its device: whatever it returns becomes `Outputs`; features by module path."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -130,10 +130,8 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
         known[path].register_forward_hook(lambda module, given, result, path=path: keep(path, result))
         for path in dict.fromkeys(layers)
     ]
-    compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in network.modules())
-    eager = torch.compiler.set_stance("force_eager") if layers and compiled else nullcontext()  # it runs no new hooks
     try:
-        with eager:
+        with run_eagerly(network) if layers else nullcontext():
             yield seen
     finally:
         for hook in hooks:
@@ -141,3 +139,9 @@ def tapped(network: nn.Module, layers: Sequence[str], who: str = "network") -> I
     for path in layers:
         if path not in seen:
             raise KdsearchError(f"{who}: layer '{path}' was not run on these images, so that it has no output")
+
+
+def run_eagerly(network: nn.Module) -> AbstractContextManager[object]:
+    """While inside, what is compiled of a network runs as it is written: compiled, it would run no new hooks."""
+    compiled = any(type(m).__name__ == "OptimizedModule" or m._compiled_call_impl for m in network.modules())
+    return torch.compiler.set_stance("force_eager") if compiled else nullcontext()

@@ -168,20 +168,31 @@ class Teacher:
     """A live teacher: always in evaluation mode, its parameters without gradient.
 
     The network is the user's own and is not copied; `network.training` and `requires_grad` are set here, once.
+
+    Args:
+        fused: What answers in its place where no layer is asked for, as `fused_copy` gives it.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, fused: nn.Module | None = None) -> None:
         self.network = check_network(network, "teacher")
+        self._fused = network if fused is None else check_network(fused, "the teacher's fused copy")
         network.eval()
         if is_unbuilt(network):
             raise KdsearchError("teacher: it has lazy layers that were never run; needed: a network with its weights")
         _hold(network)
+        _hold(self._fused)
 
     def __call__(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """Outputs on (B, C, H, W), with the features of `layers`; the gradient reaches the pixels that carry one."""
-        if any(module.training for module in self.network.modules()):
-            self.network.eval()
-        return run_network(self.network, images, "teacher", layers)
+        network = self.network if layers else self._fused
+        if any(module.training for module in network.modules()):
+            network.eval()
+        return run_network(network, images, "teacher", layers)
+
+    def to(self, device: torch.device | str) -> None:
+        """Move it, in place."""
+        self.network.to(device)
+        self._fused.to(device)
 
 
 def _hold(network: nn.Module) -> None:
