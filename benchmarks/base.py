@@ -37,11 +37,11 @@ from rich.table import Table
 from shifted import shifted_accuracy
 
 import kdsearch as kd
-from kdsearch.augment.bases import PARTS, base_of_parts
 from kdsearch.augment.spec import Setting, Snapshot
 from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything
 from kdsearch.data.batches import batches_in_order
 from kdsearch.distill.distiller import Distiller
+from kdsearch.probe.tolerance import find_tolerance
 from kdsearch.study.ready import Ready
 from kdsearch.study.study import load_study
 
@@ -112,11 +112,12 @@ def read_rows(file: Path | None) -> list[dict]:
 
 def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:
     """The rows that a file does not have yet, by name and seed; each is printed and added to it."""
+    auto = automatic_base(ready)
     for name, seed in asked:
         fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name}
         if any(fixed.items() <= row.items() for row in read_rows(file)):
             continue
-        row = fixed | train(ready, name, steps, seed)
+        row = fixed | train(ready, auto, name, steps, seed)
         print(row, flush=True)
         if file:
             with file.open("a") as lines:
@@ -124,10 +125,10 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
         yield row
 
 
-def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
+def train(ready: Ready, auto: kd.Policy, name: str, steps: int, seed: int) -> dict:
     """One student, and what it is worth on the test images, in percent."""
     base, _, second = name.partition("/")
-    variant, auto = BASES[base], automatic_base(ready)
+    variant = BASES[base]
     policy, policy_steps = second_view(ready, second, auto)
     from_image = second == "twice" or variant.second_from == "image"
     phase = replace(
@@ -139,7 +140,7 @@ def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
         base_versions=variant.base_versions,
         base_seed=seed,
     )
-    clean_loss = loss_on_base(ready) if variant.floor_from == "base" else ready.clean.loss
+    clean_loss = loss_on_base(ready, auto) if variant.floor_from == "base" else ready.clean.loss
     start = time.process_time()
     with own_generators():
         seed_everything(derive_seed(seed, "student"))
@@ -168,8 +169,11 @@ def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
 
 
 def automatic_base(ready: Ready) -> kd.Policy:
-    """All parts that the teacher tolerates: on digits no flips."""
-    return base_of_parts([part for part in PARTS if part != "flip" or ready.channels == 3])
+    """What the teacher tolerates."""
+    found = find_tolerance(ready.teacher, ready.study.search_validation, ready.task)
+    print(found.describe(), flush=True)
+    assert found.policy is not None
+    return found.policy
 
 
 def second_view(ready: Ready, second: str, base: kd.Policy) -> tuple[kd.Policy | None, kd.PolicySteps | None]:
@@ -201,9 +205,9 @@ def rand_augment(limits: Mapping[str, float | None], fill: str) -> kd.Policy:
 
 
 @torch.no_grad()
-def loss_on_base(ready: Ready) -> float:
+def loss_on_base(ready: Ready, base: kd.Policy) -> float:
     """The teacher's mean cross-entropy on base views of the training images, in nats; so many of each image."""
-    base, losses = automatic_base(ready), []
+    losses = []
     for batch in batches_in_order(ready.study.train, 256):
         for draw in range(DRAWS):
             random = generator("floor", draw, int(batch.ids[0]))

@@ -95,7 +95,7 @@ def test_a_row_that_is_none_is_refused_with_those_there_are(base: ModuleType) ->
 
 
 def test_the_floor_may_count_from_the_loss_on_base_views(base: ModuleType, ready: Ready) -> None:
-    assert base.loss_on_base(ready) > ready.clean.loss + 0.01
+    assert base.loss_on_base(ready, base.automatic_base(ready)) > ready.clean.loss + 0.01
 
 
 def test_rows_of_a_file_are_shown_without_running_any(
