@@ -302,7 +302,9 @@ def test_diff_says_what_differs_the_largest_change_first(folder, kdsearch):
         "diff.png",
     ]
     assert PIL.Image.open("diff.png").size[0] > 1000
-    assert kdsearch("diff", "a.json", "trial").splitlines()[1:] == ["no operation that is applied differs"]
+    assert kdsearch("diff", "a.json", "trial").splitlines()[1:] == [
+        "no operation that the policy itself applies differs"
+    ]
 
 
 def test_trajectory_is_drawn_or_there_is_nothing_to_draw(folder, kdsearch):

@@ -53,7 +53,7 @@ def policy_diff(a: PolicySpec, b: PolicySpec, *, which: str = "final") -> pd.Dat
 
 
 def other_differences(a: PolicySpec, b: PolicySpec) -> list[str]:
-    """In what the two differ beside their settings, one line each."""
+    """In what the two differ beside their settings, one line each; their base views operation by operation."""
     found = []
     n = [f"{spec.operations_per_image} of {len(spec.operations)}" for spec in (a, b)]
     for what, (one, other) in {"operations per image": n, "fill": (a.fill, b.fill)}.items():
@@ -63,4 +63,11 @@ def other_differences(a: PolicySpec, b: PolicySpec) -> list[str]:
         limits = a.operations[name].limit, b.operations[name].limit
         if limits[0] != limits[1]:
             found.append(f"limit of {name}: {limits[0]:g} → {limits[1]:g} {a.operations[name].unit}")
+    if a.base and b.base:
+        found += [f"base view, {line}" for line in other_differences(a.base, b.base)]
+        changed = policy_diff(a.base, b.base).query("change > 0")["operation"]
+        found += [f"base view, {name}: {a.base.in_words(name)} → {b.base.in_words(name)}" for name in changed]
+    elif a.base or b.base:
+        one, other = (spec.base.in_short() if spec.base else "none" for spec in (a, b))
+        found.append(f"base view: {one} → {other}")
     return found

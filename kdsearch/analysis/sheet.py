@@ -1,8 +1,8 @@
-"""What a policy does to images, on one sheet: each operation alone over its range, and draws of the whole policy."""
+"""What a policy does to images, on one sheet: each operation alone over its range, draws of it all, its base view."""
 
 import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from kdsearch.augment.spec import PolicySpec, Setting, format_range
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.terminal import format_number
+from kdsearch.core.values import Draw
 from kdsearch.data.images import photographs
 from kdsearch.probe.disagreement import draw_operation
 
@@ -46,7 +47,8 @@ class Sheet(NamedTuple):
 
     rows: list[Row]  # the most frequent first
     left_out: list[str]  # sentences about operations without a row
-    drawn: list[Tensor]  # (N, C, H, W) each: draws of the whole policy
+    drawn: list[Tensor]  # (N, C, H, W) each: draws of the whole policy, over the base views
+    base: list[Tensor]  # (N, C, H, W) each: those base views; none where the policy has no base view
 
 
 def policy_sheet(
@@ -54,7 +56,8 @@ def policy_sheet(
 ) -> ShownFigure:
     """What a policy does: each operation alone beside the original, at the low end, the middle and the high end.
 
-    The operation applied to the most images comes first; below are draws of the whole policy, on the same images.
+    The operation applied to the most images comes first; below are draws of the whole policy, on the same images,
+    each under the base view that it was made over where the policy has one.
 
     Args:
         images: (N, C, H, W), float in [0, 1] or uint8, 1 or 3 channels; four are shown. `load_images` reads them from
@@ -70,6 +73,8 @@ def policy_sheet(
         f"{which} policy, fill {spec.fill}. probability: of an operation once drawn; rate: share of all images it is "
         "applied to (the bar); ±: of either sign, the positive one is shown."
     )
+    if spec.base:
+        rules += " Operations alone are drawn on the original, the whole policy over the base view."
     canvas.paragraph(rules, EDGE)
     if sheet.rows:
         canvas.titles(["original", "low", "middle", "high"] * min(IN_ROW, len(images)))
@@ -82,14 +87,18 @@ def policy_sheet(
         canvas.paragraph(sentence, EDGE)
     canvas.y += LINE
     canvas.titles(["original", *["drawn"] * (canvas.columns - 1)])
-    draws = iter(sheet.drawn)
-    for turn in range(len(sheet.drawn) // (canvas.columns - 1)):
-        some = [next(draws) for _ in range(canvas.columns - 1)]
+    each = f"each image draws {n} of the {count} operations and gets each with its probability"
+    for first in range(0, len(sheet.drawn), canvas.columns - 1):
+        some = slice(first, first + canvas.columns - 1)
         for k, image in enumerate(images):
-            canvas.row([image, *(drawn[k] for drawn in some)])
-            if turn == k == 0:
-                each = f"each image draws {n} of the {count} operations and gets each with its probability"
-                canvas.label("the whole policy", each)
+            if spec.base:
+                canvas.row([image, *(base[k] for base in sheet.base[some])])
+                if first == k == 0:
+                    canvas.label("the base view", _base_text(spec.base))
+            canvas.row([None if spec.base else image, *(drawn[k] for drawn in sheet.drawn[some])])
+            if first == k == 0:
+                over = "over the base view above it: " if spec.base else ""
+                canvas.label("the whole policy", over + each)
     return canvas.figure()
 
 
@@ -124,8 +133,14 @@ def contents(spec: PolicySpec, images: Tensor, *, which: str = "final", most: in
     policy, random = Policy.from_spec(spec, which), generator("sheet")
     per_turn = 4 * min(IN_ROW, len(images)) - 1
     turns = -(-DRAWS // (per_turn * len(images)))
-    drawn = [apply(policy.draw(len(images), random), images).images for _ in range(turns * per_turn)]
-    return Sheet(rows, [f"{what}: {', '.join(names)}" for what, names in sentences.items() if names], drawn)
+    draws = [policy.draw(len(images), random) for _ in range(turns * per_turn)]
+    bases: list[Draw] = []
+    if spec.base:
+        base, own = Policy.from_spec(spec.base), generator("sheet", "base view")
+        bases = [base.draw(len(images), own) for _ in draws]
+        draws = [replace(draw, base=under) for draw, under in zip(draws, bases, strict=True)]
+    left_out = [f"{what}: {', '.join(names)}" for what, names in sentences.items() if names]
+    return Sheet(rows, left_out, *([apply(draw, images).images for draw in some] for some in (draws, bases)))
 
 
 def operation_tiles(name: str, setting: Setting, images: Tensor, fill: str) -> tuple[Tensor, ...]:
@@ -144,6 +159,12 @@ def _text(spec: PolicySpec, name: str, which: str) -> str:
     if setting.low is None or setting.high is None:
         return text
     return f"{text}\n{format_range(name, setting.low, setting.high, spec.operations[name].unit)}"
+
+
+def _base_text(base: PolicySpec) -> str:
+    """The operations of a base view, the most frequent first, a line each."""
+    applied = sorted((name for name in base.operations if base.rate(name)), key=lambda name: -base.rate(name))
+    return "\n".join([f"every image, first; fill {base.fill}", *(f"{name}: {base.in_words(name)}" for name in applied)])
 
 
 @dataclass

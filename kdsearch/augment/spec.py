@@ -147,6 +147,16 @@ class PolicySpec(_Frozen):
             return [*cells, "", ""]
         return [*cells, format_range(name, setting.low, setting.high, limits.unit), format_number(limits.limit)]
 
+    def in_words(self, name: str) -> str:
+        """How often and how far an operation is applied, such as "rate 0.25, ±2.1 to 17 degrees"."""
+        setting = self.final.get(name)
+        if not setting or not setting.probability:
+            return "never"
+        often = f"rate {format_number(self.rate(name))}"
+        if setting.low is None or setting.high is None:
+            return often
+        return f"{often}, {format_range(name, setting.low, setting.high, self.operations[name].unit)}"
+
     def to_json(self) -> str:
         return json.dumps(_plain(self), indent=1) + "\n"
 

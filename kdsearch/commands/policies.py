@@ -118,7 +118,7 @@ def diff(
     if frame["change"].max() > 0:
         print_table(["operation", *columns, "unit"], rows)
     else:
-        say("no operation that is applied differs")
+        say("no operation that the policy itself applies differs")
     if output:
         save_figure(plot_diff(frame, (str(policy), str(other))), output)
         say(output)
