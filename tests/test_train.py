@@ -18,9 +18,11 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 import kdsearch as kd
+from kdsearch.augment.bases import base_of_parts
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.commands import train as job
+from kdsearch.commands.console import policy_path
 from kdsearch.commands.search import Result
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.locks import lock_folder
@@ -316,6 +318,9 @@ def test_the_loop_of_the_docs_runs_and_minimises_what_a_student_step_does(
     monkeypatch.syspath_prepend(tmp_path)
     shutil.copytree(finished.folder, "runs/digits")
     save_file(kd.networks.small_convnet(24).state_dict(), "runs/digits/teacher.safetensors")
+    best = policy_path(Path("runs/digits"))
+    over = kd.PolicySpec.load(best).model_copy(update={"version": 2, "base": base_of_parts(["shift"]).freeze()})
+    best.write_text(over.to_json())
     (command,) = re.findall(r"`kdsearch (export [^`]*)`", DOC)
     kdsearch(*shlex.split(command))
     few = "train = train.subset(torch.arange(128))\nepochs, rate = 1, 2e-2"
