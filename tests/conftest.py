@@ -148,7 +148,7 @@ def quick_student():
 
 @pytest.fixture(scope="session")
 def tiny_study(teacher):
-    """Digits with a budget of seconds."""
+    """Digits with a budget of seconds, over images as they are."""
     train, validation, _ = kd.data.digits()
     return kd.Study(
         name="tiny",
@@ -160,6 +160,7 @@ def tiny_study(teacher):
         optimizer=partial(torch.optim.AdamW, lr=2e-2),
         classes=[f"digit {i}" for i in range(10)],
         teacher_saw="train",
+        base=None,
         budget=kd.Budget(
             trials=2, epochs=3, steps=6, batch=32, confirmation=2, look_images=100, look_bins=5, look_operations=25
         ),

@@ -41,18 +41,19 @@ def base_of_parts(parts: Sequence[str], *, fill: str = "reflect", probability: f
     return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)])).requires_grad_(False)
 
 
-def as_base(given: Any) -> Base | None:
+def as_base(given: Any, *, fill: str = "reflect") -> Base | None:
     """What may be named as a base view, held still.
 
     Args:
-        given: None for a bare base; a name out of `NAMED`, filled by reflection; a `Policy`, a `PolicySpec` or the path
+        given: None for a bare base; a name out of `NAMED`; a `Policy`, a `PolicySpec` or the path
             of its file; a `FixedTransform` or any callable on one image.
+        fill: Of a base by its name.
 
     Raises:
         KdsearchError: anything else; a policy that has a base view of its own.
     """
     if isinstance(given, str) and given in NAMED:
-        return base_of_parts(NAMED[given])
+        return base_of_parts(NAMED[given], fill=fill)
     if isinstance(given, str) and not given.endswith(".json"):
         hint = ", or the path of a policy file (.json), a kdsearch.Policy, a transform of one image"
         raise KdsearchError(unknown_name("base", given, NAMED) + hint)

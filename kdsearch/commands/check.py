@@ -13,7 +13,6 @@ from kdsearch.core.terminal import escape_unprintable, number_of
 from kdsearch.networks.teachers import Recipe
 from kdsearch.study.costs import GIB, MemoryEstimate
 from kdsearch.study.preflight import Findings, preflight
-from kdsearch.study.ready import REFERENCES
 from kdsearch.study.study import Budget, Study, load_study
 from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import ACCURACY, metric_name
@@ -85,7 +84,7 @@ def check(
         for line in describe_findings(findings):
             display.say(line)
         found = _check_of(findings)
-        display.say(describe_costs(found.budget, found.seconds))
+        display.say(describe_costs(found.budget, len(findings.ready.references), found.seconds))
         if found.memory:
             display.say(describe_memory(found.memory))
         left = "the teacher's weights are kept for the search" if trains else "nothing was written"
@@ -119,15 +118,18 @@ def announce_training(study: Study, folder: Path, display: Display) -> None:
         display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
 
 
-def run_preflight(study: Study, folder: Path, display: Display) -> Findings:
+def run_preflight(study: Study, folder: Path, display: Display, run: Path | None = None) -> Findings:
     """The preflight, with a word on what takes its time.
+
+    Args:
+        run: The folder that the runs are kept in; `folder`, where the teacher's weights are, if None.
 
     Raises:
         KdsearchError: whatever is wrong with the study.
     """
     announce_training(study, folder, display)
     display.say("looking at the study: data, networks, memory, time")
-    return preflight(study, folder, device=study.device)
+    return preflight(study, folder, device=study.device, run=run)
 
 
 def describe_findings(findings: Findings) -> Iterator[str]:
@@ -139,17 +141,21 @@ def describe_findings(findings: Findings) -> Iterator[str]:
         f"{number_of(len(ready.space.limits), 'operation')} from the space {ready.space.name}"
     )
     yield from (f"  left out: {name} ({why})" for name, why in findings.dropped.items())
+    rise = ready.base_view.loss_rise
+    risen = "" if rise is None else f" (the teacher's cross-entropy rises by {rise:.2f} nats)"
+    yield f"{ready.base_view.said}{risen}"
+    yield from filter(None, [findings.asked])
     yield from (f"warning: {warning}" for warning in findings.warnings)
     if less := ready.probe.look.describe_less(len(ready.space.limits)):
         yield less
 
 
-def describe_costs(budget: Budget, seconds: float) -> str:
+def describe_costs(budget: Budget, references: int, seconds: float) -> str:
     """What a search does, and how long that takes."""
     trials, epochs = number_of(budget.trials, "trial"), number_of(budget.epochs, "epoch")
     seeds = budget.confirmation
     last = f"confirmation on {number_of(seeds, 'seed')}" if seeds else "no confirmation"
-    return f"{trials} of {epochs}, {len(REFERENCES)} references, {last}: about {format_duration(seconds)}"
+    return f"{trials} of {epochs}, {references} references, {last}: about {format_duration(seconds)}"
 
 
 def describe_memory(memory: MemoryEstimate) -> str:
@@ -167,7 +173,8 @@ def _size(count: int) -> str:
 def _check_of(findings: Findings) -> Check:
     study, budget = findings.ready.study, findings.ready.study.budget
     learned = budget.trials + budget.confirmation
-    plain = len(REFERENCES) + (1 + len(REFERENCES)) * budget.confirmation
+    references = len(findings.ready.references)
+    plain = references + (1 + references) * budget.confirmation
     return Check(
         study.name,
         findings.validation.accuracy,

@@ -57,6 +57,8 @@ def rank(
     ImageNet, on ImageNet-1k not significantly. A teacher that has been trained on the images answers from memory;
     see `split`.
 
+    The views that are scored are those of a policy alone, over images as they are, whatever the study's base view.
+
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.
         policies: By name, or paths: a policy file, or a run folder for all its finished trials, named `trial 3`.
@@ -189,7 +191,7 @@ def _by_default(ready: Ready) -> dict[str, tuple[str, Scored]]:
     """References and single operations with their kind, by name."""
     settings = ready.space.settings()
     scored: dict[str, tuple[str, Scored]] = {
-        name: ("reference", ready.reference(name, settings)) for name in REFERENCES
+        name: ("reference", ready.reference(name, settings)) for name in ready.references
     }
     alone = {name: trivial({name: limit}, fill=ready.space.fill) for name, limit in ready.space.limits.items()}
     return scored | {name: ("operation", policy) for name, policy in alone.items()}

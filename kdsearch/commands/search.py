@@ -22,7 +22,8 @@ from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import escape_unprintable, number_of, option
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
-from kdsearch.study.confirmation import confirm, rows_of_winner
+from kdsearch.study.base_view import keep_base
+from kdsearch.study.confirmation import confirm, confirmed_runs, rows_of_winner
 from kdsearch.study.facts import search_facts, search_identity
 from kdsearch.study.hpo import (
     Best,
@@ -40,7 +41,6 @@ from kdsearch.study.hpo import (
     translate_storage_errors,
 )
 from kdsearch.study.preflight import Findings
-from kdsearch.study.ready import REFERENCES
 from kdsearch.study.references import missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import TRAINING, WRITERS, ResultFile, read_result, trial_folder
@@ -200,6 +200,12 @@ class _Search:
                 epochs=self.budget.epochs,
                 folder=None if own else self.folder,
             )
+            keep_base(
+                self.folder,
+                self.ready.base_view,
+                fused=self.ready.teacher.is_fused,
+                answers_looked_up=self.ready.tables.allowed,
+            )
             write_json(self.folder / "study.json", {**known, "storage": None if own else f"sqlite:///{place}"})
             self.begun = True
         for number in finished_trials(self.optuna):  # left by a search that ended just after a trial had
@@ -212,7 +218,11 @@ class _Search:
         done, left = self._done(), self._seconds_left()
         if done:
             say(f"resuming: {done} of {number_of(self.budget.trials, 'trial')} {'is' if done == 1 else 'are'} done")
-        say(describe_costs(self.budget, left) if left else "all of it is done; nothing is left to train")
+        say(
+            describe_costs(self.budget, len(self.ready.references), left)
+            if left
+            else "all of it is done; nothing is left to train"
+        )
 
     def references(self) -> None:
         """Runs without a learned policy."""
@@ -253,7 +263,7 @@ class _Search:
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        if len(rows_of_winner(self.folder, best.number)) < seeds * (len(REFERENCES) + 2):
+        if len(rows_of_winner(self.folder, best.number)) < seeds * len(confirmed_runs(self.ready)):
             self.display.say(
                 f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
             )
@@ -370,8 +380,8 @@ class _Search:
         confirmed = [row["run"] for row in rows_of_winner(self.folder, best.number)] if best else []
         again = confirmed.count("learned")
         learned = max(0, self.budget.trials - self._done()) + max(0, seeds - again)
-        plain = len(missing_references(self.folder))
-        plain += max(0, (1 + len(REFERENCES)) * seeds - (len(confirmed) - again))
+        plain = len(missing_references(self.ready, self.folder))
+        plain += max(0, (len(confirmed_runs(self.ready)) - 1) * seeds - (len(confirmed) - again))
         with_steps, without = (self.measured[kind] for kind in (True, False))
         a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
         b = sum(without) / len(without) if without else self.checked.seconds_per_reference

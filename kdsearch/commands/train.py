@@ -4,13 +4,14 @@ import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from kdsearch.analysis.scale import Scale
+from kdsearch.augment.bases import as_base
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
@@ -26,10 +27,12 @@ from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of, option
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
+from kdsearch.study.base_view import AUTO, describe_asked, keep_base
 from kdsearch.study.facts import student_identity
+from kdsearch.study.fingerprint import describe_transform
 from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
-from kdsearch.study.run import CHECKPOINT, describe_transform, run_trial
+from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import TRAINING, ResultFile, StudyFile, read_result, read_study, read_training
 from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
@@ -64,7 +67,8 @@ def train(
 ) -> Training:
     """Train a student with a frozen policy, as its search confirmed it, and keep it; a second call goes on.
 
-    The student, its losses and its views are the study's. Written are `student.safetensors`, `policy.json`,
+    The student, its losses and its views are the study's; the base view is that of the policy's file where the study's
+    is "auto". Written are `student.safetensors`, `policy.json`,
     `epochs.jsonl`, `regions.json` and `result.json`, as of a trial. A folder holds one student: with other epochs, a
     changed study or another policy, seed or device it is refused. Where it is finished and its student is there,
     nothing is trained.
@@ -85,7 +89,10 @@ def train(
     if not isinstance(study, Study):
         study = load_study(str(study))[0]
     study = adapt_study(study, seed=seed, device=device, epochs=epochs)
-    frozen, run = _freeze(policy)
+    frozen, run, spec = _freeze(policy)
+    told: list[str] = []
+    if spec is not None:
+        study, told = _take_base(study, spec)
     folder = as_path(out or Path("runs") / study.name / "train")
     _check_folder(folder)
     with (
@@ -97,7 +104,7 @@ def train(
         lock_folder(folder, "training"),
     ):
         try:
-            return _train(study, frozen, run, folder, display, interrupts)
+            return _train(study, frozen, run, folder, told, display, interrupts)
         except KeyboardInterrupt:
             display.say("interrupted; the same command goes on")
             raise
@@ -107,19 +114,26 @@ def train(
 
 
 def _train(
-    study: Study, policy: Frozen, run: Path | None, folder: Path, display: Display, interrupts: Interrupts
+    study: Study,
+    policy: Frozen,
+    run: Path | None,
+    folder: Path,
+    told: Sequence[str],
+    display: Display,
+    interrupts: Interrupts,
 ) -> Training:
     say, epochs = display.say, study.budget.epochs
     teacher = folder
     if isinstance(study.teacher, Recipe):
         teacher = _teacher_folder(study, folder, run)
-    checked = run_preflight(study, teacher, display)
+    checked = run_preflight(study, teacher, display, folder)
     result = _begin(folder, checked, policy)
     if result and not (folder / STUDENT).exists():
         say(f"{folder} is finished, but its {STUDENT} is gone: it is trained again")
         result = None
     if result is None:
-        for warning in (*checked.warnings, *_changes(checked.ready, policy, run)):
+        say(checked.ready.base_view.said)
+        for warning in (*told, *checked.warnings, *_changes(checked.ready, policy, run)):
             say(f"warning: {warning}")
         say(f"study {study.name}: {number_of(epochs, 'epoch')} of {number_of(study.budget.steps, 'step')} with "
             f"{_describe(policy)}: about {format_duration(checked.seconds_per_reference)}")  # fmt: skip
@@ -172,8 +186,25 @@ def _finish(study: Study, folder: Path, result: ResultFile, display: Display) ->
     return Training(folder, value, error, student)
 
 
-def _freeze(policy: Any) -> tuple[Frozen, Path | None]:
-    """A policy held still, or what stands in its place; and the run folder that its file lies in.
+def _take_base(study: Study, spec: PolicySpec) -> tuple[Study, list[str]]:
+    """A study with the base view that a policy was learned over, unless it names one; and what is to be said of that.
+
+    A study of transforms of its own names one; policies of before there were base views have none.
+    """
+    if study.base == AUTO:
+        return replace(study, base=spec.base), []
+    own, learned = (
+        base.freeze().final if isinstance(base, Policy) else base for base in map(as_base, (study.base, spec.base))
+    )
+    if own == learned:
+        return study, []
+    return study, [
+        f"the base view is the study's, {describe_asked(study.base)}, and the policy was learned over another"
+    ]
+
+
+def _freeze(policy: Any) -> tuple[Frozen, Path | None, PolicySpec | None]:
+    """A policy held still, or what stands in its place; the run folder that its file lies in; the policy's numbers.
 
     Raises:
         KdsearchError: it is none; a file or run folder that is none.
@@ -182,14 +213,14 @@ def _freeze(policy: Any) -> tuple[Frozen, Path | None]:
     if isinstance(policy, Path | str):
         path = policy_path(as_path(policy))
         policy, run = PolicySpec.load(path), _run_folder(path)
-    if isinstance(policy, Policy):
-        policy = policy.freeze()
     if isinstance(policy, PolicySpec):
-        return Policy.from_spec(policy), run
+        return Policy.from_spec(policy), run, policy
+    if isinstance(policy, Policy):
+        return Policy.from_spec(policy.freeze()), None, None
     if policy is None or isinstance(policy, FixedTransform):
-        return policy, None
+        return policy, None, None
     if callable(policy) and not isinstance(policy, type):
-        return FixedTransform(policy), None
+        return FixedTransform(policy), None, None
     raise KdsearchError(
         f"policy: {quote(policy)} is none; allowed: the path of a policy file or run folder, PolicySpec, Policy, "
         "FixedTransform or a callable on one image, or None for images as they are"
@@ -253,6 +284,8 @@ def _begin(folder: Path, checked: Findings, policy: Frozen) -> ResultFile | None
             f"{folder} holds a student of another training, which differs in {', '.join(differs)}; take another folder "
             f"with {option('out', '...')}, or go back"
         )
+    ready = checked.ready
+    keep_base(folder, ready.base_view, fused=ready.teacher.is_fused, answers_looked_up=ready.tables.allowed)
     write_json(folder / TRAINING, {"identity": identity})
     return result
 

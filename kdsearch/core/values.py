@@ -59,8 +59,8 @@ class Outputs:
         )
         return Outputs(torch.cat([part.logits for part in parts]), features, extras)
 
-    def rows(self, index: slice) -> "Outputs":
-        """Of some images of the batch."""
+    def rows(self, index: slice | Tensor) -> "Outputs":
+        """Of some images of the batch, by a slice or by their places (b,)."""
         return self.map(lambda tensor: tensor[index])
 
     def to_float32(self) -> "Outputs":

@@ -19,7 +19,6 @@ from kdsearch.core.values import Batch, to_device
 from kdsearch.data.items import MapStyle, Place, Raw, Spawned, array_tensor, length, plain_tensor, read_items
 
 IN_ROW = 8  # pictures of a data set in a notebook
-TOGETHER = 256  # items read in one go to be compared
 
 
 @dataclass(frozen=True)
@@ -253,23 +252,6 @@ def _seeded(order: list[list[int]], *seed: int | str) -> list[list[Place]]:
     random = generator("items", *seed)
     seeds = [torch.randint(2**32, (len(index),), generator=random).tolist() for index in order]
     return [list(zip(*pair, strict=True)) for pair in zip(order, seeds, strict=True)]
-
-
-def items_repeat(data: MapStyle) -> bool:
-    """Are the items of a data set the same whenever they are read, also under other seeds? All of them are read twice.
-
-    Nothing is read where a data set holds its images in memory.
-    """
-    items: Any = data.items if isinstance(data, Spawned) else data
-    while isinstance(items, Subset):
-        items = items.dataset
-    if isinstance(items, ArrayData):
-        return True
-    places = (_seeded(_ordered(length(data), TOGETHER), seed) for seed in (1, 2))
-    return all(
-        images.equal(others) and targets.equal(again)
-        for (images, targets, _), (others, again, _) in zip(*(read_items(data, part) for part in places), strict=True)
-    )
 
 
 def in_memory(data: MapStyle) -> ArrayData:

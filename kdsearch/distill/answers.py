@@ -11,7 +11,7 @@ from kdsearch.augment.bases import Base
 from kdsearch.core.maths import generator, own_generators, seed_everything
 from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Draw, Outputs, to_device
-from kdsearch.data.batches import batches_in_order, items_repeat
+from kdsearch.data.batches import augments_itself, batches_in_order
 from kdsearch.data.items import MapStyle
 
 AT_ONCE = 256  # base views in one forward, always: the last digits of an answer may depend on how many there are
@@ -43,8 +43,7 @@ class AnswerTable:
 
     def at(self, rows: Tensor) -> Outputs:
         """Some rows (b,), known on the host: nothing waits for the device."""
-        index = to_device(rows, self.outputs.logits.device)
-        return self.outputs.map(lambda answers: answers.index_select(0, index))
+        return self.outputs.rows(to_device(rows, self.outputs.logits.device))
 
 
 @dataclass
@@ -158,7 +157,7 @@ def _base_views(data: MapStyle, versions: Versions | None, device: str) -> Itera
 @torch.no_grad()
 def _obstacle(ask: Ask, data: MapStyle, device: str) -> str | None:
     """Why the teacher's answers cannot be looked up, in words; None where they can."""
-    if not items_repeat(data):
+    if augments_itself(data, list(range(len(data)))):
         return "items of the data set are others each time they are read"
     with own_generators(device):
         batch = next(batches_in_order(data, TRIED, device))

@@ -77,6 +77,12 @@ def make_views(
             f"{'policy' if fixed[0] is policy else 'base'}: a FixedTransform does not tell where it moves pixels, and "
             f"targets of {type(task).__name__} move with them; allowed: a kdsearch.Policy, or a task whose targets stay"
         )
+    apart = rule.teacher == "clean" and rule.used == "both" and rule.second_from == "image" and base is not None
+    if apart and targets_move(task, batch.target):
+        raise KdsearchError(
+            "views: a teacher that sees the base view cannot label a second view of the image, where targets of "
+            f"{type(task).__name__} move with the pixels; allowed: second_from='base', or another teacher"
+        )
     if policy is not None and draw is not None:
         over = base if rule.second_from == "base" else None
         second = _view_second(batch, draw, policy, over, first)

@@ -189,6 +189,11 @@ class Teacher:
             network.eval()
         return run_network(network, images, "teacher", layers)
 
+    @property
+    def is_fused(self) -> bool:
+        """Does a fused copy answer in the network's place?"""
+        return self._fused is not self.network
+
     def to(self, device: torch.device | str) -> None:
         """Move it, in place."""
         self.network.to(device)

@@ -16,8 +16,13 @@ from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import read_confirmation
 from kdsearch.study.space import Settings
 
-RUNS = ("learned", "frozen", *REFERENCES)  # of each seed
-SHARED = ("identity", "trivial")  # nothing of the winner's is in them; the study, its budget and seeds are the folder's
+RUNS = ("learned", "frozen", *REFERENCES)  # of each seed, those that the study has
+SHARED = (
+    "identity",
+    "twice",
+    "trivial",
+    "bare",
+)  # nothing of the winner's is in them; the study, its budget and seeds are the folder's
 
 
 def confirm(
@@ -40,7 +45,7 @@ def confirm(
     budget = ready.study.budget
     seeds = [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]
     for seed in seeds:
-        for name in RUNS:
+        for name in confirmed_runs(ready):
             if any(row["run"] == name and row["seed"] == seed for row in rows):
                 continue
             policy_steps = ready.policy_steps(settings) if name == "learned" else None
@@ -53,7 +58,9 @@ def confirm(
                     None,
                     policy=policy,
                     policy_steps=policy_steps,
+                    run=name,
                     seed=seed,
+                    base_seed=seed,
                     checkpoint=checkpoint,
                     on_record=partial(show, f"confirm {name}"),
                 )
@@ -64,6 +71,11 @@ def confirm(
             write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
             checkpoint.unlink(missing_ok=True)
             yield
+
+
+def confirmed_runs(ready: Ready) -> tuple[str, ...]:
+    """The names of the runs of each seed."""
+    return "learned", "frozen", *ready.references
 
 
 def rows_of_winner(folder: Path, winner: int | None) -> list[dict[str, Any]]:

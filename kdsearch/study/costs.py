@@ -13,7 +13,7 @@ from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.distill.distiller import Distiller
-from kdsearch.distill.steps import count_parts
+from kdsearch.distill.steps import BaseDraw, count_parts
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.ready import Ready
 
@@ -37,6 +37,9 @@ def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     """
     study, budget, device = ready.study, ready.study.budget, ready.device
     distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
+    if study.bare_reference and "bare" in ready.references:
+        distiller.prepare(ready.phase(None, run="bare"), study.train)
+    distiller.prepare(ready.phase(None), study.train)
     if not torch.isfinite(student_step(budget.batch)[:2]).all():
         raise KdsearchError(
             "student: the losses of its first training step are not finite; needed: numbers to learn by"
@@ -107,6 +110,7 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
         device=ready.device,
         clean_loss=ready.clean.loss,
         precision=ready.study.precision,
+        tables=ready.tables,
     )
     distiller.fit(phase, batch.images[:2])
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -116,10 +120,14 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
         repeat = -(-images // len(batch))
         return Batch(*(torch.cat([v] * repeat)[:images] for v in (batch.images, batch.target, batch.ids)))
 
+    def base(batch: Batch) -> BaseDraw | None:
+        views = phase.base
+        return None if views is None else BaseDraw(views, views.draw(len(batch), random))
+
     return (
         distiller,
         lambda images: distiller.student_step(some(images), phase, random),
-        lambda images: distiller.policy_step(some(images), steps, optimizer, random, parts),
+        lambda images: distiller.policy_step(some(images), steps, optimizer, random, parts, base(some(images))),
     )
 
 

@@ -11,6 +11,7 @@ from kdsearch.core.sources import hash_source
 from kdsearch.networks.factories import fresh_optimizer
 from kdsearch.study.fingerprint import network_digest, student_digest
 from kdsearch.study.preflight import Findings
+from kdsearch.study.ready import Ready
 from kdsearch.study.study import Study
 from kdsearch.tasks.metrics import metric_name
 
@@ -39,6 +40,11 @@ def search_facts(checked: Findings) -> dict[str, Any]:
         "budget_look_images": look.images,
         "budget_look_bins": look.bins,
         "budget_look_operations": len(look.operations),
+        "base": ready.base_view.said.removeprefix("base: "),
+        "base_versions": study.base_versions,
+        "base_loss_rise": ready.base_view.loss_rise,
+        "teacher_fused": ready.teacher.is_fused,
+        "answers_looked_up": ready.tables.allowed,
         "precision": study.precision,
         "compiled": study.compiled,
         "device": ready.device,
@@ -79,7 +85,7 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "code of the metric": hash_source(study.metric) if study.metric else None,
         "optimizer": _optimizer(study),
         "label weight": study.label_weight,
-        "views": asdict(study.views),
+        "views": {name: value for name, value in asdict(study.views).items() if name != "second_from"},
         "epochs": study.budget.epochs,
         "steps": study.budget.steps,
         "batch": study.budget.batch,
@@ -87,6 +93,21 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "precision": study.precision,
         "compiled": study.compiled,
         "seed": study.seed,
+        **({} if ready.base_view.before else {"base view": _base_identity(ready)}),
+    }
+
+
+def _base_identity(ready: Ready) -> dict[str, Any]:
+    """What fixes the base views, and how the teacher is asked about them."""
+    view, study = ready.base_view, ready.study
+    return {
+        "asked": view.asked,
+        "policy": view.spec and view.spec.model_dump(mode="json"),
+        "versions": study.base_versions,
+        "bare reference": study.bare_reference,
+        "second view from": study.views.second_from,
+        "teacher fused": ready.teacher.is_fused,
+        "answers looked up": ready.tables.allowed,
     }
 
 

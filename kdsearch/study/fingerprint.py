@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kdsearch.augment.fixed import FixedTransform
 from kdsearch.core.maths import generator, own_generators, seed_everything
 from kdsearch.core.sources import PLAIN, hash_source
 from kdsearch.networks.teachers import weights_hash
@@ -74,6 +75,16 @@ def digest_parts(*parts: Tensor | str) -> str:
 def stable_repr(thing: object) -> str:
     """The `repr` of an object without addresses, which no two processes share."""
     return ADDRESS.sub("", repr(thing))
+
+
+def describe_transform(transform: FixedTransform | None) -> str:
+    """What tells a fixed transform from others, the same in every process."""
+    if transform is None:
+        return ""
+    called = [transform.transform, *([transform.reseed] if transform.reseed else [])]
+    codes = [code for code in (getattr(function, "__code__", None) for function in called) if code]
+    steps = [part for code in codes for part in (code.co_code, code.co_consts, code.co_names)]  # lambdas of one line
+    return f"{stable_repr(called[0])} {hash_source(*called, *steps, settings=True)} {transform.takes}"
 
 
 def student_digest(make: Callable[[], nn.Module]) -> str:

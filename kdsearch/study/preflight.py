@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -17,15 +17,19 @@ from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import first_batch
+from kdsearch.distill.answers import AnswerTables
 from kdsearch.distill.steps import count_parts
 from kdsearch.networks.factories import batch_norm_warning, check_fresh, check_network, check_weights
+from kdsearch.networks.fusing import fused_copy
 from kdsearch.networks.outputs import arrange_network, run_network
 from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
+from kdsearch.study.base_view import find_base
 from kdsearch.study.costs import MemoryEstimate, check_memory, estimate_seconds
 from kdsearch.study.ready import Ready
+from kdsearch.study.run_folder import is_begun, read_base
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Saw, Study
 from kdsearch.study.survey import (
@@ -66,6 +70,7 @@ class Findings:
     seconds_per_reference: float
     memory: MemoryEstimate | None  # of a training step; None: nobody knows what the device has
     warnings: tuple[str, ...] = ()  # what is allowed and seldom meant
+    asked: str = ""  # how the teacher is asked, in words
 
 
 def _names_study(look: Callable[P, R]) -> Callable[P, R]:
@@ -85,8 +90,12 @@ def _names_study(look: Callable[P, R]) -> Callable[P, R]:
 
 @_names_study
 @usual_modes()
-def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
+def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | None = None) -> Findings:
     """Check a study and make it ready.
+
+    Args:
+        folder: Where the weights of a `Recipe` are kept.
+        run: The folder that the runs are kept in, whose base view they go on with; `folder` where None.
 
     Raises:
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
@@ -102,7 +111,13 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
     except KdsearchError as error:
         raise KdsearchError(f"study {study.name}: {error}") from error
     odd = _check_logits(_answers(student, batch.images[:2], "student"), task, "student")
-    ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device)
+    run = run or folder
+    kept, begun = read_base(run), is_begun(run)
+    fuses = None if kept is None and not begun else bool(kept and kept.fused)
+    ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device, fuses=fuses)
+    base = find_base(study, run, ready.teacher, task, ready.channels, device)
+    tables = AnswerTables(base.answers_looked_up, runs=study.budget.trials + 1)
+    ready = replace(ready, base_view=base, tables=tables)
     if (share := shared_images(train, validation)) > MOST_SHARED:
         raise KdsearchError(describe_overlap(share, "the same pixels"))
     if share:
@@ -113,13 +128,14 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu") -> Findings:
     seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
-    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *odd, *doubt]
+    advice = [base.advice] if base.advice else []
+    told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *odd, *doubt, *advice]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
     content = {"train": train.digest, "search-validation": validation.digest}
     known = train.known, validation.known
-    return Findings(ready, dropped, *known, content, remembers, *seconds, memory, tuple(told))
+    return Findings(ready, dropped, *known, content, remembers, *seconds, memory, tuple(told), _describe_asking(ready))
 
 
 @_names_study
@@ -154,13 +170,14 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
 
 @_names_study
 def make_ready(
-    study: Study, looked: Mapping[str, Batch], folder: Path, *, device: str = "cpu"
+    study: Study, looked: Mapping[str, Batch], folder: Path, *, device: str = "cpu", fuses: bool | None = False
 ) -> tuple[Ready, Mapping[str, str], tuple[Survey, Survey], list[str]]:
     """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
 
     Args:
         looked: The first items of each split, as `check_inputs` gives them.
         folder: Where the weights of a `Recipe` are kept.
+        fuses: Does the teacher answer by a copy with BatchNorm fused into its convolutions? None: where that is safe.
 
     Returns:
         The study, why operations were dropped, what there is in train and in search-validation, and what is doubtful.
@@ -176,7 +193,8 @@ def make_ready(
     images = looked["train"].images.to(device)
     channels = images.shape[1]
     check_weights(check_network(network, "teacher"), "teacher")
-    teacher = Teacher(arrange_network(network, device, channels=channels, compiled=study.compiled))
+    arrange_network(network, device, channels=channels, compiled=study.compiled)
+    teacher = Teacher(network, None if fuses is False else fused_copy(network, images[:TRIED]).network)
     with torch.no_grad():
         odd = _check_logits(teacher(images[:2]), task, "teacher")
     dropped = ineffective_operations(images, space.limits, space.fill)
@@ -209,6 +227,16 @@ def make_ready(
                   device=device)  # fmt: skip
     ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
     return ready, dropped, (train, validation), doubt
+
+
+def _describe_asking(ready: Ready) -> str:
+    """How the teacher is asked, in words."""
+    parts = ["BatchNorm is fused into its convolutions"] if ready.teacher.is_fused else []
+    if ready.tables.allowed:
+        parts.append("its answers on base views are looked up")
+    elif ready.tables.reason:
+        parts.append(f"it is asked about base views at each step ({ready.tables.reason})")
+    return f"teacher: {'; '.join(parts)}" if parts else ""
 
 
 def _doubtful_teacher(

@@ -1,21 +1,34 @@
 """What the preflight makes of a study: everything at hand that a run of it needs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
+from kdsearch.augment.bases import Base
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.presets import trivial
+from kdsearch.distill.answers import AnswerTables
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import TeacherMeasurement
+from kdsearch.study.base_view import BARE, BaseView
 from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.study.study import Study
 from kdsearch.tasks import Classification
 
-REFERENCES = ("identity", "trivial", "start")
+REFERENCES = ("identity", "twice", "trivial", "start", "bare")
+
+
+def reference_names(study: Study, *, bare: bool) -> tuple[str, ...]:
+    """The references of a study, in the order in which they are run.
+
+    Args:
+        bare: Is its base None? Then there is no base view to draw twice, and all of its runs are bare.
+    """
+    left_out = {"twice", "bare"} if bare else set() if study.bare_reference else {"bare"}
+    return tuple(name for name in REFERENCES if name not in left_out)
 
 
 @dataclass(frozen=True)
@@ -26,11 +39,18 @@ class Ready:
     task: Classification
     teacher: Teacher
     space: SearchSpace
-    clean: TeacherMeasurement  # by the teacher, of the training images
+    clean: TeacherMeasurement  # by the teacher, of the training images as they are
     probe: Probe
     channels: int  # of the images
     device: str = "cpu"
     labels: tuple[int, ...] = ()  # how often each is on search-validation
+    base_view: BaseView = BARE
+    tables: AnswerTables = field(default_factory=AnswerTables, repr=False)
+
+    @property
+    def references(self) -> tuple[str, ...]:
+        """Their names, in the order in which they are run."""
+        return reference_names(self.study, bare=self.base_view.base is None)
 
     def student(self) -> nn.Module:
         """A fresh student on the device, laid out and compiled as the teacher is."""
@@ -49,10 +69,16 @@ class Ready:
             fill=self.space.fill,
         )
 
-    def reference(self, name: str, settings: Settings) -> Policy | None:
-        """The policy of a reference, never learned: none, TrivialAugment's rule, or the policy at its start."""
-        if name == "identity":
+    def reference(self, name: str, settings: Settings) -> Base | None:
+        """What makes the second view of a reference, never learned.
+
+        Nothing (`identity`: both views are one draw of the base; `bare`: both are the image), another draw of the base
+        (`twice`, of the image), TrivialAugment's rule, or the policy at its start.
+        """
+        if name in ("identity", "bare"):
             return None
+        if name == "twice":
+            return self.base_view.base
         return trivial(self.space.limits, fill=self.space.fill) if name == "trivial" else self.policy(settings)
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
@@ -73,8 +99,15 @@ class Ready:
         """Images of a policy step."""
         return self.policy_steps(self.space.settings()).images(self.study.budget.batch)
 
-    def phase(self, policy_steps: PolicySteps | None) -> Phase:
+    def phase(self, policy_steps: PolicySteps | None, *, run: str = "", base_seed: int | None = None) -> Phase:
+        """The training of a run.
+
+        Args:
+            run: Its name, where it is a reference with a base view or a second view of its own.
+            base_seed: Of the versions of base views; the study's where None.
+        """
         study, budget = self.study, self.study.budget
+        base = None if run == "bare" else self.base_view.base
         return Phase(
             study.losses,
             budget.epochs,
@@ -82,6 +115,9 @@ class Ready:
             budget.batch,
             policy_steps,
             study.label_weight,
-            study.views,
+            replace(study.views, second_from="image") if run == "twice" else study.views,
             budget.parts,
+            base,
+            study.base_versions if base is not None else None,
+            study.seed if base_seed is None else base_seed,
         )

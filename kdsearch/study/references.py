@@ -8,13 +8,13 @@ from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
-from kdsearch.study.ready import REFERENCES, Ready
+from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 
 
-def missing_references(folder: Path) -> list[str]:
+def missing_references(ready: Ready, folder: Path) -> list[str]:
     """The references that a run folder does not have yet."""
-    return [name for name in REFERENCES if not (_place(folder, name) / "result.json").exists()]
+    return [name for name in ready.references if not (_place(folder, name) / "result.json").exists()]
 
 
 def run_references(
@@ -32,7 +32,7 @@ def run_references(
         look: Told while it is compared with the teacher: its name, images done, of how many.
     """
     seed = derive_seed(ready.study.seed, "trial", 0) % 2**31
-    for name in missing_references(folder):
+    for name in missing_references(ready, folder):
         place = _place(folder, name)
         found: Outcome | Diverged
         try:
@@ -40,6 +40,7 @@ def run_references(
                 ready,
                 place,
                 policy=ready.reference(name, ready.space.settings()),
+                run=name,
                 seed=seed,
                 provenance={**provenance, "run": name, "seed": seed},
                 checkpoint=place / CHECKPOINT,

@@ -18,7 +18,6 @@ from kdsearch.augment.spec import Snapshot
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, to_json_values, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
-from kdsearch.core.sources import hash_source
 from kdsearch.data.batches import varied_batch
 from kdsearch.distill.checkpoint import Checkpoint
 from kdsearch.distill.distiller import Distiller
@@ -28,7 +27,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.state import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
-from kdsearch.study.fingerprint import stable_repr
+from kdsearch.study.fingerprint import describe_transform
 from kdsearch.study.ready import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
@@ -56,7 +55,9 @@ def run_trial(
     *,
     policy: Policy | FixedTransform | None,
     policy_steps: PolicySteps | None = None,
+    run: str = "",
     seed: int = 0,
+    base_seed: int | None = None,
     provenance: Mapping[str, str | int | float | None] | None = None,
     checkpoint: Path | None = None,
     on_record: Callable[[EpochRecord], None] = lambda record: None,
@@ -66,10 +67,12 @@ def run_trial(
 
     Args:
         folder: Where records, policy, student and a few images go; None keeps nothing and looks for no disagreement.
-        policy: Of the second view; None for a second view identical to the first. A fixed transform leaves no
+        policy: Of the second view; None for a second view that is the base view. A fixed transform leaves no
             policy.json and no pictures.
         policy_steps: How the policy learns meanwhile; None holds it as it is.
+        run: The name of a reference, for those with views of their own.
         seed: Of the student's start, the batches and the draws.
+        base_seed: Of the versions of base views, where the study has them; the study's where None.
         checkpoint: A file that keeps where the run stands after each epoch; where there is one of this run, it goes on
             from there, bit for bit on the CPU. Gone when the run ends by an error; otherwise it is the caller's to
             delete, once the outcome has been kept.
@@ -95,12 +98,13 @@ def run_trial(
         clean_loss=ready.clean.loss,
         metric=study.metric,
         precision=study.precision,
+        tables=ready.tables,
     )
-    phase = ready.phase(policy_steps)
+    phase = ready.phase(policy_steps, run=run, base_seed=base_seed)
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     records: list[EpochRecord] = []
-    run = _named(ready, phase, distiller)
-    kept = Checkpoint.load(checkpoint, run) if checkpoint else None
+    named = _named(ready, phase, distiller)
+    kept = Checkpoint.load(checkpoint, named) if checkpoint else None
     if kept:
         records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds
     if folder:
@@ -119,7 +123,7 @@ def run_trial(
                 _write_epochs(folder, records)
             if checkpoint:
                 spent = time.perf_counter() - start
-                Checkpoint(run, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
+                Checkpoint(named, distiller.state(), tuple(records), tuple(schedule), spent).save(checkpoint)
             on_record(record)
         found = (
             policy_warnings(records, policy, ready.clean.accuracy)
@@ -132,7 +136,7 @@ def run_trial(
         spent = time.perf_counter() - start
         outcome = Outcome(record.value, record.value_se, spent, found, nothing, student=student)
         if folder:
-            outcome = _keep(ready, folder, outcome, policy, _thin(schedule), provenance or {}, on_look)
+            outcome = _keep(ready, folder, outcome, policy, phase, _thin(schedule), provenance or {}, on_look)
     except Diverged:  # it would end in the same way again; whatever else ends it may not
         if checkpoint:
             checkpoint.unlink(missing_ok=True)
@@ -150,17 +154,15 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    return repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest))
+    base = () if ready.base_view.before else (_described(ready, phase),)
+    return repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest, *base))
 
 
-def describe_transform(transform: FixedTransform | None) -> str:
-    """What tells a fixed transform from others, the same in every process."""
-    if transform is None:
-        return ""
-    called = [transform.transform, *([transform.reseed] if transform.reseed else [])]
-    codes = [code for code in (getattr(function, "__code__", None) for function in called) if code]
-    steps = [part for code in codes for part in (code.co_code, code.co_consts, code.co_names)]  # lambdas of one line
-    return f"{stable_repr(called[0])} {hash_source(*called, *steps, settings=True)} {transform.takes}"
+def _described(ready: Ready, phase: Phase) -> tuple[object, ...]:
+    """What tells the base views of a run from others', and how the teacher is asked."""
+    spec = phase.base.freeze().to_json() if isinstance(phase.base, Policy) else describe_transform(phase.base)
+    how = ready.teacher.is_fused, ready.tables.allowed
+    return spec, phase.base_versions, phase.base_seed, phase.views.second_from, *how
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
@@ -173,6 +175,7 @@ def _keep(
     folder: Path,
     outcome: Outcome,
     policy: Policy | FixedTransform | None,
+    phase: Phase,
     schedule: list[Snapshot],
     provenance: Mapping[str, str | int | float | None],
     on_look: Watch,
@@ -184,7 +187,8 @@ def _keep(
     report = ready.probe.report(outcome.student, policy, on_look)
     write_json(folder / "regions.json", [asdict(region) for region in report.regions])
     if isinstance(policy, Policy):
-        spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)})
+        base = phase.base if isinstance(phase.base, Policy) and phase.views.second_from == "base" else None
+        spec = policy.freeze(schedule, {**provenance, "value": round(outcome.value, 6)}, base)
         write_text(folder / "policy.json", spec.to_json())
         images = varied_batch(ready.study.train, SHOWN).images  # what the pictures of the policy show
         shown = (images.movedim(1, -1) * 255).round().to(torch.uint8)

@@ -29,6 +29,7 @@ MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
 INT64 = 2**63
 READINGS = "test_readings.jsonl"  # of the test split
 TRAINING = "training.json"  # in a folder that `kdsearch train` made
+BASE = "base.json"  # what a run folder was begun with
 WRITERS = "search or evaluation"  # that hold the lock "search" of a run folder
 
 T = TypeVar("T")
@@ -83,6 +84,11 @@ class StudyFile(BaseModel):
     budget_look_bins: Count | None = None
     budget_look_operations: Count | None = None
     budget_confirmation: Count | None = None
+    base: str | None = None
+    base_versions: Count | None = None
+    base_loss_rise: Number = None
+    teacher_fused: bool | None = None
+    answers_looked_up: bool | None = None
     precision: str | None = None
     compiled: bool | None = None
     device: str | None = None
@@ -114,6 +120,19 @@ class TrainingFile(BaseModel):
     model_config = _READ
 
     identity: dict[str, Any]
+
+
+class BaseFile(BaseModel):
+    """`base.json`: the base view of all runs of a folder, and how the teacher is asked, measured once."""
+
+    model_config = _READ
+
+    asked: str  # of the study, in words
+    policy: PolicySpec | None = None
+    said: str = ""
+    fused: bool = False
+    answers_looked_up: bool | None = None  # None: not decided
+    loss_rise: Number = None  # of the teacher on base views, nats
 
 
 class EpochLine(TypedDict, total=False):
@@ -209,6 +228,7 @@ class ConfirmationFile(BaseModel):
 _STUDY = TypeAdapter(StudyFile)
 _RESULT = TypeAdapter(ResultFile)
 _TRAINING = TypeAdapter(TrainingFile)
+_BASE = TypeAdapter(BaseFile)
 _EPOCHS = TypeAdapter(list[EpochLine])
 _REGIONS = TypeAdapter(list[RegionRow])
 _CONFIRMATION = TypeAdapter(ConfirmationFile)
@@ -235,6 +255,16 @@ def read_result(folder: Path, run: Path) -> ResultFile | None:
 def read_training(folder: Path) -> TrainingFile | None:
     """What fixes the student of a folder; None where it is not one of `kdsearch train`."""
     return _read(folder, folder / TRAINING, _TRAINING)
+
+
+def read_base(folder: Path) -> BaseFile | None:
+    """The base view of a folder; None where it has none written, as before there were any."""
+    return _read(folder, folder / BASE, _BASE)
+
+
+def is_begun(folder: Path) -> bool:
+    """Does a folder hold a search or a training, be it one step of it?"""
+    return any((folder / name).exists() for name in ("study.json", TRAINING))
 
 
 def read_epochs(folder: Path, run: Path) -> list[EpochLine]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -79,6 +79,14 @@ class Study:
         classes: How many, or their names.
         test: Never touched by a search; for your own last measurement.
         space: Name of a shipped search space, or path of a TOML file.
+        base: The base view that every image goes through before the policy, drawn afresh at each visit: "auto" for
+            small shifts, flips, turns and scalings as far as the teacher tolerates them; None for images as they are;
+            "shift", "flip_shift" or "turn_shift"; a `Policy`, a `PolicySpec` or its file; a `FixedTransform` or any
+            callable on one image, which is not kept in the files of policies. Students are measured on images as they
+            are, whatever the base.
+        base_versions: As many base views of each image, drawn once for all runs (for each seed of the confirmation
+            anew), so that the teacher is asked about each once; None draws afresh.
+        bare_reference: Run the reference `bare` too: neither a base view nor a policy.
         loss: A distillation loss out of `kdsearch.losses` or your own, or several; `loss.times(2)` weighs it twice.
         label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
         views: Which views get cross-entropy, which distillation, and what each network sees; `Views.named("tst")` is
@@ -107,6 +115,9 @@ class Study:
     classes: int | Sequence[str]
     test: MapStyle | None = None
     space: str = "default"
+    base: Any = "auto"
+    base_versions: int | None = None
+    bare_reference: bool = False
     budget: Budget = Budget()
     loss: Loss | Sequence[Loss] = field(default_factory=kd)
     label_weight: float = 1.0
@@ -141,6 +152,7 @@ class Study:
             "classes": reprlib.repr(self.classes),
             "loss": ", ".join(describe_object(loss) for loss in self.losses),
             "space": repr(self.space),
+            "base": repr(self.base) if isinstance(self.base, str) else describe_object(self.base),
             "budget": describe_object(self.budget),
             "device": str(self.device),
         }

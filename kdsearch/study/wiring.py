@@ -16,6 +16,7 @@ from kdsearch.distill.views import Views
 from kdsearch.losses.loss import Loss, Ramp
 from kdsearch.losses.objectives import TABLE as OBJECTIVES
 from kdsearch.losses.table import TABLE
+from kdsearch.study.base_view import describe_asked
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Budget, Saw, Study
 from kdsearch.tasks import Classification
@@ -26,7 +27,7 @@ MOST_CLASSES = 100_000
 MOST: Mapping[str, int] = {
     **dict.fromkeys(("trials", "epochs"), 10**6),
     **dict.fromkeys(("steps", "batch", "policy_batch", "parts", "look_images"), 10**7),
-    **dict.fromkeys(("confirmation", "look_bins", "look_operations"), 10**4),
+    **dict.fromkeys(("confirmation", "look_bins", "look_operations", "base_versions"), 10**4),
 }
 MOST_WHOLE = 2**63  # of either sign
 
@@ -54,6 +55,8 @@ def check_kinds(study: Study) -> None:
         ("label_weight", number, "a number"),
         ("views", lambda v: isinstance(v, Views), "a kdsearch.Views, such as kdsearch.Views.named('tst')"),
         ("compiled", lambda v: isinstance(v, bool), "True or False"),
+        ("base_versions", lambda v: v is None or whole(v), "a whole number, or None"),
+        ("bare_reference", lambda v: isinstance(v, bool), "True or False"),
         ("teacher_saw", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Saw))),
         ("precision", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Precision))),
         ("device", lambda v: isinstance(v, str), "text, such as 'cuda'"),
@@ -177,6 +180,14 @@ def wrong_numbers(study: Study, space: SearchSpace) -> list[str]:
     found += [f"budget.{text}" for text in wrong]
     if not wrong and budget.parts > max(1, budget.batch // 2):
         found.append(f"budget.parts is {budget.parts}; allowed: 1 to {budget.batch // 2}, at least 2 images in each")
+    try:
+        describe_asked(study.base)
+    except KdsearchError as error:
+        found.append(str(error))
+    if study.base_versions is not None:
+        found += wrong_integers({"base_versions": study.base_versions}, {"base_versions": 1}, MOST)
+        if study.base is None:
+            found.append(f"base_versions is {study.base_versions}; allowed: None, as the base is None")
     for name, weight in study.objective.items():
         if name not in OBJECTIVES:
             found.append(f"objective: {unknown_name('term', name, OBJECTIVES)}")
