@@ -28,7 +28,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from common import accuracy, interval, made_ready
@@ -37,12 +37,11 @@ from rich.table import Table
 from shifted import shifted_accuracy
 
 import kdsearch as kd
+from kdsearch.augment.bases import Base
 from kdsearch.augment.spec import Setting, Snapshot
-from kdsearch.core.maths import derive_seed, generator, own_generators, seed_everything
-from kdsearch.data.batches import batches_in_order
-from kdsearch.distill.distiller import Distiller
-from kdsearch.probe.tolerance import find_tolerance
+from kdsearch.distill.answers import AnswerTables
 from kdsearch.study.ready import Ready
+from kdsearch.study.run import run_trial
 from kdsearch.study.study import load_study
 
 
@@ -50,7 +49,7 @@ class Variant(NamedTuple):
     """What the base of a row is."""
 
     base: str | None = "auto"
-    second_from: str = "base"
+    second_from: Literal["base", "image"] = "base"
     base_versions: int | None = None
     floor_from: str = "image"
 
@@ -67,7 +66,6 @@ NAMES = [f"{base}/{second}" for base in BASES for second in SECONDS if (base, se
 ROWS = [name for name in NAMES if name.startswith(("bare/", "auto/"))]
 EXTENT = 0.6  # of the limits, of what RandAugment's kind applies
 SHARE = 0.2  # of images that each operation is applied to at first, where all are drawn
-DRAWS = 8  # base views of each image, that the teacher's loss is measured on
 
 
 def main() -> None:
@@ -79,7 +77,7 @@ def main() -> None:
     if not arguments.show:
         first, count = arguments.seeds
         asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
-        new = list(run_rows(made_ready(study), steps, asked, arguments.json))
+        new = list(run_rows(made_ready(replace(study, base="auto")), steps, asked, arguments.json))
         rows = read_rows(arguments.json) or new
     show([row for row in rows if (row["study"], row["steps"]) == (study.name, steps)], arguments.minus)
 
@@ -112,12 +110,12 @@ def read_rows(file: Path | None) -> list[dict]:
 
 def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:
     """The rows that a file does not have yet, by name and seed; each is printed and added to it."""
-    auto = automatic_base(ready)
+    print(ready.base_view.said, flush=True)
     for name, seed in asked:
         fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name}
         if any(fixed.items() <= row.items() for row in read_rows(file)):
             continue
-        row = fixed | train(ready, auto, name, steps, seed)
+        row = fixed | train(ready, name, steps, seed)
         print(row, flush=True)
         if file:
             with file.open("a") as lines:
@@ -125,38 +123,19 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
         yield row
 
 
-def train(ready: Ready, auto: kd.Policy, name: str, steps: int, seed: int) -> dict:
+def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
     """One student, and what it is worth on the test images, in percent."""
     base, _, second = name.partition("/")
     variant = BASES[base]
-    policy, policy_steps = second_view(ready, second, auto)
-    from_image = second == "twice" or variant.second_from == "image"
-    phase = replace(
-        ready.phase(policy_steps),
-        epochs=1,
-        steps=steps,
-        views=replace(ready.study.views, second_from="image" if from_image else "base"),
-        base=auto if variant.base else None,
-        base_versions=variant.base_versions,
-        base_seed=seed,
-    )
-    clean_loss = loss_on_base(ready, auto) if variant.floor_from == "base" else ready.clean.loss
+    policy, policy_steps = second_view(ready, second)
+    here = over_base(ready, variant, steps)
+    run = "bare" if variant.base is None else second  # a reference's name decides on its views
     start = time.process_time()
-    with own_generators():
-        seed_everything(derive_seed(seed, "student"))
-        student = ready.student()
-    distiller = Distiller(
-        ready.teacher,
-        student,
-        policy,
-        ready.task,
-        optimizer=ready.study.optimizer,
-        seed=seed,
-        clean_loss=clean_loss,
-    )
-    for _ in distiller.run(phase, ready.study.train, ready.study.search_validation):
-        seconds = time.process_time() - start
-    assert isinstance(ready.study.test, kd.data.ArrayData)
+    student = run_trial(
+        here, None, policy=policy, policy_steps=policy_steps, run=run, seed=seed, base_seed=seed
+    ).student
+    seconds = time.process_time() - start
+    assert student is not None and isinstance(ready.study.test, kd.data.ArrayData)
     shifted = shifted_accuracy(student, ready.teacher.network, ready.study.test, ready.task)
     return {
         **variant._asdict(),
@@ -168,23 +147,25 @@ def train(ready: Ready, auto: kd.Policy, name: str, steps: int, seed: int) -> di
     }
 
 
-def automatic_base(ready: Ready) -> kd.Policy:
-    """What the teacher tolerates."""
-    found = find_tolerance(ready.teacher, ready.study.search_validation, ready.task)
-    print(found.describe(), flush=True)
-    assert found.policy is not None
-    return found.policy
+def over_base(ready: Ready, variant: Variant, steps: int) -> Ready:
+    """A study's runs over the base of a row, measured once, after so many steps; the teacher is asked anew by each."""
+    study, rise = ready.study, ready.base_view.loss_rise
+    assert rise is not None
+    study = replace(
+        study,
+        budget=replace(study.budget, epochs=1, steps=steps),
+        views=replace(study.views, second_from=variant.second_from),
+        base_versions=variant.base_versions,
+    )
+    clean = ready.clean._replace(loss=ready.clean.loss + (rise if variant.floor_from == "base" else 0.0))
+    return replace(ready, study=study, clean=clean, tables=AnswerTables(kept=0))
 
 
-def second_view(ready: Ready, second: str, base: kd.Policy) -> tuple[kd.Policy | None, kd.PolicySteps | None]:
+def second_view(ready: Ready, second: str) -> tuple[Base | None, kd.PolicySteps | None]:
     """The policy of a second view, and how it learns."""
     settings, limits = ready.space.settings(), ready.space.limits
-    if second == "identity":
-        return None, None
-    if second == "twice":
-        return base, None
-    if second == "trivial":
-        return kd.presets.trivial(limits, fill=ready.space.fill), None
+    if second in ("identity", "twice", "trivial"):
+        return ready.reference(second, settings), None
     if second == "rand":
         return rand_augment(limits, ready.space.fill), None
     if second.endswith("_all"):
@@ -202,18 +183,6 @@ def rand_augment(limits: Mapping[str, float | None], fill: str) -> kd.Policy:
     at = {name: EXTENT * limit or None for name, limit in zip(start.operations, start.limit.tolist(), strict=True)}
     settings = {name: Setting(probability=1.0, low=value, high=value) for name, value in at.items()}
     return kd.Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
-
-
-@torch.no_grad()
-def loss_on_base(ready: Ready, base: kd.Policy) -> float:
-    """The teacher's mean cross-entropy on base views of the training images, in nats; so many of each image."""
-    losses = []
-    for batch in batches_in_order(ready.study.train, 256):
-        for draw in range(DRAWS):
-            random = generator("floor", draw, int(batch.ids[0]))
-            views = base.augment(base.draw(len(batch), random), batch.images).images
-            losses.append(ready.task.supervised(ready.teacher(views), batch.target))
-    return torch.cat(losses).mean().item()
 
 
 def show(rows: list[dict], minus: Sequence[str]) -> None:

@@ -31,7 +31,7 @@ def base() -> Iterator[ModuleType]:
 @pytest.fixture(scope="module")
 def ready(tiny_study: kd.Study, tmp_path_factory: pytest.TempPathFactory) -> Ready:
     test = kd.data.digits()[2].subset(torch.arange(60))
-    return preflight(replace(tiny_study, test=test), tmp_path_factory.mktemp("tiny")).ready
+    return preflight(replace(tiny_study, test=test, base="auto"), tmp_path_factory.mktemp("tiny")).ready
 
 
 def test_every_base_and_every_second_view_is_a_row_and_no_row_is_run_again(
@@ -56,10 +56,10 @@ def test_every_base_and_every_second_view_is_a_row_and_no_row_is_run_again(
 
 def test_second_views_are_what_they_are_called(base: ModuleType, ready: Ready) -> None:
     def view(second: str) -> tuple[kd.Policy | None, kd.PolicySteps | None]:
-        found: tuple[kd.Policy | None, kd.PolicySteps | None] = base.second_view(ready, second, ready.policy(settings))
+        found: tuple[kd.Policy | None, kd.PolicySteps | None] = base.second_view(ready, second)
         return found
 
-    settings, count = ready.space.settings(), len(ready.space.limits)
+    count = len(ready.space.limits)
     assert view("identity") == (None, None)
     rand, steps = view("rand")
     assert isinstance(rand, kd.Policy) and steps is None
@@ -95,7 +95,10 @@ def test_a_row_that_is_none_is_refused_with_those_there_are(base: ModuleType) ->
 
 
 def test_the_floor_may_count_from_the_loss_on_base_views(base: ModuleType, ready: Ready) -> None:
-    assert base.loss_on_base(ready, base.automatic_base(ready)) > ready.clean.loss + 0.01
+    rise = ready.base_view.loss_rise
+    assert rise is not None and rise > 0.01
+    found = {name: base.over_base(ready, base.BASES[name], 8).clean.loss for name in ("auto", "floor")}
+    assert found == {"auto": ready.clean.loss, "floor": ready.clean.loss + rise}
 
 
 def test_rows_of_a_file_are_shown_without_running_any(
