@@ -75,7 +75,7 @@ def test_it_runs_when_its_three_paths_are_filled_in(pictures, kdsearch):
     (pictures / "image_folder.py").write_text(text)
     result = kd.search("./image_folder.py", quiet=True)
     trials = kd.frames(result.folder)["trials"]
-    assert trials["state"].tolist() == ["COMPLETE"] * 4 and "trial 0" in trials["run"].tolist()
+    assert set(trials["state"]) == {"COMPLETE"} and "trial 0" in trials["run"].tolist()
     assert kd.frames(result.folder)["studies"]["classes"].tolist() == ['["cat", "dog", "ship"]']
 
 

@@ -696,12 +696,13 @@ def test_a_new_winner_is_confirmed_beside_the_references_that_do_not_depend_on_i
     monkeypatch.setattr(confirmation.Policy, "from_spec", lambda spec: None)
     space = kd.SearchSpace.load("default")
     ready: Any = Ready(tiny_study, TASK, None, space, None, None, 1)  # type: ignore[arg-type]
-    for winner, again in ((0, list(confirmation.RUNS)), (1, ["learned", "frozen", "start"]), (1, [])):
+    runs = list(confirmation.confirmed_runs(ready))
+    for winner, again in ((0, runs), (1, ["learned", "frozen", "start"]), (1, [])):
         ran.clear()
         list(confirmation.confirm(ready, tmp_path, winner, space.settings(), None, lambda run, record: None))
         assert ran == again * 2
         told = json.loads((tmp_path / "confirmation.json").read_text())
-        assert told["winner"] == winner and [row["run"] for row in told["rows"]] == list(confirmation.RUNS) * 2
+        assert told["winner"] == winner and [row["run"] for row in told["rows"]] == runs * 2
 
 
 def test_the_checkpoint_of_a_trial_that_ended_is_not_left_by_an_interruption(few, tmp_path, monkeypatch) -> None:

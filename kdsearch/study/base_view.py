@@ -18,9 +18,9 @@ from kdsearch.core.files import write_json
 from kdsearch.core.maths import generator
 from kdsearch.core.memory import available_bytes
 from kdsearch.core.terminal import option
-from kdsearch.core.values import Draw
+from kdsearch.core.values import Draw, Outputs
 from kdsearch.data.batches import augments_itself, first_batch
-from kdsearch.distill.answers import SHARE
+from kdsearch.distill.answers import AT_ONCE, SHARE
 from kdsearch.distill.steps import BaseDraw, view_base
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.tolerance import cheaper_fill, find_tolerance
@@ -32,6 +32,7 @@ from kdsearch.tasks import Task
 AUTO = "auto"
 TRANSFORM = "transform"
 LOOKED_AT = 512  # training images on which the base's own rise is measured
+DRAWS = 8  # of each
 GIB = 2**30
 
 
@@ -42,17 +43,12 @@ class BaseView:
     base: Base | None  # None: images as they are
     asked: str  # of the study, in words that tell it from others
     said: str  # which one it is and why, in one line
-    kept: bool = False  # is it read from the folder?
+    spec: PolicySpec | None = None  # of a base that is a policy
     before: bool = False  # was the folder begun before there were base views? Then nothing in it is done otherwise
     fused: bool | None = None  # does the teacher answer by its fused copy? None: not decided
     answers_looked_up: bool | None = None  # None: not decided
     loss_rise: float | None = None  # of the teacher's cross-entropy on base views of training images, nats
     advice: str | None = None  # a warning
-
-    @property
-    def spec(self) -> PolicySpec | None:
-        """Of a base that is a policy."""
-        return self.base.freeze() if isinstance(self.base, Policy) else None
 
 
 BARE = BaseView(None, "None", "base: none")
@@ -73,30 +69,39 @@ def find_base(study: Study, folder: Path, teacher: Teacher, task: Task, channels
                 f"base: {folder} was begun without a base view, before there were any, and goes on without; take "
                 f"another folder with {option('out', '...')}, or base=None"
             )
-        return BaseView(None, "None", "base: none, as this folder was begun", kept=True, before=True, fused=False,
-                        answers_looked_up=False)  # fmt: skip
+        return BaseView(
+            None, "None", "base: none, as this folder was begun", before=True, fused=False, answers_looked_up=False
+        )
     if kept is not None and kept.asked == asked:
         own = as_base(study.base) if asked.startswith(TRANSFORM) else None
-        return BaseView(as_base(kept.policy) or own, asked, kept.said, kept=True, fused=kept.fused,
-                        answers_looked_up=kept.answers_looked_up, loss_rise=kept.loss_rise)  # fmt: skip
+        return BaseView(
+            as_base(kept.policy) or own,
+            asked,
+            kept.said,
+            kept.policy,
+            fused=kept.fused,
+            answers_looked_up=kept.answers_looked_up,
+            loss_rise=kept.loss_rise,
+        )
     found = _ask(study, asked, teacher, task, device)
     if found.base is None:
         return found
     _check_base(found.base, channels)
     if study.base_versions:
         _check_room(found.base, study.base_versions, len(study.train))
-    return replace(found, loss_rise=_rise(found.base, study, teacher, task, device))
+    spec = found.base.freeze() if isinstance(found.base, Policy) else None
+    base = as_base(spec) or found.base  # of the numbers that are written, to the last digit
+    return replace(found, base=base, spec=spec, loss_rise=_rise(base, study, teacher, task, device))
 
 
 def keep_base(folder: Path, view: BaseView, *, fused: bool, answers_looked_up: bool | None) -> None:
     """Write what a folder is begun with; one that was begun before there were base views stays as it is."""
     if not view.before:
-        spec = view.spec
         write_json(
             folder / BASE,
             {
                 "asked": view.asked,
-                "policy": spec.model_dump(mode="json") if spec else None,
+                "policy": view.spec and view.spec.model_dump(mode="json"),
                 "said": view.said,
                 "fused": fused,
                 "answers_looked_up": answers_looked_up,
@@ -165,11 +170,12 @@ def _bytes(draw: Draw) -> int:
 @torch.no_grad()
 def _rise(base: Base, study: Study, teacher: Teacher, task: Task, device: str) -> float | None:
     """What a base view costs the teacher by itself, in nats, on some training images: a part of the floor."""
-    batch = first_batch(study.train, LOOKED_AT, device)
-    view = view_base(batch, BaseDraw(base, base.draw(len(batch), generator(study.seed, "base rise"))))
-    losses = [
-        task.supervised(task.check(teacher(images), "teacher"), task.follow(batch.target, matrix)).mean().item()
-        for images, matrix in ((batch.images, torch.eye(3).expand(len(batch), 3, 3)), view)
-    ]
-    rise = losses[1] - losses[0]
+    batch, random = first_batch(study.train, LOOKED_AT, device), generator(study.seed, "base rise")
+    drawn = [None, *(BaseDraw(base, base.draw(len(batch), random)) for _ in range(DRAWS))]
+    losses = []
+    for draw in drawn:
+        view = view_base(batch, draw)
+        answers = [task.check(teacher(part), "teacher") for part in view.images.split(AT_ONCE)]
+        losses.append(task.supervised(Outputs.join(answers), task.follow(batch.target, view.matrix)).mean().item())
+    rise = math.fsum(losses[1:]) / DRAWS - losses[0]
     return rise if math.isfinite(rise) else None
