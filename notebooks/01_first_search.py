@@ -69,8 +69,8 @@ result
 
 # %% [markdown]
 # The sentence above is the answer: by how much the student that learned beside the policy beats, or misses, one that
-# saw every image twice (identity), one augmented by TrivialAugment's rule, and the policy as it was before it
-# learned.
+# saw one base view of every image twice (identity), two base views of it (twice, where the study has a base view), one
+# augmented by TrivialAugment's rule, and the policy as it was before it learned.
 #
 # What the policy does to images:
 

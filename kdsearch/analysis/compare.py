@@ -12,11 +12,15 @@ from kdsearch.analysis.scale import Scale
 from kdsearch.core.terminal import option
 from kdsearch.tasks.metrics import ACCURACY
 
-WORDS = {
-    "identity": "an identity second view",
+WORDS = {  # of references, in the order in which they are told
+    "identity": "an identity second view",  # both views are one draw of the base view
+    "twice": "a second draw of the base view",
     "trivial": "TrivialAugment's rule",
     "start": "its own unlearned start",
+    "bare": "bare images without a base view",
 }
+ALWAYS = ("identity", "trivial", "start")  # what every search runs; `twice` and `bare` are there where they are run
+BESIDE = ("bare",)  # told, and no part of the verdict: what is gained over it is the base view's as well
 SAME = 1e-9  # of their size, by which differences that are equal may differ
 
 
@@ -63,8 +67,8 @@ def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     """By how much the searched policy beats or misses each reference, with an interval; a verdict where there is one.
 
-    "It helped" takes values of the policy and of all references on two seeds or more, with every lower bound above 0;
-    on how many seeds a run diverged is said.
+    "It helped" takes values of the policy and of all references but `bare` on two seeds or more, with every lower bound
+    above 0; on how many seeds a run diverged is said. A reference that the study does not run is passed over.
     """
     study, evaluations = tables["studies"].iloc[0], confirmation_rows(tables["evaluations"])
     if pd.isna(study["best_trial"]):
@@ -90,9 +94,10 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     if values.empty:
         return f"{start}: {own or 'learned is missing'}: nothing is confirmed.{_frozen(scale, evaluations)}"
     differences = paired_differences(evaluations, "learned").set_index("against")
-    parts = [_part(scale, evaluations, differences, reference) for reference in WORDS]
-    shown = [name for name in WORDS if name in differences.index and differences.loc[name, "low"] > 0]
-    rest = [WORDS[reference] for reference in WORDS if reference not in shown]
+    references = _references(tables["trials"], evaluations)
+    parts = [_part(scale, evaluations, differences, reference) for reference in references]
+    shown = [name for name in references if name in differences.index and differences.loc[name, "low"] > 0]
+    rest = [WORDS[reference] for reference in references if reference not in (*shown, *BESIDE)]
     verdict = f"No help is shown over {' or '.join(rest)}" if rest else f"It helped{' where it ended' if own else ''}"
     if evaluations.query("run == 'learned'")["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
@@ -119,6 +124,12 @@ def memory_note(tables: Mapping[str, pd.DataFrame]) -> str | None:
         f"The teacher {how} on search-validation: what it gets right there is memory, and the regions where it alone "
         "is right are larger than they would be on new images."
     )
+
+
+def _references(trials: pd.DataFrame, evaluations: pd.DataFrame) -> list[str]:
+    """The references of a study, in the order of `WORDS`: a bare study and older folders have but three."""
+    run = {*trials.query("origin == 'reference'")["run"], *evaluations["run"]}
+    return [name for name in WORDS if name in ALWAYS or name in run]
 
 
 def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:

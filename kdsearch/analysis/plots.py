@@ -24,6 +24,9 @@ from kdsearch.core.files import write_bytes
 from kdsearch.core.terminal import escape_unprintable
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
+REFERENCES = {  # their colours, in the order in which they are drawn
+    "bare": "#ddaa77", "identity": "#bbbbbb", "twice": "#66ccee", "trivial": "#ccbb44", "start": "#228833",
+}  # fmt: skip
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
 LONGEST_NAME = 40  # letters of a policy's name in a legend
 Frames = Mapping[str, pd.DataFrame]
@@ -42,7 +45,7 @@ def did_it_help(tables: Frames) -> ShownFigure:
     Below a run stands on how many seeds it has no value.
     """
     wide = seed_table(confirmation_rows(tables["evaluations"]))
-    order = [run for run in ("identity", "trivial", "start", "frozen", "learned") if run in wide.columns]
+    order = [run for run in (*REFERENCES, "frozen", "learned") if run in wide.columns]
     scale = _scale(tables)
     wide = wide[order]
     figure, axes = _figure(7, 3)
@@ -74,8 +77,8 @@ def trials(tables: Frames) -> ShownFigure:
     best = rows[rows["is_best"].fillna(False)]
     axes.plot(best["trial"], scale.factor * best["value"], "o", color=ALONE, ms=9, label="best")
     references = tables["trials"].query("origin == 'reference' and state == 'COMPLETE'")
-    for row, color in zip(references.itertuples(), ("#bbbbbb", "#ccbb44", "#228833"), strict=False):
-        axes.axhline(scale.factor * row.value, color=color, lw=1.5, label=row.run, zorder=0)
+    for row in references[references["run"].isin(REFERENCES)].itertuples():
+        axes.axhline(scale.factor * row.value, color=REFERENCES[row.run], lw=1.5, label=row.run, zorder=0)
     axes.set_xlabel("trial")
     axes.set_ylabel(scale.label)
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -88,12 +91,11 @@ def curves(tables: Frames) -> ShownFigure:
     figure, axes = _figure(7, 3)
     scale = _scale(tables)
     best = set(tables["trials"].loc[tables["trials"]["is_best"].fillna(False), "run"])
-    colors = dict(zip(("identity", "trivial", "start"), ("#bbbbbb", "#ccbb44", "#228833"), strict=True))
     thin = []
     for run, rows in tables["epochs"].groupby("run", sort=False):
         x, y = rows["epoch"].to_numpy(float), scale.factor * rows["value"].to_numpy()
-        if run in best or run in colors:
-            color = ALONE if run in best else colors[str(run)]
+        if run in best or run in REFERENCES:
+            color = ALONE if run in best else REFERENCES[str(run)]
             axes.plot(x, y, "o-" if len(rows) == 1 else "-", color=color, ms=4, lw=2, label=run, zorder=2)
         elif len(rows) == 1:
             axes.plot(x, y, "o", color="black", ms=4, alpha=0.3, zorder=1)

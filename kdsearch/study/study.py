@@ -35,7 +35,9 @@ Saw = Literal["unknown", "none", "train", "both"]
 class Budget:
     """How much a search may spend: `epochs * steps` student steps a run, of `batch` images in two views each.
 
-    Run are the references once, each trial, and five students on each seed of the confirmation.
+    Run are the references once, each trial, and on each seed of the confirmation the winner, its frozen policy and the
+    references again: with a base view 4 references and 6 students a seed, without one 3 and 5, and 1 more of both with
+    `bare_reference`.
 
     Args:
         trials: COMPLETE + PRUNED in all.
