@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.augment.bases import NAMED, as_base, base_of_parts
+from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import apply, shares_warp
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
@@ -205,3 +206,39 @@ def test_versions_of_a_bare_base_are_refused() -> None:
         Phase((kd(),), base_versions=4)
     with pytest.raises(KdsearchError, match="base_versions is 0; allowed: whole numbers, 1 or more"):
         Phase((kd(),), base="shift", base_versions=0)
+
+
+def test_a_fixed_transform_over_a_base_view_replays_from_its_draw(digits_images: Tensor) -> None:
+    given, policy = batch(digits_images), base_of_parts(["turn", "shift"])
+    half = FixedTransform(lambda image: image // 2)
+    views = make_views(given, half.draw(12), half, TASK, Views(), BaseDraw(policy, drawn(policy, 12)))
+    assert views.draw is not None and views.draw.base is not None
+    assert torch.equal(half.augment(views.draw, given.images).images, views.images[12:])
+    assert views.images[12:].max() <= 0.5 < views.images[:12].max()
+
+
+def test_a_fixed_transform_is_a_base_where_targets_stay(digits_images: Tensor) -> None:
+    given, turned = batch(digits_images), FixedTransform(lambda image: image.flip(-1))
+    base = BaseDraw(turned, turned.draw(12))
+    views = make_views(given, drawn(learner(), 12), learner(), TASK, Views(), base)
+    assert torch.allclose(views.images[:12], given.images.flip(-1), atol=1 / 255)
+    assert torch.equal(views.images[12:], learner().augment(drawn(learner(), 12), views.images[:12]).images)
+
+
+class Masks(Classification):
+    """Targets that move."""
+
+    def follow(self, target: Tensor, matrix: Tensor) -> Tensor:
+        return target + matrix[:, 0, 2].long()
+
+
+def test_a_base_that_moves_pixels_where_targets_cannot_follow_is_refused(digits_images: Tensor) -> None:
+    given, turned, policy = batch(digits_images), FixedTransform(lambda image: image.flip(-1)), learner()
+    moving = Masks(TASK.class_names)
+    with pytest.raises(KdsearchError, match=r"^base: a FixedTransform does not tell where it moves pixels"):
+        make_views(given, drawn(policy, 12), policy, moving, Views(), BaseDraw(turned, turned.draw(12)))
+    shift = base_of_parts(["shift"])
+    base, apart = BaseDraw(shift, drawn(shift, 12)), Views(teacher="clean", second_from="image")
+    with pytest.raises(KdsearchError, match="cannot label a second view of the image"):
+        make_views(given, drawn(policy, 12), policy, moving, apart, base)
+    make_views(given, drawn(policy, 12), policy, TASK, apart, base)

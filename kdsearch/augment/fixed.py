@@ -1,6 +1,7 @@
 """Any fixed transform in the place of a policy: nothing in it learns, but it draws, replays and trains students too."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from kdsearch.augment.operations import check_draw, check_images
+from kdsearch.augment.operations import apply, check_draw, check_images
 from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.maths import own_generators, seed_generators
 from kdsearch.core.values import Draw, View
@@ -55,7 +56,7 @@ class FixedTransform(nn.Module):
 
     @torch.no_grad()
     def augment(self, draw: Draw, images: Tensor) -> View:
-        """The images (B, C, H, W), float in [0, 1], transformed one by one; no gradient passes.
+        """The images (B, C, H, W), float in [0, 1], transformed one by one, over their base views; no gradient passes.
 
         Raises:
             KdsearchError: the transform gives an image of another shape or kind, or values out of range; the draw is
@@ -65,6 +66,9 @@ class FixedTransform(nn.Module):
         check_draw(draw, images)
         if draw.operations:
             raise KdsearchError("draw: it is that of a policy; carry it out with the policy's `augment`")
+        if draw.base is not None:
+            first = apply(draw.base, images)
+            return View(self.augment(replace(draw, base=None), first.images).images, first.matrix)
         device, dtype = images.device, images.dtype if images.is_floating_point() else torch.get_default_dtype()
         host = images.cpu() if images.dtype == torch.uint8 else images.float().cpu()
         changed = []

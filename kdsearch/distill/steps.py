@@ -88,15 +88,16 @@ def make_views(
         second = _view_second(batch, draw, policy, over, first)
         if rule.teacher == "weak":
             weak = _view_second(batch, keep_geometry(draw), policy, over, first).images
-        if over and draw.operations and over.draw.operations:
+        if over and over.draw.operations:
             draw = over.under(draw)
     seen = {"same": second.images, "weak": weak, "clean": first.images}[rule.teacher]
     keep = _KEPT[rule.used]
+    target = batch.target if base is None else task.follow(batch.target, first.matrix)
     ids = to_device(batch.ids, batch.images.device)
     return ViewBatch(
         images=keep(first.images, second.images),
         shown=keep(first.images, seen),
-        target=keep(*(task.follow(batch.target, view.matrix) for view in (first, second))),
+        target=keep(target, target if second is first else task.follow(batch.target, second.matrix)),
         ids=keep(ids, ids),
         view=keep(torch.zeros_like(ids), torch.ones_like(ids)),
         matrix=keep(first.matrix, second.matrix),
