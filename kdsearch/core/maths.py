@@ -5,6 +5,7 @@ import math
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import numpy as np
 import torch
@@ -55,6 +56,21 @@ def usual_modes() -> Iterator[None]:
         host = nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu")
         with host:
             yield
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """A GPU's arithmetic without TF32, whose rounding is larger than differences between networks that are alike."""
+    cudnn: Any = torch.backends.cudnn
+    places: list[Any] = [cudnn.conv, torch.backends.cuda.matmul]
+    before = [place.fp32_precision for place in places]
+    for place in places:
+        place.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        for place, precision in zip(places, before, strict=True):
+            place.fp32_precision = precision
 
 
 def seed_generators(seed: int) -> None:

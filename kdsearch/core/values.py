@@ -49,13 +49,12 @@ class Outputs:
 
     @staticmethod
     def join(parts: "Sequence[Outputs]") -> "Outputs":
-        """Of several batches, one after another."""
-        first = parts[0]
+        """Of several batches, one after another; what not all of them have under a name is left out."""
         if len(parts) == 1:
-            return first
+            return parts[0]
         features, extras = (
-            {name: torch.cat([getattr(part, kind)[name] for part in parts]) for name in getattr(first, kind)}
-            for kind in ("features", "extras")
+            {name: torch.cat([t[name] for t in given]) for name in given[0] if all(name in t for t in given)}
+            for given in ([part.features for part in parts], [part.extras for part in parts])
         )
         return Outputs(torch.cat([part.logits for part in parts]), features, extras)
 

@@ -8,16 +8,21 @@ import torch
 from torch import Tensor
 
 from kdsearch.augment.bases import Base
-from kdsearch.core.maths import generator, own_generators, seed_everything
+from kdsearch.augment.fixed import FixedTransform
+from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import full_precision, generator, own_generators, seed_everything
 from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Draw, Outputs, to_device
-from kdsearch.data.batches import augments_itself, batches_in_order
-from kdsearch.data.items import MapStyle
+from kdsearch.data.batches import augments_itself, batches_in_order, first_batch
+from kdsearch.data.items import MapStyle, length
+from kdsearch.distill.phase import Phase
+from kdsearch.networks.teachers import Teacher
 
 AT_ONCE = 256  # base views in one forward, always: the last digits of an answer may depend on how many there are
 SHARE = 0.25  # of the memory at hand that a table may take
 TRIED = 16  # images on which a teacher is asked twice
 ROUNDING = 1e-4  # of the largest answer, by which answers to other batches may differ
+GIB = 2**30
 
 Ask = Callable[[Tensor], Outputs]  # images (B, C, H, W) -> what the teacher says of them
 
@@ -48,55 +53,55 @@ class AnswerTable:
 
 @dataclass
 class AnswerTables:
-    """The tables of a study, each made once and shared by its runs.
+    """Whether answers are looked up in the runs of one teacher on one data set, and the tables that runs share.
 
     Args:
-        allowed: Decided before: False makes none, True makes those that are asked for whatever memory is left. None
-            decides, at the first one.
+        allowed: False makes no table, True those that are asked for, whatever memory is left. None decides, at the
+            first phase whose base views come back, for all that follow.
         runs: That share a table.
-        kept: Tables that are kept for the next run, the last ones.
+        kept: Tables that are kept for the next run, those that were used last.
+        reserved: Bytes on the device that no table takes.
     """
 
     allowed: bool | None = None
     runs: int = 1
     kept: int = 2  # a study's own, and that of the seed that is confirmed
+    reserved: int = 0
     reason: str | None = None  # why there is none, in words
     _kept: list[tuple[tuple[object, ...], AnswerTable]] = field(default_factory=list, repr=False)
 
+    def decide(self, phase: Phase, teacher: Teacher, data: MapStyle, device: str) -> bool:
+        """Are answers looked up?
+
+        Args:
+            phase: One whose base views come back.
+        """
+        if self.allowed is None:
+            lookups = phase.epochs * phase.steps * phase.batch * self.runs
+            room = available_bytes(device)
+            most = None if room is None else SHARE * max(0, room - self.reserved)
+            self.reason = _obstacle(phase, teacher, data, device, lookups, most)
+            self.allowed = self.reason is None
+        return self.allowed
+
     def find(
-        self, ask: Ask, data: MapStyle, versions: Versions | None, key: tuple[object, ...], visits: int, device: str
-    ) -> AnswerTable | None:
-        """The table of base views, made if it is not there yet; None where there is to be none.
+        self, ask: Ask, data: MapStyle, versions: Versions | None, key: tuple[object, ...], device: str
+    ) -> AnswerTable:
+        """The table of all base views, made if it is not there yet.
 
         Args:
             key: What else it depends on, compared by identity or value: the teacher, its precision, its layers.
-            visits: How often a run looks a base view up.
         """
-        if self.allowed is False:
-            return None
-        whole = (
-            data,
-            *key,
-            versions and versions.base,
-            versions and versions.per_image,
-            versions and versions.draw.seeds,
-        )
-        for kept, table in self._kept:
+        drawn = (versions.base, versions.per_image, versions.draw.seeds) if versions else (None, 1, None)
+        whole = (data, *key, device, *drawn)
+        for place, (kept, table) in enumerate(self._kept):
             if all(_same(a, b) for a, b in zip(kept, whole, strict=True)):
+                self._kept.append(self._kept.pop(place))
                 return table
-        rows = len(data) * (versions.per_image if versions else 1)
-        most = None if self.allowed else SHARE * (available_bytes(device) or 0) or None
-        self.reason = _obstacle(ask, data, device) or (
-            f"{rows:,} base views are more than are looked up"
-            if not self.allowed and rows > visits * self.runs
-            else None
-        )
-        made = None if self.reason else ask_all(ask, data, versions, device, most)
-        if made is None and not self.reason:
-            self.reason = f"the teacher's answers on {rows:,} base views do not fit into memory"
-        self.allowed = made is not None
-        if made is not None and self.kept:
-            self._kept = [*self._kept, (whole, made)][-self.kept :]
+        del self._kept[: max(0, len(self._kept) + 1 - self.kept)]  # before there is one more
+        made = ask_all(ask, data, versions, device)
+        if self.kept:
+            self._kept.append((whole, made))
         return made
 
 
@@ -107,70 +112,106 @@ def _same(one: object, other: object) -> bool:
     return one == other if plain else one is other
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
-def ask_all(
-    ask: Ask, data: MapStyle, versions: Versions | None, device: str, most: float | None = None
-) -> AnswerTable | None:
-    """Ask about every base view, in the order of ids and versions, always as many at once.
-
-    Args:
-        most: Bytes that the answers may take; None for any.
-
-    Returns:
-        None where they take more.
-    """
-    count = versions.per_image if versions else 1
-    rows = len(data) * count
-    parts: list[Outputs] = []
+def ask_all(ask: Ask, data: MapStyle, versions: Versions | None, device: str) -> AnswerTable:
+    """Ask about every base view, in the order of ids and versions, always as many at once."""
+    rows = len(data) * (versions.per_image if versions else 1)
+    answers: dict[tuple[str, str], Tensor] = {}
+    done = 0
     with own_generators(device):
         for images in _base_views(data, versions, device):
-            parts.append(ask(images).detach())
-            if most is not None and rows / len(images) * _bytes(parts[0]) > most:
-                return None
-    return AnswerTable(Outputs.join(parts))
+            found = _by_name(ask(images))
+            if not done:
+                answers = {name: t.new_empty(rows, *t.shape[1:]) for name, t in found.items()}
+            answers = {name: whole for name, whole in answers.items() if name in found}
+            for name, whole in answers.items():  # a copy, as a network may write over what it gave
+                whole[done : done + len(images)] = found[name]
+            done += len(images)
+    features, extras = (
+        {name: t for (kind, name), t in answers.items() if kind == wanted} for wanted in ("features", "extras")
+    )
+    return AnswerTable(Outputs(answers["", "logits"], features, extras))
 
 
-def _bytes(outputs: Outputs) -> int:
-    return sum(t.nbytes for t in (outputs.logits, *outputs.features.values(), *outputs.extras.values()))
+def _by_name(outputs: Outputs) -> dict[tuple[str, str], Tensor]:
+    """All tensors of answers, each (B, ...)."""
+    named = {(kind, name): t for kind in ("features", "extras") for name, t in getattr(outputs, kind).items()}
+    return {("", "logits"): outputs.logits, **named}
 
 
 def _base_views(data: MapStyle, versions: Versions | None, device: str) -> Iterator[Tensor]:
     """All of them in the order of the table's rows, `AT_ONCE` at a time."""
+    batches = batches_in_order(data, AT_ONCE, device)
+    if versions is None:
+        yield from (batch.images for batch in batches)
+        return
     left: Tensor | None = None
-    for batch in batches_in_order(data, AT_ONCE, device):
-        views = batch.images
-        if versions:
-            rows = (batch.ids[:, None] * versions.per_image + torch.arange(versions.per_image)).flatten()
-            each = torch.arange(len(batch)).repeat_interleave(versions.per_image)
-            for part, index in zip(rows.split(AT_ONCE), each.split(AT_ONCE), strict=True):
-                views = versions.base.augment(versions.draw.rows(part), batch.images[to_device(index, device)]).images
-                left = views if left is None else torch.cat([left, views])
-                while len(left) >= AT_ONCE:
-                    yield left[:AT_ONCE]
-                    left = left[AT_ONCE:]
-        else:
-            yield views
+    for batch in batches:
+        images = torch.arange(len(batch)).repeat_interleave(versions.per_image)
+        rows = (batch.ids[:, None] * versions.per_image + torch.arange(versions.per_image)).flatten()
+        for part, index in zip(rows.split(AT_ONCE), images.split(AT_ONCE), strict=True):
+            views = versions.base.augment(versions.draw.rows(part), batch.images[to_device(index, device)]).images
+            left = views if left is None else torch.cat([left, views])
+            while len(left) >= AT_ONCE:
+                yield left[:AT_ONCE]
+                left = left[AT_ONCE:]
     if left is not None and len(left):
         yield left
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
-def _obstacle(ask: Ask, data: MapStyle, device: str) -> str | None:
-    """Why the teacher's answers cannot be looked up, in words; None where they can."""
+def _obstacle(
+    phase: Phase, teacher: Teacher, data: MapStyle, device: str, lookups: int, most: float | None
+) -> str | None:
+    """Why the teacher's answers cannot be looked up, or had better not, in words; None where they can. Cheapest first.
+
+    Args:
+        lookups: Of base views, in all runs.
+        most: Bytes that a table may take; None for any.
+    """
+    rows = length(data) * (phase.base_versions or 1)
+    if rows > lookups:
+        return f"{rows:,} base views are more than the {lookups:,} that are looked up"
+    with own_generators(device), full_precision():
+        images = first_batch(data, TRIED, device).images
+        if isinstance(phase.base, FixedTransform):
+            draw = phase.base.draw(len(images), generator("tried"))
+            once, twice = (phase.base.augment(draw, images).images for _ in range(2))
+            if not torch.equal(once, twice):
+                return "the base's transform draws otherwise when it is seeded alike"
+        some = images[: max(1, len(images) // 2)]
+        try:
+            seed_everything(0)
+            answers = teacher(images, phase.teacher_layers)
+            seed_everything(1)
+            again, fewer = (teacher(given, phase.teacher_layers) for given in (images, some))
+            turned = teacher(images.flip(0), phase.teacher_layers)
+        except KdsearchError as error:  # which a step raises too, unless it asks in batches that the teacher can take
+            return f"the teacher cannot be asked in batches of another size: {error}"
+    if _differ(answers, again):
+        return "the teacher answers the same images otherwise when it is asked again"
+    order = to_device(torch.arange(len(images)).flip(0), images.device)
+    if _differ(answers.rows(order), turned) or _differ(answers.rows(slice(len(some))), fewer):
+        return "the teacher's answers depend on the other images of a batch"
+    needed = rows * sum(t.nbytes for t in _by_name(answers).values()) / len(images)
+    if most is not None and needed > most:
+        room = f"{needed / GIB:.1f} GiB, and a table may take {most / GIB:.1f}"
+        return f"the teacher's answers on {rows:,} base views do not fit into memory: they take {room}"
     if augments_itself(data, list(range(len(data)))):
         return "items of the data set are others each time they are read"
-    with own_generators(device):
-        batch = next(batches_in_order(data, TRIED, device))
-        order = torch.arange(len(batch)).flip(0)
-        seed_everything(0)
-        here = ask(batch.images).logits
-        seed_everything(1)
-        again = ask(batch.images).logits
-        turned = ask(batch.images[to_device(order, device)]).logits.flip(0)
-        fewer = ask(batch.images[: max(1, len(batch) // 2)]).logits
-    near = ROUNDING * here.abs().max().clamp(min=1.0)
-    if (here - again).abs().max() > near:
-        return "the teacher answers the same images otherwise when it is asked again"
-    if (here - turned).abs().max() > near or (here[: len(fewer)] - fewer).abs().max() > near:
-        return "the teacher's answers depend on the other images of a batch"
     return None
+
+
+def _differ(one: Outputs, other: Outputs) -> bool:
+    """Are answers others beyond rounding?"""
+    others = _by_name(other)
+    return any(_far(t, others[name]) for name, t in _by_name(one).items() if name in others)
+
+
+def _far(one: Tensor, other: Tensor) -> bool:
+    one, other = one.float(), other.float()
+    finite = one[one.isfinite()].abs()
+    near = ROUNDING * max(1.0, finite.max().item() if len(finite) else 0.0)
+    return bool(((one - other).abs() > near).any())  # of what is not finite a run tells

@@ -91,7 +91,8 @@ class Distiller:
         if precision not in get_args(Precision):
             raise KdsearchError(unknown_name("precision", precision, get_args(Precision)))
         self.metric, self.precision = metric, precision
-        self.tables = AnswerTables(kept=0) if tables is None else tables
+        self._shared = tables
+        self.tables = tables or AnswerTables(kept=0)
         self._versions: Versions | None = None  # of the base views of the run
         self._table: AnswerTable | None = None  # the teacher's answers on them
         self.optimizer = fresh_optimizer(optimizer, self.student)
@@ -140,15 +141,20 @@ class Distiller:
         with own_generators(self.device):
             stretch = self._begin(phase, train)
             self._before, self._epoch = self._epochs, 0
+            self.tables = self._shared or AnswerTables(kept=0)  # its own are decided on by each run
             if state:
                 self._restore(state)
             self.prepare(phase, train)
-        for epoch in range(self._epoch + 1, phase.epochs + 1):
-            self._epochs = self._before + epoch
-            with own_generators(self.device):  # who takes the records draws from their own
-                record = self._run_epoch(epoch, phase, stretch, train, search_validation)
-            yield record
-        self._versions = self._table = None
+        versions, table = self._versions, self._table
+        try:
+            for epoch in range(self._epoch + 1, phase.epochs + 1):
+                self._epochs = self._before + epoch
+                with own_generators(self.device):  # who takes the records draws from their own
+                    record = self._run_epoch(epoch, phase, stretch, train, search_validation)
+                yield record
+        finally:  # also of a run that is left early, which may be after another has begun
+            if self._versions is versions and self._table is table:
+                self._versions = self._table = None
 
     def prepare(self, phase: Phase, train: MapStyle) -> None:
         """Draw the versions of base views, and ask the teacher once about views that come back; `run` does it itself.
@@ -159,18 +165,13 @@ class Distiller:
         self._versions = self._table = None
         if phase.base is not None and phase.base_versions:
             self._versions = Versions.drawn(phase.base, phase.base_versions, len(train), phase.base_seed)
-        if phase.views.used == "second" or (phase.base is not None and self._versions is None):
+        second_alone = phase.views.used == "second" and phase.views.teacher != "clean" and self.policy is not None
+        if second_alone or not phase.bases_come_back:
             return
-        layers = tuple(layer for loss in phase.losses for _, layer in loss.pairs)
-        visits = phase.epochs * phase.steps * phase.batch
-        self._table = self.tables.find(
-            partial(self._teach, layers=layers),
-            train,
-            self._versions,
-            (self.teacher, self.precision, layers),
-            visits,
-            str(self.device),
-        )
+        device, layers = str(self.device), phase.teacher_layers
+        if self.tables.decide(phase, self.teacher, train, device):
+            ask, key = partial(self._ask, layers=layers), (self.teacher, self.precision, layers)
+            self._table = self.tables.find(ask, train, self._versions, key, device)
 
     def _begin(self, phase: Phase, train: MapStyle) -> "_Stretch":
         """Make what a phase needs: projections, schedules, the policy's optimiser."""
@@ -323,7 +324,9 @@ class Distiller:
         policy = None if phase.views.used == "base" else self.policy
         draw = policy.draw(len(batch), random) if policy else None
         base, places = self._draw_base(phase, batch, base_random or random)
-        known = self._table.at(places) if self._table is not None and places is not None else None
+        known = None
+        if self._table is not None and places is not None:
+            known = self._note_finite(self._table.at(places))
         self.student.train()
         self.optimizer.zero_grad(set_to_none=True)
         measured = [
@@ -361,9 +364,9 @@ class Distiller:
         with torch.no_grad():
             first = view_base(batch, base)
             views = make_views(batch, draw, self.policy, self.task, rule, base, first)
-            told = [layer for loss in phase.losses for _, layer in loss.pairs]
             once = base is not None or self.tables.allowed is not False
-            teacher = self._teach_views(views, size, rule, told, known, one_view=draw is None and once)
+            one_view = draw is None and once
+            teacher = self._teach_views(views, size, rule, phase.teacher_layers, known, one_view=one_view)
         parts = [views.images] if rule.student == "joint" else views.images.split(size)
         asked = [layer for loss in phase.losses for layer, _ in loss.pairs]
         student = Outputs.join([self._answer(part, asked) for part in parts])
@@ -401,11 +404,12 @@ class Distiller:
             known: Its answers on the base views.
             one_view: Is the second view the base view?
         """
-        if rule.used == "second" and not one_view:
+        base_alone = one_view or rule.teacher == "clean"
+        if rule.used == "second" and not base_alone:
             return self._teach(views.shown, layers)
         if rule.used != "both":
             return known or self._teach(views.shown, layers)
-        if one_view or rule.teacher == "clean":
+        if base_alone:
             base = known or self._teach(views.shown[:size], layers)
             return Outputs.join([base, base])
         if known is None:
@@ -413,9 +417,15 @@ class Distiller:
         return Outputs.join([known, self._teach(views.shown[size:], layers)])
 
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
+        """The teacher's answers in a step."""
+        return self._note_finite(self._ask(images, layers))
+
+    def _ask(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The teacher's answers, in float32 whatever it computes in."""
         with self._precision():
-            answers = self.task.check(self.teacher(images, layers), "teacher")
+            return self.task.check(self.teacher(images, layers), "teacher")
+
+    def _note_finite(self, answers: Outputs) -> Outputs:
         self._teacher_finite = self._teacher_finite & torch.isfinite(answers.logits.detach()).all()
         return answers
 

@@ -133,6 +133,16 @@ class Phase:
         if self.base_versions and self.base is None:
             raise KdsearchError("phase: base_versions of a bare base; allowed: a base, or None for base_versions")
 
+    @property
+    def bases_come_back(self) -> bool:
+        """Does a run see the same base views again: images as they are, or versions of them?"""
+        return self.base is None or self.base_versions is not None
+
+    @property
+    def teacher_layers(self) -> tuple[str, ...]:
+        """Module paths in the teacher that the losses compare."""
+        return tuple(dict.fromkeys(layer for loss in self.losses for _, layer in loss.pairs))
+
 
 def adamw(parameters: Iterable[nn.Parameter]) -> Optimizer:
     """The default optimiser of a student: AdamW at 2e-3, weight decay .01."""

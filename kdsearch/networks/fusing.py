@@ -2,8 +2,6 @@
 
 import copy
 from collections import Counter, defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from kdsearch.core.errors import exception_text, user_call
-from kdsearch.core.maths import generator, own_generators, seed_generators, usual_modes
+from kdsearch.core.maths import full_precision, generator, own_generators, seed_generators, usual_modes
 from kdsearch.core.values import Outputs
 from kdsearch.networks.outputs import run_eagerly, run_network
 from kdsearch.networks.teachers import evaluation_mode
@@ -52,7 +50,7 @@ def fused_copy(network: nn.Module, images: Tensor) -> Fusing:
             own_generators(images.device),
             evaluation_mode(network),
             run_eagerly(network),
-            _full_precision(),
+            full_precision(),
             user_call("a copy of it"),
         ):
             return _fused(network, images)
@@ -190,15 +188,3 @@ def _close(one: Tensor, other: Tensor) -> bool:
         return torch.equal(one, other)
     largest = one[one.isfinite()].abs().max().item() if one.isfinite().any() else 0.0
     return torch.allclose(one, other, rtol=0.0, atol=TOLERANCE * max(1.0, largest))
-
-
-@contextmanager
-def _full_precision() -> Iterator[None]:
-    """Convolutions on a GPU without TF32, whose rounding is larger than the differences that are looked for."""
-    cudnn: Any = torch.backends.cudnn
-    before = cudnn.conv.fp32_precision
-    cudnn.conv.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        cudnn.conv.fp32_precision = before

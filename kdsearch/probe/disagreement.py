@@ -15,6 +15,7 @@ from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations import apply
 from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import clopper_pearson, generator
+from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Draw, Outputs
 from kdsearch.data.batches import batches_at
 from kdsearch.data.items import MapStyle
@@ -27,7 +28,7 @@ Change = Callable[[Tensor, torch.Generator], Tensor]  # images, random -> what i
 Watch = Callable[[int, int], None]  # told how many images are looked at, of how many
 BINS = (5, 3, 2, 1)  # of an operation's limit: the first that leaves enough images in each
 LEAST = 30  # images of a bin
-REMEMBERED = 20_000_000  # numbers of teacher outputs kept between trials, 80 MB
+REMEMBERED = 0.1  # of the host's memory at hand: what the teacher's answers take that are kept between trials
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,7 @@ class Probe:
         order = torch.randperm(len(data), generator=generator(seed, "probe images"))
         self._whole, self._part = (order[:n].sort().values.tolist() for n in (self.look.whole, self.look.images))
         self._remembered: dict[str, Tensor] = {}
-        self._room = REMEMBERED
+        self._room = REMEMBERED * (available_bytes("cpu") or 0)
 
     @torch.no_grad()
     def report(
@@ -259,9 +260,9 @@ class Probe:
             kl = kd_loss(own.logits, teacher.logits, temperature=1.0)
             teacher_right, student_right = (self.task.correct(side, batch.target) for side in (teacher, own))
             yield _Seen(teacher_right, student_right, kl, batch.target)
-        if known is None and key and sum(a.numel() for a in answers) <= self._room:
+        if known is None and key and sum(a.nbytes for a in answers) <= self._room:
             self._remembered[key] = torch.cat(answers).cpu()
-            self._room -= self._remembered[key].numel()
+            self._room -= self._remembered[key].nbytes
 
     def _classes(self, kind: Literal["clean", "policy"], seen: _Seen) -> list[Region]:
         found = []

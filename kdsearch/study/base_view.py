@@ -153,7 +153,7 @@ def _check_base(base: Base, channels: int) -> None:
 
 def _check_room(base: Base, versions: int, images: int) -> None:
     """Draws are kept on the host."""
-    each, room = _bytes(base.draw(1)), available_bytes("cpu")
+    each, room = _bytes(base.draw(1, generator("room"))), available_bytes("cpu")
     needed = each * versions * images
     if room is not None and needed > SHARE * room:
         most = int(SHARE * room / each / images)

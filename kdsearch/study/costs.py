@@ -12,12 +12,16 @@ from kdsearch.augment.operations import apply
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.memory import available_bytes, largest_batch
 from kdsearch.core.values import Batch
+from kdsearch.data.batches import ArrayData
+from kdsearch.distill.answers import AnswerTables
 from kdsearch.distill.distiller import Distiller
+from kdsearch.distill.phase import Phase
 from kdsearch.distill.steps import BaseDraw, count_parts
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.ready import Ready
 
 GIB = 2**30
+FEW = 4  # versions of base views, among which a step that is timed looks answers up
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly
 Step = Callable[[int], Any]  # with that many images
 
@@ -37,9 +41,9 @@ def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     """
     study, budget, device = ready.study, ready.study.budget, ready.device
     distiller, student_step, policy_step = _steps(ready, batch, budget.parts)
-    if study.bare_reference and "bare" in ready.references:
-        distiller.prepare(ready.phase(None, run="bare"), study.train)
-    distiller.prepare(ready.phase(None), study.train)
+    phase = ready.phase(None)
+    few = phase.base_versions and min(phase.base_versions, FEW)
+    distiller.prepare(replace(phase, base_versions=few), ArrayData(batch.images, batch.target))
     if not torch.isfinite(student_step(budget.batch)[:2]).all():
         raise KdsearchError(
             "student: the losses of its first training step are not finite; needed: numbers to learn by"
@@ -54,10 +58,24 @@ def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images), device) * images / len(batch)
     teacher = _timed(lambda: ready.teacher(batch.images), device, 1) * images / len(batch)
     look = ready.probe.look.total / images * (evaluation + augment + teacher / 4)  # the teacher's answers are kept
-    plain = budget.epochs * (budget.steps * student + evaluation) + look
+    plain = budget.epochs * (budget.steps * student + evaluation) + look + _asking(ready, phase, teacher / images)
     steps = ready.policy_steps(ready.space.settings())
     count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
     return plain + count * learner, plain
+
+
+def _asking(ready: Ready, phase: Phase, each: float) -> float:
+    """Seconds in which the answers on all base views are asked for, spread over the runs of a study.
+
+    Args:
+        each: Seconds of the teacher for an image.
+    """
+    if not (ready.tables.allowed and phase.bases_come_back):
+        return 0.0
+    budget, references = ready.study.budget, len(ready.references)
+    runs = budget.trials + references + budget.confirmation * (2 + references)
+    tables = 1 + budget.confirmation if phase.base_versions else 1
+    return tables * (phase.base_versions or 1) * len(ready.study.train) * each / runs
 
 
 def check_memory(ready: Ready, batch: Batch) -> MemoryEstimate | None:
@@ -110,7 +128,7 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
         device=ready.device,
         clean_loss=ready.clean.loss,
         precision=ready.study.precision,
-        tables=ready.tables,
+        tables=AnswerTables(ready.tables.allowed, kept=0),
     )
     distiller.fit(phase, batch.images[:2])
     optimizer = torch.optim.SGD(policy.parameters(), lr=0.0)
@@ -121,7 +139,7 @@ def _steps(ready: Ready, batch: Batch, parts: int) -> tuple[Distiller, Step, Ste
         return Batch(*(torch.cat([v] * repeat)[:images] for v in (batch.images, batch.target, batch.ids)))
 
     def base(batch: Batch) -> BaseDraw | None:
-        views = phase.base
+        views = phase.base if phase.views.second_from == "base" else None
         return None if views is None else BaseDraw(views, views.draw(len(batch), random))
 
     return (

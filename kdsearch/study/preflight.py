@@ -125,6 +125,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
     memory = check_memory(ready, batch)
+    tables.reserved = memory.needed if memory else 0
+    _decide_answers(ready)
     seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
@@ -227,6 +229,14 @@ def make_ready(
                   device=device)  # fmt: skip
     ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
     return ready, dropped, (train, validation), doubt
+
+
+def _decide_answers(ready: Ready) -> None:
+    """Are the teacher's answers on base views looked up? Decided for all runs of a study, by those with most views."""
+    for run in ("", *({"bare"} & {*ready.references})):
+        phase = ready.phase(None, run=run)
+        if phase.bases_come_back:
+            ready.tables.decide(phase, ready.teacher, ready.study.train, ready.device)
 
 
 def _describe_asking(ready: Ready) -> str:
