@@ -1,8 +1,10 @@
 """Do runs of one phase come out bit for bit as at another commit? Both are run here, one after the other.
 
-Each case names all its numbers, so that defaults may change. Compared are hashes of the student's weights, the policy
-and the records, seconds left out; of the records the fields that both commits have. No hash is kept anywhere: they
-differ by processor and number of threads. Exit code 1 where a case differs.
+Each case names all its numbers, so that defaults may change: no base view, the teacher as it is given and asked at each
+step, as its answers by a fused copy or in other batches differ in their last digits; between commits that have base
+views some cases have one. Compared are hashes of the student's weights, the policy and the records, without seconds; of
+the records the fields that both commits have. No hash is kept anywhere: they differ by processor and number of threads.
+Exit code 1 where a case differs.
 
 Run:  python benchmarks/same.py REV [--json FILE]      (a minute on one core)
 """
@@ -33,6 +35,7 @@ interval = 2
 [operations.brightness]
 [operations.solarize]
 """
+BARE = {"asked": "None", "policy": None, "said": "", "fused": False, "answers_looked_up": False, "loss_rise": None}
 
 
 def main() -> None:
@@ -106,6 +109,13 @@ def run_cases() -> None:
     }
     for name, (policy, policy_steps, student) in cases.items():
         found[name] = run_case(policy, policy_steps, student)
+    if hasattr(kd.Phase, "base"):  # a commit with base views
+        learned = kd.PolicySteps(interval=2, **steps)
+        spins, fills = kd.Policy(["rotate", "translate_x"], 2, fill="reflect"), kd.Policy(["scale", "brightness"], 2)
+        for name, base in {"one warp": spins, "pixels": fills}.items():
+            policy = kd.Policy(operations, 2, fill="reflect")
+            found[f"base, {name}"] = run_case(policy, learned, plain_student, base=base)
+        found["base, identity"] = run_case(None, None, plain_student, base=spins, base_versions=2)
     found.update(run_references())
     print(json.dumps(found))
 
@@ -131,7 +141,7 @@ def with_dropout() -> Any:
     return torch.nn.Sequential(*body, torch.nn.Dropout(0.3), last)
 
 
-def run_case(policy: Any, policy_steps: Any, student: Callable[[], Any]) -> dict[str, Any]:
+def run_case(policy: Any, policy_steps: Any, student: Callable[[], Any], **base: Any) -> dict[str, Any]:
     """One run of four epochs on digits."""
     import torch
 
@@ -144,7 +154,7 @@ def run_case(policy: Any, policy_steps: Any, student: Callable[[], Any]) -> dict
     losses = (kd.LOSSES["kd"](), kd.LOSSES["hint"]("0"))
     views = kd.VIEWS["default"]
     phase = kd.Phase(
-        losses, epochs=4, steps=6, batch=32, policy_steps=policy_steps, label_weight=1.0, views=views, parts=1
+        losses, epochs=4, steps=6, batch=32, policy_steps=policy_steps, label_weight=1.0, views=views, parts=1, **base
     )
     some = torch.arange(200)
     records = [asdict(record) for record in made.run(phase, train.subset(some), validation.subset(some))]
@@ -163,6 +173,8 @@ def run_references() -> dict[str, dict[str, Any]]:
     some, found = torch.arange(150), {}
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "few.toml").write_text(SPACE)
+        (Path(folder) / "run").mkdir()
+        (Path(folder) / "run" / "base.json").write_text(json.dumps(BARE))  # commits without base views read none
         torch.manual_seed(2)
         network = kd.small_convnet(8)
         adam = torch.optim.Adam(network.parameters(), lr=0.01)
@@ -181,6 +193,7 @@ def run_references() -> dict[str, dict[str, Any]]:
             space=str(Path(folder) / "few.toml"),
             budget=kd.Budget(trials=1, epochs=2, steps=4, batch=16, confirmation=0, policy_batch=8),
             floor=0.1,
+            **({"base": None} if hasattr(kd.Study, "base") else {}),
         )
         kd.search(study, out=Path(folder) / "run", quiet=True, seed=5)
         for name in ("identity", "trivial", "start"):
@@ -188,7 +201,7 @@ def run_references() -> dict[str, dict[str, Any]]:
             records = [json.loads(line) for line in (place / "epochs.jsonl").read_text().splitlines()]
             policy = place / "policy.json"
             spec = json.loads(policy.read_text()) if policy.exists() else {}
-            spec = {key: value for key, value in spec.items() if key != "provenance"}
+            spec = {key: value for key, value in spec.items() if key not in ("version", "base", "provenance")}
             weights = of_tensors(load_file(place / "student.safetensors"))
             found[f"search: {name}"] = {
                 "student": weights,
