@@ -5,7 +5,9 @@ import io
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,10 +17,10 @@ from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 import kdsearch.distill.answers as answers
-from kdsearch.augment.bases import as_base
+from kdsearch.augment.bases import as_base, base_of_parts
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
-from kdsearch.core.errors import Diverged
+from kdsearch.core.errors import Diverged, KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Outputs, ViewBatch
 from kdsearch.data.batches import ArrayData
@@ -36,13 +38,14 @@ from kdsearch.networks.ensemble import Ensemble
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.disagreement import Probe, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
-from kdsearch.study.base_view import BaseView
+from kdsearch.study.base_view import BaseView, find_base
 from kdsearch.study.costs import estimate_seconds
 from kdsearch.study.preflight import _decide_answers
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
 from kdsearch.study.space import SearchSpace
 from kdsearch.study.study import Budget, Study
+from kdsearch.study.wiring import wrong_numbers
 from kdsearch.tasks import Classification
 
 TASK = Classification.of(10)
@@ -288,7 +291,7 @@ def resumed(monkeypatch: pytest.MonkeyPatch, memory: tuple[int, int], **changes:
     ("memory", "changes"),
     [
         ((2**40, 2**40), {}),
-        ((2**40, 0), {"base": "shift", "base_versions": 3}),
+        ((2**40, 9000), {"base": "shift", "base_versions": 3}),
         ((2**40, 0), {"parts": 2, "losses": (hint("0"),)}),
         ((0, 2**40), {}),
     ],
@@ -411,6 +414,30 @@ def test_memory_is_asked_for_before_the_teacher_is(monkeypatch: pytest.MonkeyPat
         assert sizes == TRIAL + [24] * allowed
         sizes.clear()
     assert "answers on 24 base views do not fit into memory: they take 0.0 GiB" in str(tables.reason)
+
+
+def test_versions_that_memory_does_not_hold_are_refused_with_the_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    each = sum(value.nbytes for value in vars(base_of_parts(["shift"]).draw(24)).values() if isinstance(value, Tensor))
+    monkeypatch.setattr(answers, "available_bytes", lambda device: 5 * each)
+    run = begun().run(phase(base="shift", base_versions=6), data(), data())
+    with pytest.raises(KdsearchError, match=r"6 of each of 24 images take 0.0 GiB; allowed: up to 5$"):
+        next(run)
+    made = ready(network(3), base="shift", base_versions=2).study
+    for versions, allowed in ((5, "up to 1"), (1, "")):
+        asked = replace(made, base_versions=versions)
+        with pytest.raises(KdsearchError, match=allowed) if allowed else nullcontext():
+            find_base(asked, Path("nowhere"), Teacher(network(3)), TASK, 1, "cpu")
+
+
+@pytest.mark.parametrize(("base", "versions", "said"), [
+    ("shift", 0, "base_versions is 0; allowed: whole numbers, 1 or more"),
+    ("shift", 10**5, "base_versions is 100000; allowed: "),
+    (None, 4, "base_versions is 4; allowed: None, as the base is None"),
+])  # fmt: skip
+def test_versions_that_are_none_are_refused_by_a_study(base: Any, versions: int, said: str) -> None:
+    made = ready(network(3), base=base).study
+    found = wrong_numbers(replace(made, base_versions=versions), SearchSpace.load("default"))
+    assert any(said in text for text in found), found
 
 
 def test_a_distiller_of_its_own_decides_at_each_run() -> None:

@@ -36,8 +36,32 @@ class Versions(NamedTuple):
 
     @staticmethod
     def drawn(base: Base, per_image: int, images: int, seed: int) -> "Versions":
-        """Drawn by a seed."""
+        """Drawn by a seed.
+
+        Raises:
+            KdsearchError: they do not fit into memory.
+        """
+        check_room(base, per_image, images)
         return Versions(base, per_image, base.draw(images * per_image, generator(seed, "base versions")))
+
+
+def check_room(base: Base, per_image: int, images: int, share: float = 1.0) -> None:
+    """Do versions fit into a share of the host's memory, where draws are kept?
+
+    Raises:
+        KdsearchError: they do not; with how many do.
+    """
+    each, room = _bytes_of(base.draw(1, generator("room"))) * images, available_bytes("cpu")
+    if room is not None and per_image * each > share * room:
+        most = int(share * room / each)
+        raise KdsearchError(
+            f"base_versions: {per_image:,} of each of {images:,} images take {per_image * each / GIB:.1f} GiB; "
+            f"allowed: {f'up to {most}' if most else 'None'}"
+        )
+
+
+def _bytes_of(draw: Draw) -> int:
+    return sum(value.nbytes for value in vars(draw).values() if isinstance(value, Tensor))
 
 
 @dataclass(frozen=True)

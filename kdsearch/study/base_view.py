@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from kdsearch.augment.bases import NAMED, Base, as_base
 from kdsearch.augment.fixed import FixedTransform
@@ -16,11 +15,10 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import generator
-from kdsearch.core.memory import available_bytes
 from kdsearch.core.terminal import option
-from kdsearch.core.values import Draw, Outputs
+from kdsearch.core.values import Outputs
 from kdsearch.data.batches import augments_itself, first_batch
-from kdsearch.distill.answers import AT_ONCE, SHARE
+from kdsearch.distill.answers import AT_ONCE, SHARE, check_room
 from kdsearch.distill.steps import BaseDraw, view_base
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.tolerance import cheaper_fill, find_tolerance
@@ -33,7 +31,6 @@ AUTO = "auto"
 TRANSFORM = "transform"
 LOOKED_AT = 512  # training images on which the base's own rise is measured
 DRAWS = 8  # of each
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -85,10 +82,11 @@ def find_base(study: Study, folder: Path, teacher: Teacher, task: Task, channels
         )
     found = _ask(study, asked, teacher, task, device)
     if found.base is None:
-        return found
+        idle = "base_versions has no part: there is no base view to draw versions of"
+        return replace(found, advice=found.advice or (idle if study.base_versions else None))
     _check_base(found.base, channels)
     if study.base_versions:
-        _check_room(found.base, study.base_versions, len(study.train))
+        check_room(found.base, study.base_versions, len(study.train), SHARE)
     spec = found.base.freeze() if isinstance(found.base, Policy) else None
     base = as_base(spec) or found.base  # of the numbers that are written, to the last digit
     return replace(found, base=base, spec=spec, loss_rise=_rise(base, study, teacher, task, device))
@@ -149,22 +147,6 @@ def _check_base(base: Base, channels: int) -> None:
                 f"base: {', '.join(odd)} needs images of {needed} channels, and these have {channels}; allowed: "
                 "operations with a meaning for them"
             )
-
-
-def _check_room(base: Base, versions: int, images: int) -> None:
-    """Draws are kept on the host."""
-    each, room = _bytes(base.draw(1, generator("room"))), available_bytes("cpu")
-    needed = each * versions * images
-    if room is not None and needed > SHARE * room:
-        most = int(SHARE * room / each / images)
-        allowed = f"up to {most}" if most else "None"
-        raise KdsearchError(
-            f"base_versions: {versions:,} of each of {images:,} images take {needed / GIB:.1f} GiB; allowed: {allowed}"
-        )
-
-
-def _bytes(draw: Draw) -> int:
-    return sum(value.nbytes for value in vars(draw).values() if isinstance(value, Tensor))
 
 
 @torch.no_grad()
