@@ -55,8 +55,7 @@ def as_base(given: Any, *, fill: str = "reflect") -> Base | None:
     if isinstance(given, str) and given in NAMED:
         return base_of_parts(NAMED[given], fill=fill)
     if isinstance(given, str) and not given.endswith(".json"):
-        hint = ", or the path of a policy file (.json), a kdsearch.Policy, a transform of one image"
-        raise KdsearchError(unknown_name("base", given, NAMED) + hint)
+        raise KdsearchError(unknown_name("base", given, NAMED))
     if isinstance(given, str | Path):
         given = PolicySpec.load(as_path(given))
     if isinstance(given, Policy):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from kdsearch.augment.operations import apply, check_draw, check_images
-from kdsearch.core.errors import KdsearchError, unknown_name
+from kdsearch.core.errors import KdsearchError, unknown_name, user_call
 from kdsearch.core.maths import own_generators, seed_generators
 from kdsearch.core.values import Draw, View
 
@@ -98,7 +98,8 @@ class FixedTransform(nn.Module):
             given = to_pil_image(levels)
         elif self.takes == "numpy":
             given = levels.movedim(0, -1).numpy().copy()
-        out = self.transform(given)
+        with user_call(f"transform {self.transform}"):
+            out = self.transform(given)
         if _kind(out) != _kind(given):
             raise KdsearchError(f"transform {self.transform}: an image {_kind(given)} came back as {_kind(out)}")
         if self.takes == "pil":

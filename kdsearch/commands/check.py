@@ -28,6 +28,8 @@ class Check:
     space: str
     operations: tuple[str, ...]  # of the space, without those dropped
     dropped: Mapping[str, str]  # operations that these images do not feel, and why
+    base: str  # the base view of all runs, and what it leaves out
+    base_loss_rise: float | None  # of the teacher's cross-entropy on it, nats; None: there is none
     warnings: tuple[str, ...]  # what is allowed and seldom meant
     budget: Budget
     seconds: float  # of the whole search
@@ -182,6 +184,8 @@ def _check_of(findings: Findings) -> Check:
         findings.ready.space.name,
         tuple(findings.ready.space.limits),
         findings.dropped,
+        findings.ready.base_view.said.removeprefix("base: "),
+        findings.ready.base_view.loss_rise,
         findings.warnings,
         budget,
         learned * findings.seconds_per_run + plain * findings.seconds_per_reference,

@@ -263,7 +263,7 @@ class _Search:
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        if len(rows_of_winner(self.folder, best.number)) < seeds * len(confirmed_runs(self.ready)):
+        if len(self._confirmed(best)) < seeds * len(confirmed_runs(self.ready)):
             self.display.say(
                 f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
             )
@@ -374,10 +374,15 @@ class _Search:
     def _best(self) -> Best | None:
         return best_trial(self.optuna)
 
+    def _confirmed(self, best: Best) -> list[str]:
+        """The runs of the confirmation that are done, on whatever seed."""
+        done, runs = rows_of_winner(self.folder, best.number), confirmed_runs(self.ready)
+        return [row["run"] for row in done if row["run"] in runs]
+
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
         best, seeds = self._best(), self.budget.confirmation
-        confirmed = [row["run"] for row in rows_of_winner(self.folder, best.number)] if best else []
+        confirmed = self._confirmed(best) if best else []
         again = confirmed.count("learned")
         learned = max(0, self.budget.trials - self._done()) + max(0, seeds - again)
         plain = len(missing_references(self.ready, self.folder))

@@ -27,9 +27,10 @@ from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import number_of, option
 from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.teachers import Recipe
-from kdsearch.study.base_view import AUTO, describe_asked, keep_base
+from kdsearch.probe.tolerance import FILLS
+from kdsearch.study.base_view import AUTO, keep_base
 from kdsearch.study.facts import student_identity
-from kdsearch.study.fingerprint import describe_transform
+from kdsearch.study.fingerprint import describe_base, describe_transform, policy_numbers
 from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
@@ -40,7 +41,6 @@ from kdsearch.tasks.metrics import metric_name
 Frozen = Policy | FixedTransform | None  # None: a second view identical to the first
 STUDENT = "student.safetensors"
 WRITTEN = ("result.json", "policy.json", STUDENT, "epochs.jsonl", "regions.json", "samples.npz", CHECKPOINT)
-DIGITS = 9  # of a probability, whose last ones change as it becomes a logit and comes back
 DEPTH = 3  # folders over a policy file, in which its search is looked for: RUN/trials/0000/policy.json
 
 
@@ -189,18 +189,19 @@ def _finish(study: Study, folder: Path, result: ResultFile, display: Display) ->
 def _take_base(study: Study, spec: PolicySpec) -> tuple[Study, list[str]]:
     """A study with the base view that a policy was learned over, unless it names one; and what is to be said of that.
 
-    A study of transforms of its own names one; policies of before there were base views have none.
+    A policy without one was learned over images as they are, as all were before there were base views. But no policy
+    keeps a base view that is a transform, nor one that the second view is not made of: there it is the study's.
     """
-    if study.base == AUTO:
-        return replace(study, base=spec.base), []
-    own, learned = (
-        base.freeze().final if isinstance(base, Policy) else base for base in map(as_base, (study.base, spec.base))
-    )
-    if own == learned:
+    kept = study.views.second_from == "base"
+    if isinstance(study.base, str) and study.base == AUTO:
+        return (replace(study, base=spec.base) if kept else study), []
+    own, learned = as_base(study.base, fill=spec.base.fill if spec.base else FILLS[0]), as_base(spec.base)
+    lost = isinstance(own, FixedTransform) and learned is None
+    if not kept or lost or describe_base(own) == describe_base(learned):
         return study, []
-    return study, [
-        f"the base view is the study's, {describe_asked(study.base)}, and the policy was learned over another"
-    ]
+    taken, other = (base.freeze().in_short() if isinstance(base, Policy) else "a transform" if base else "none"
+                    for base in (own, learned))  # fmt: skip
+    return study, [f"base: the study's is taken ({taken}), and the policy has another ({other})"]
 
 
 def _freeze(policy: Any) -> tuple[Frozen, Path | None, PolicySpec | None]:
@@ -291,15 +292,8 @@ def _begin(folder: Path, checked: Findings, policy: Frozen) -> ResultFile | None
 
 
 def _identity(policy: Frozen) -> Any:
-    """What tells a policy from others, as plain values; frozen twice it is the same."""
-    if not isinstance(policy, Policy):
-        return policy and describe_transform(policy)
-    spec = policy.freeze()
-    rounded = {
-        name: [None if value is None else round(value, DIGITS) for value in (s.probability, s.low, s.high)]
-        for name, s in spec.final.items()
-    }
-    return {"operations_per_image": spec.operations_per_image, "fill": spec.fill, "operations": rounded}
+    """What tells a policy from others, as plain values."""
+    return policy_numbers(policy) if isinstance(policy, Policy) else policy and describe_transform(policy)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -20,19 +20,21 @@ def policy_warnings(records: Sequence[EpochRecord], policy: Policy, clean_accura
     """Of a policy that has learned, from the last epochs of its run; nothing where all is well.
 
     Args:
-        clean_accuracy: Of the teacher on the training images, for runs that do not look at their base views.
+        clean_accuracy: Of the teacher on the training images as they are, for runs that use no base views.
     """
     record, found = records[-1], list[str]()
     if not sum(r.policy_steps for r in records):
         found.append("no policy step was taken: the policy is its unlearned start; more steps, or a shorter interval")
-    clean = clean_accuracy if math.isnan(record.teacher_clean_accuracy) else record.teacher_clean_accuracy
+    clean, which = record.teacher_clean_accuracy, "base views"
+    if math.isnan(clean):
+        clean, which = clean_accuracy, "images as they are"
     violations = [r.floor_violation for r in records if not math.isnan(r.floor_violation)]
     if record.emptied + record.saturated > MOST_SPOILED:
         found.append(f"{record.emptied:.0%} of the augmented images are empty, {record.saturated:.0%} saturated")
     if record.teacher_accuracy < clean - LEAST_RIGHT:
         found.append(
             f"the teacher is right on {record.teacher_accuracy:.0%} of the augmented images, "
-            f"on {clean:.0%} of the clean ones"
+            f"on {clean:.0%} of the {which}"
         )
     if violations and violations[-1] > MOST_VIOLATION:
         found.append(f"the teacher's cross-entropy is {violations[-1]:.2f} nats over the floor")

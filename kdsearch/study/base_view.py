@@ -12,7 +12,7 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.core.errors import KdsearchError
+from kdsearch.core.errors import KdsearchError, unknown_name
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import generator
 from kdsearch.core.terminal import option
@@ -22,13 +22,12 @@ from kdsearch.distill.answers import AT_ONCE, SHARE, check_room
 from kdsearch.distill.steps import BaseDraw, view_base
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.tolerance import cheaper_fill, find_tolerance
-from kdsearch.study.fingerprint import describe_transform, digest_parts
+from kdsearch.study.fingerprint import describe_base
 from kdsearch.study.run_folder import BASE, is_begun, read_base
 from kdsearch.study.study import Study
 from kdsearch.tasks import Task
 
 AUTO = "auto"
-TRANSFORM = "transform"
 LOOKED_AT = 512  # training images on which the base's own rise is measured
 DRAWS = 8  # of each
 
@@ -41,6 +40,7 @@ class BaseView:
     asked: str  # of the study, in words that tell it from others
     said: str  # which one it is and why, in one line
     spec: PolicySpec | None = None  # of a base that is a policy
+    found_on: str = ""  # a digest of what it was measured on
     before: bool = False  # was the folder begun before there were base views? Then nothing in it is done otherwise
     fused: bool | None = None  # does the teacher answer by its fused copy? None: not decided
     answers_looked_up: bool | None = None  # None: not decided
@@ -51,8 +51,14 @@ class BaseView:
 BARE = BaseView(None, "None", "base: none")
 
 
-def find_base(study: Study, folder: Path, teacher: Teacher, task: Task, channels: int, device: str) -> BaseView:
+def find_base(
+    study: Study, folder: Path, teacher: Teacher, task: Task, channels: int, *, device: str, found_on: str
+) -> BaseView:
     """The base view that a study's runs have: that of the folder, where it was begun, or the one it asks for.
+
+    Args:
+        found_on: A digest of what it is measured on: that of a folder which was measured on something else, and of
+            which nothing has come, is passed over.
 
     Raises:
         KdsearchError: a base that needs other images, or is asked for in a folder that was begun without any; more
@@ -69,24 +75,27 @@ def find_base(study: Study, folder: Path, teacher: Teacher, task: Task, channels
         return BaseView(
             None, "None", "base: none, as this folder was begun", before=True, fused=False, answers_looked_up=False
         )
-    if kept is not None and kept.asked == asked:
-        own = as_base(study.base) if asked.startswith(TRANSFORM) else None
-        return BaseView(
+    if kept is not None and (kept.asked, kept.found_on) == (asked, found_on):
+        own = as_base(study.base) if kept.policy is None and asked not in (AUTO, "None") else None
+        found = BaseView(
             as_base(kept.policy) or own,
             asked,
             kept.said,
             kept.policy,
+            found_on,
             fused=kept.fused,
             answers_looked_up=kept.answers_looked_up,
             loss_rise=kept.loss_rise,
         )
-    found = _ask(study, asked, teacher, task, device)
+    else:
+        kept, found = None, replace(_ask(study, asked, teacher, task, device), found_on=found_on)
     if found.base is None:
-        idle = "base_versions has no part: there is no base view to draw versions of"
-        return replace(found, advice=found.advice or (idle if study.base_versions else None))
+        return found
     _check_base(found.base, channels)
     if study.base_versions:
         check_room(found.base, study.base_versions, len(study.train), SHARE)
+    if kept is not None:
+        return found
     spec = found.base.freeze() if isinstance(found.base, Policy) else None
     base = as_base(spec) or found.base  # of the numbers that are written, to the last digit
     return replace(found, base=base, spec=spec, loss_rise=_rise(base, study, teacher, task, device))
@@ -99,6 +108,7 @@ def keep_base(folder: Path, view: BaseView, *, fused: bool, answers_looked_up: b
             folder / BASE,
             {
                 "asked": view.asked,
+                "found_on": view.found_on,
                 "policy": view.spec and view.spec.model_dump(mode="json"),
                 "said": view.said,
                 "fused": fused,
@@ -112,11 +122,9 @@ def describe_asked(given: Any) -> str:
     """What a study asks for as its base, in words that tell it from others."""
     if given is None or (isinstance(given, str) and (given == AUTO or given in NAMED)):
         return str(given)
-    base = as_base(given)
-    if isinstance(base, FixedTransform):
-        return f"{TRANSFORM} {digest_parts(describe_transform(base))}"
-    assert base is not None
-    return f"policy {digest_parts(base.freeze().to_json())}"
+    if isinstance(given, str) and not given.endswith(".json"):
+        raise KdsearchError(unknown_name("base", given, (AUTO, *NAMED)))
+    return describe_base(as_base(given))
 
 
 def _ask(study: Study, asked: str, teacher: Teacher, task: Task, device: str) -> BaseView:
@@ -133,8 +141,8 @@ def _ask(study: Study, asked: str, teacher: Teacher, task: Task, device: str) ->
         fill = cheaper_fill(teacher, validation, task, NAMED[asked], device=device, seed=study.seed)
         return BaseView(as_base(asked, fill=fill), asked, f"base: {asked}, filled by {fill}")
     if isinstance(base, FixedTransform):
-        return BaseView(base, asked, "base: a transform of your own, which files of policies do not keep")
-    return BaseView(base, asked, f"base: a policy of your own ({', '.join(base.operations)})")
+        return BaseView(base, asked, "base: a transform, which the files of policies do not keep")
+    return BaseView(base, asked, f"base: a policy ({', '.join(base.operations)}), filled by {base.fill}")
 
 
 def _check_base(base: Base, channels: int) -> None:
@@ -156,7 +164,10 @@ def _rise(base: Base, study: Study, teacher: Teacher, task: Task, device: str) -
     drawn = [None, *(BaseDraw(base, base.draw(len(batch), random)) for _ in range(DRAWS))]
     losses = []
     for draw in drawn:
-        view = view_base(batch, draw)
+        try:
+            view = view_base(batch, draw)
+        except KdsearchError as error:
+            raise KdsearchError(f"base: {error}") from error.__cause__
         answers = [task.check(teacher(part), "teacher") for part in view.images.split(AT_ONCE)]
         losses.append(task.supervised(Outputs.join(answers), task.follow(batch.target, view.matrix)).mean().item())
     rise = math.fsum(losses[1:]) / DRAWS - losses[0]

@@ -9,7 +9,7 @@ from typing import Any
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.core.sources import hash_source
 from kdsearch.networks.factories import fresh_optimizer
-from kdsearch.study.fingerprint import network_digest, student_digest
+from kdsearch.study.fingerprint import describe_base, network_digest, student_digest
 from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
 from kdsearch.study.study import Study
@@ -44,7 +44,7 @@ def search_facts(checked: Findings) -> dict[str, Any]:
         "base_versions": study.base_versions,
         "base_loss_rise": ready.base_view.loss_rise,
         "teacher_fused": ready.teacher.is_fused,
-        "answers_looked_up": ready.tables.allowed,
+        "answers_looked_up": ready.answers_looked_up,
         "precision": study.precision,
         "compiled": study.compiled,
         "device": ready.device,
@@ -93,21 +93,19 @@ def student_identity(checked: Findings) -> dict[str, Any]:
         "precision": study.precision,
         "compiled": study.compiled,
         "seed": study.seed,
-        **({} if ready.base_view.before else {"base view": _base_identity(ready)}),
+        **({} if ready.base_view.before else _base_identity(ready)),
     }
 
 
 def _base_identity(ready: Ready) -> dict[str, Any]:
     """What fixes the base views, and how the teacher is asked about them."""
-    view, study = ready.base_view, ready.study
+    phase = ready.phase(None)
     return {
-        "asked": view.asked,
-        "policy": view.spec and view.spec.model_dump(mode="json"),
-        "versions": study.base_versions,
-        "bare reference": study.bare_reference,
-        "second view from": study.views.second_from,
+        "base view": describe_base(phase.base),
+        "base versions": phase.base_versions,
+        "second view from": phase.views.second_from if phase.base is not None else "base",
         "teacher fused": ready.teacher.is_fused,
-        "answers looked up": ready.tables.allowed,
+        "answers looked up": ready.answers_looked_up,
     }
 
 

@@ -1,6 +1,7 @@
 """What tells one data set or one student from another: numbers that depend on every pixel, names, structure, start."""
 
 import hashlib
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -12,11 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from kdsearch.augment.bases import Base
 from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.policy import Policy
 from kdsearch.core.maths import generator, own_generators, seed_everything
 from kdsearch.core.sources import PLAIN, hash_source
 from kdsearch.networks.teachers import weights_hash
 
+DIGITS = 9  # of a policy's numbers, whose last ones change as a probability becomes a logit and comes back
 ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")  # of an object, in its repr: another one in each process
 WORD = 8  # bytes
 _OTHERS = ("builtins", "torch", "torchvision", "kdsearch")  # packages whose classes are fixed by their names
@@ -85,6 +89,29 @@ def describe_transform(transform: FixedTransform | None) -> str:
     codes = [code for code in (getattr(function, "__code__", None) for function in called) if code]
     steps = [part for code in codes for part in (code.co_code, code.co_consts, code.co_names)]  # lambdas of one line
     return f"{stable_repr(called[0])} {hash_source(*called, *steps, settings=True)} {transform.takes}"
+
+
+def policy_numbers(policy: Policy) -> dict[str, Any]:
+    """What tells a policy from others, as plain values; frozen twice it is the same."""
+    spec = policy.freeze()
+    rounded = {
+        name: [None if value is None else round(value, DIGITS) for value in (s.probability, s.low, s.high)]
+        for name, s in spec.final.items()
+    }
+    return {"operations_per_image": spec.operations_per_image, "fill": spec.fill, "operations": rounded}
+
+
+def describe_base(base: Base | None) -> str:
+    """What tells a base view from others, in one line.
+
+    >>> describe_base(None)
+    'none'
+    """
+    if base is None:
+        return "none"
+    if isinstance(base, FixedTransform):
+        return f"transform {digest_parts(describe_transform(base))}"
+    return f"policy {digest_parts(json.dumps(policy_numbers(base)))[:12]} of {', '.join(base.operations)}"
 
 
 def student_digest(make: Callable[[], nn.Module]) -> str:

@@ -28,6 +28,7 @@ from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.base_view import find_base
 from kdsearch.study.costs import MemoryEstimate, check_memory, estimate_seconds
+from kdsearch.study.fingerprint import digest_parts, network_digest
 from kdsearch.study.ready import Ready
 from kdsearch.study.run_folder import is_begun, read_base
 from kdsearch.study.space import SearchSpace
@@ -115,7 +116,8 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     kept, begun = read_base(run), is_begun(run)
     fuses = None if kept is None and not begun else bool(kept and kept.fused)
     ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device, fuses=fuses)
-    base = find_base(study, run, ready.teacher, task, ready.channels, device)
+    found_on = digest_parts(network_digest(ready.teacher.network), train.digest, validation.digest, str(study.seed))
+    base = find_base(study, run, ready.teacher, task, ready.channels, device=device, found_on=found_on)
     tables = AnswerTables(base.answers_looked_up, runs=study.budget.trials + 1)
     ready = replace(ready, base_view=base, tables=tables)
     if (share := shared_images(train, validation)) > MOST_SHARED:
@@ -130,7 +132,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     seconds = estimate_seconds(ready, batch)
     remembers, unknown = _remembers(study.teacher_saw, train.known, validation.known)
     few = batch_norm_warning(student, study.budget.batch // count_parts(study.budget.batch, study.budget.parts))
-    advice = [base.advice] if base.advice else []
+    advice = [*_without_part(ready), *([base.advice] if base.advice else [])]
     told = [*doubtful_wiring(study, ready.space), *_never_learns(ready), *few, *unknown, *odd, *doubt, *advice]
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
@@ -242,9 +244,9 @@ def _decide_answers(ready: Ready) -> None:
 def _describe_asking(ready: Ready) -> str:
     """How the teacher is asked, in words."""
     parts = ["BatchNorm is fused into its convolutions"] if ready.teacher.is_fused else []
-    if ready.tables.allowed:
+    if ready.answers_looked_up:
         parts.append("its answers on base views are looked up")
-    elif ready.tables.reason:
+    elif ready.answers_looked_up is False and ready.tables.reason:
         parts.append(f"it is asked about base views at each step ({ready.tables.reason})")
     return f"teacher: {'; '.join(parts)}" if parts else ""
 
@@ -289,6 +291,16 @@ def _check_answers(teacher: Teacher, images: Tensor, space: SearchSpace, task: C
             raise KdsearchError(
                 f"the teacher's logits are not finite on images after {name}, which the search would show it"
             )
+
+
+def _without_part(ready: Ready) -> list[str]:
+    """What a study asks for of a base view that has no part in its runs."""
+    study, base = ready.study, ready.base_view.base
+    if base is not None:
+        weak = "the reference `twice` is not run: where the teacher sees weak views, no transform makes the second one"
+        return [] if "twice" in ready.references else [weak]
+    asked = {"base_versions": study.base_versions is not None, "bare_reference": study.bare_reference}
+    return [f"{name} has no part: there is no base view" for name, given in asked.items() if given]
 
 
 def _never_learns(ready: Ready) -> list[str]:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from kdsearch.augment.bases import Base
+from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.presets import trivial
 from kdsearch.distill.answers import AnswerTables
@@ -21,14 +22,15 @@ from kdsearch.tasks import Classification
 REFERENCES = ("identity", "twice", "trivial", "start", "bare")
 
 
-def reference_names(study: Study, *, bare: bool) -> tuple[str, ...]:
+def reference_names(study: Study, base: Base | None) -> tuple[str, ...]:
     """The references of a study, in the order in which they are run.
 
-    Args:
-        bare: Is its base None? Then there is no base view to draw twice, and all of its runs are bare.
+    Without a base view there is none to draw twice, and all runs are bare. Nobody knows where a transform moves pixels:
+    where the teacher sees the geometry of the second view alone, no transform makes it.
     """
-    left_out = {"twice", "bare"} if bare else set() if study.bare_reference else {"bare"}
-    return tuple(name for name in REFERENCES if name not in left_out)
+    weak = study.views.teacher == "weak" and isinstance(base, FixedTransform)
+    run = {"twice": base is not None and not weak, "bare": base is not None and study.bare_reference}
+    return tuple(name for name in REFERENCES if run.get(name, True))
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,12 @@ class Ready:
     @property
     def references(self) -> tuple[str, ...]:
         """Their names, in the order in which they are run."""
-        return reference_names(self.study, bare=self.base_view.base is None)
+        return reference_names(self.study, self.base_view.base)
+
+    @property
+    def answers_looked_up(self) -> bool | None:
+        """Are the teacher's answers on base views of trials looked up? None: none come back, or nobody decided."""
+        return self.tables.allowed if self.phase(None).bases_come_back else None
 
     def student(self) -> nn.Module:
         """A fresh student on the device, laid out and compiled as the teacher is."""

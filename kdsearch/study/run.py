@@ -27,7 +27,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.state import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
-from kdsearch.study.fingerprint import describe_transform
+from kdsearch.study.fingerprint import describe_base, describe_transform
 from kdsearch.study.ready import Ready
 
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
@@ -160,9 +160,8 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
 
 def _described(ready: Ready, phase: Phase) -> tuple[object, ...]:
     """What tells the base views of a run from others', and how the teacher is asked."""
-    spec = phase.base.freeze().to_json() if isinstance(phase.base, Policy) else describe_transform(phase.base)
-    how = ready.teacher.is_fused, ready.tables.allowed
-    return spec, phase.base_versions, phase.base_seed, phase.views.second_from, *how
+    how = ready.teacher.is_fused, ready.tables.allowed if phase.bases_come_back else None
+    return describe_base(phase.base), phase.base_versions, phase.base_seed, phase.views.second_from, *how
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
-from kdsearch.augment.spec import PolicySpec
+from kdsearch.augment.spec import NESTED, PolicySpec
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import to_json_values, write_bytes
 from kdsearch.data.images import load_images
@@ -122,13 +122,20 @@ class TrainingFile(BaseModel):
     identity: dict[str, Any]
 
 
+def _without_base(policy: PolicySpec | None) -> PolicySpec | None:
+    if policy and policy.base:
+        raise ValueError(NESTED)
+    return policy
+
+
 class BaseFile(BaseModel):
     """`base.json`: the base view of all runs of a folder, and how the teacher is asked, measured once."""
 
     model_config = _READ
 
     asked: str  # of the study, in words
-    policy: PolicySpec | None = None
+    found_on: str = ""  # a digest of what it was measured on
+    policy: Annotated[PolicySpec | None, AfterValidator(_without_base)] = None
     said: str = ""
     fused: bool = False
     answers_looked_up: bool | None = None  # None: not decided
