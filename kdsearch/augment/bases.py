@@ -1,6 +1,6 @@
 """The base view: what every image goes through before the policy, by name, by parts, or a user's own."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,13 +41,14 @@ def base_of_parts(parts: Sequence[str], *, fill: str = "reflect", probability: f
     return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)])).requires_grad_(False)
 
 
-def as_base(given: Any, *, fill: str = "reflect") -> Base | None:
+def as_base(given: Any, *, fill: str = "reflect", known: Iterable[str] = NAMED) -> Base | None:
     """What may be named as a base view, held still.
 
     Args:
         given: None for a bare base; a name out of `NAMED`; a `Policy`, a `PolicySpec` or the path
             of its file; a `FixedTransform` or any callable on one image.
         fill: Of a base by its name.
+        known: Names that are told of where it is none.
 
     Raises:
         KdsearchError: anything else; a policy that has a base view of its own.
@@ -55,7 +56,7 @@ def as_base(given: Any, *, fill: str = "reflect") -> Base | None:
     if isinstance(given, str) and given in NAMED:
         return base_of_parts(NAMED[given], fill=fill)
     if isinstance(given, str) and not given.endswith(".json"):
-        raise KdsearchError(unknown_name("base", given, NAMED))
+        raise KdsearchError(unknown_name("base", given, known))
     if isinstance(given, str | Path):
         given = PolicySpec.load(as_path(given))
     if isinstance(given, Policy):
@@ -73,6 +74,6 @@ def as_base(given: Any, *, fill: str = "reflect") -> Base | None:
     if callable(given) and not isinstance(given, type):
         return FixedTransform(given)
     raise KdsearchError(
-        f"base: {quote(given)} is none; allowed: None, {', '.join(NAMED)}, a Policy, a PolicySpec or its file, a "
+        f"base: {quote(given)} is none; allowed: None, {', '.join(known)}, a Policy, a PolicySpec or its file, a "
         "FixedTransform or a callable on one image"
     )

@@ -14,6 +14,7 @@ from kdsearch.core.errors import KdsearchError, unknown_name, user_call
 from kdsearch.core.maths import own_generators, seed_generators
 from kdsearch.core.values import Draw, View
 
+LONGEST_NAME = 60  # letters of a transform's repr in a message
 Kind = Literal["uint8", "float", "pil", "numpy"]  # of image
 
 
@@ -98,10 +99,11 @@ class FixedTransform(nn.Module):
             given = to_pil_image(levels)
         elif self.takes == "numpy":
             given = levels.movedim(0, -1).numpy().copy()
-        with user_call(f"transform {self.transform}"):
+        name = " ".join(f"{self.transform}".split())[:LONGEST_NAME]
+        with user_call(f"transform {name}"):
             out = self.transform(given)
         if _kind(out) != _kind(given):
-            raise KdsearchError(f"transform {self.transform}: an image {_kind(given)} came back as {_kind(out)}")
+            raise KdsearchError(f"transform {name}: an image {_kind(given)} came back as {_kind(out)}")
         if self.takes == "pil":
             out = pil_to_tensor(out)
         elif self.takes == "numpy":

@@ -12,7 +12,7 @@ from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec
-from kdsearch.core.errors import KdsearchError, unknown_name
+from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import generator
 from kdsearch.core.terminal import option
@@ -122,9 +122,7 @@ def describe_asked(given: Any) -> str:
     """What a study asks for as its base, in words that tell it from others."""
     if given is None or (isinstance(given, str) and (given == AUTO or given in NAMED)):
         return str(given)
-    if isinstance(given, str) and not given.endswith(".json"):
-        raise KdsearchError(unknown_name("base", given, (AUTO, *NAMED)))
-    return describe_base(as_base(given))
+    return describe_base(as_base(given, known=(AUTO, *NAMED)))
 
 
 def _ask(study: Study, asked: str, teacher: Teacher, task: Task, device: str) -> BaseView:
