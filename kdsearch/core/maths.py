@@ -164,11 +164,17 @@ def spoiled_shares(before: Tensor, after: Tensor) -> Tensor:
     >>> spoiled_shares(x.repeat(4, 1, 1, 1), torch.cat([x, 0 * x, (9 * x - 4).clamp(0, 1), (x > 0.5).float()])).tolist()
     [0.25, 0.25]
     """
-    deviation, left = (x.flatten(1).std(1) for x in (before, after))
-    bound_before, bound = (((x <= 0) | (x >= 1)).flatten(1).float().mean(1) for x in (before, after))
+    deviation, left = (_spread(x.flatten(1)) for x in (before, after))
+    bound_before, bound = ((1 - x).mul_(x).le_(0).flatten(1).mean(1) for x in (before, after))
     emptied = (left < 0.1 * deviation).float().mean()
     saturated = ((bound > 0.95) & (bound_before <= 0.95) & (left >= 0.1 * deviation)).float().mean()
     return torch.stack([emptied, saturated])
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The deviation of rows (b, n) times the root of n, 0 for constant ones; in two passes, much faster than `std`."""
+    x = x - x[:, :1]
+    return x.sub_(x.mean(1, keepdim=True)).norm(dim=1)
 
 
 def noise_scale(gradients: Sequence[Tensor], batch: int) -> tuple[float, float]:

@@ -91,8 +91,8 @@ class Draw:
     def __len__(self) -> int:
         return len(self.chosen)
 
-    def rows(self, index: Tensor) -> Self:
-        """The draws of some images, in the order given by `index` (b,); that of their base view comes along."""
+    def rows(self, index: Tensor | slice) -> Self:
+        """The draws of some images, in the order of their places (b,) or a slice; their base view's come along."""
         whole = ("operations", "fill", "base")
         parts = {f.name: getattr(self, f.name)[index] for f in fields(self) if f.name not in whole}
         return replace(self, **parts, base=None if self.base is None else self.base.rows(index))

@@ -331,11 +331,11 @@ class Distiller:
         self.optimizer.zero_grad(set_to_none=True)
         measured = [
             self._learn(
-                batch.rows(slice(int(rows[0]), int(rows[-1]) + 1)),
+                part := batch.rows(rows),
                 draw and draw.rows(rows),
                 base and base.rows(rows),
-                known and known.rows(slice(int(rows[0]), int(rows[-1]) + 1)),
-                len(rows) / len(batch),
+                known and known.rows(rows),
+                len(part) / len(batch),
                 phase,
                 progress,
             )
@@ -480,8 +480,8 @@ class Distiller:
 
         with evaluation_mode(self.student):
             for rows in split_rows(len(batch), parts):
-                part = batch.rows(slice(int(rows[0]), int(rows[-1]) + 1))
-                learn(part, draw.rows(rows), len(rows) / len(batch))
+                part = batch.rows(rows)
+                learn(part, draw.rows(rows), len(part) / len(batch))
         aim, teacher_ce = torch.stack(measured).sum(0).tolist()
         prior = (steps.prior_strength or 0.0) * policy.prior_loss()
         prior.backward()

@@ -24,7 +24,7 @@ class BaseDraw(NamedTuple):
     base: Base
     draw: Draw
 
-    def rows(self, index: Tensor) -> "BaseDraw":
+    def rows(self, index: Tensor | slice) -> "BaseDraw":
         """Those of some images."""
         return BaseDraw(self.base, self.draw.rows(index))
 
@@ -38,9 +38,10 @@ def count_parts(images: int, parts: int) -> int:
     return min(parts, max(1, images // 2))
 
 
-def split_rows(images: int, parts: int) -> list[Tensor]:
-    """The rows of each part of a batch, on the host; parts are of about one size."""
-    return list(torch.arange(images).tensor_split(count_parts(images, parts)))
+def split_rows(images: int, parts: int) -> list[slice]:
+    """The rows of each part of a batch; parts are of about one size."""
+    found = torch.arange(images).tensor_split(count_parts(images, parts))
+    return [slice(int(part[0]), int(part[-1]) + 1) for part in found]
 
 
 def view_base(batch: Batch, base: BaseDraw | None) -> View:
