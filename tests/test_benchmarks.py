@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdsearch.core.errors import user_call
+from kdsearch.networks.teachers import Teacher
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text())
@@ -88,6 +89,43 @@ def test_the_stages_of_a_step_are_all_seen_and_the_hooks_taken_off(load):
     on.student_step()
     assert min(seen[stage] for stage in gpu.STAGES if stage not in ("data", "other")) > 0
     assert watch.seconds == seen
+
+
+def test_rows_of_distill_ask_the_teacher_as_they_say(load, monkeypatch, tmp_path):
+    distill, asked = load("distill"), []
+    call = Teacher.__call__
+
+    def counted(teacher, images, layers=()):
+        asked.append((len(images), teacher.is_fused))
+        return call(teacher, images, layers)
+
+    monkeypatch.setattr(Teacher, "__call__", counted)
+    monkeypatch.setattr(distill, "STEPS", 3)
+    ways = distill.turns(distill.make_pair("cpu", depths=(8, 8), batch=4), tmp_path)
+    assert {way.of for way in ways} <= {way.row for way in ways}
+    images = {}
+    for way in ways:
+        if "JPEG" not in way.row and way.views == 2:
+            if "warm" in way.row:
+                way.call()
+            asked.clear()
+            way.call()
+            images[way.row] = sum(count for count, _ in asked)
+            assert all(fused for _, fused in asked) == (way.row != distill.BARE), way.row
+    each, tried = 4 * distill.STEPS, images["identity, cold table"] - 4 * distill.STEPS
+    assert images[distill.PLAIN] == 0  # it asks the network itself
+    assert images[distill.BARE] == images["bare, teacher fused"] == images[distill.AFRESH] == 2 * each
+    assert images["bare, warm table"] == each and images["identity, warm table"] == 0
+    assert images["bare, cold table"] == 2 * each + tried and 0 < tried < 100
+    assert images["a whole default run"] > images[f"{distill.AFRESH}, a policy step every 10"] > 2 * each
+
+
+def test_a_folder_of_jpegs_has_the_images_of_a_pair(load, tmp_path):
+    distill = load("distill")
+    data = distill.make_pair("cpu", depths=(8, 8), batch=4).data
+    folder = distill.write_folder(tmp_path, data)
+    assert sorted(folder.labels) == sorted(data.labels.tolist()) and len(folder) == len(data)
+    assert folder[0][0].shape == data.images[0].shape
 
 
 @pytest.mark.long
