@@ -154,8 +154,9 @@ def test_another_base_than_the_folders_is_refused_with_the_difference(searched: 
 
 def test_a_base_comes_back_to_the_last_digit(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a probability that is another one each time it becomes a logit and comes back."""
-    once = torch.logit(torch.linspace(0.1, 0.9, 9999, dtype=torch.float64)).sigmoid()
-    base = Policy({"rotate": 10.0}, 1, probability=once[torch.logit(once).sigmoid() != once][0].item())
+    given = torch.linspace(0.1, 0.9, 9999, dtype=torch.float64)
+    held = torch.logit(torch.logit(given).sigmoid())  # as the logit is when a base is held still
+    base = Policy({"rotate": 10.0}, 1, probability=given[torch.logit(held.sigmoid()) != held][0].item())
     first = keep(replace(study, base=base), tmp_path)
     unmeasured(monkeypatch)
     again = preflight(replace(study, base=base), tmp_path)
