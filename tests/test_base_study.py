@@ -392,7 +392,8 @@ def test_check_says_the_base_and_what_it_costs_and_writes_nothing(
 ) -> None:
     found = kd.check(study, out=tmp_path / "run")
     said = capsys.readouterr().out
-    assert f"base: {found.base} (the teacher's cross-entropy rises by {found.base_loss_rise:.2f} nats)" in said
+    risen = f"all in all the teacher's cross-entropy rises by {found.base_loss_rise:.2f} nats"
+    assert f"base: {found.base}; {risen}" in said
     assert "4 references" in said and not (tmp_path / "run").exists()
 
 

@@ -144,7 +144,7 @@ def describe_findings(findings: Findings) -> Iterator[str]:
     )
     yield from (f"  left out: {name} ({why})" for name, why in findings.dropped.items())
     rise = ready.base_view.loss_rise
-    risen = "" if rise is None else f" (the teacher's cross-entropy rises by {rise:.2f} nats)"
+    risen = "" if rise is None else f"; all in all the teacher's cross-entropy rises by {rise:.2f} nats"
     yield f"{ready.base_view.said}{risen}"
     yield from filter(None, [findings.asked])
     yield from (f"warning: {warning}" for warning in findings.warnings)

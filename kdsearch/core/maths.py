@@ -158,7 +158,8 @@ def spoiled_shares(before: Tensor, after: Tensor) -> Tensor:
     of its values are 0 or 1, and were not before.
 
     Args:
-        before, after: (B, C, H, W) in [0, 1].
+        before: (B, C, H, W) in [0, 1]; in a training step the base views.
+        after: Likewise; the second views.
 
     >>> x = torch.linspace(0, 1, 100).view(1, 1, 10, 10)
     >>> spoiled_shares(x.repeat(4, 1, 1, 1), torch.cat([x, 0 * x, (9 * x - 4).clamp(0, 1), (x > 0.5).float()])).tolist()

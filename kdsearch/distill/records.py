@@ -13,7 +13,11 @@ from kdsearch.core.maths import noise_scale
 
 @dataclass(frozen=True)
 class EpochRecord:
-    """What one epoch measured; NaN where nothing was measured."""
+    """What one epoch measured; NaN where nothing was measured.
+
+    Training steps see base views, which are the images as they are where the base is None, and second views;
+    search-validation is measured on images as they are, whatever the base.
+    """
 
     epoch: int  # from 1
     progress: float  # share of the phase's student steps done
@@ -26,11 +30,12 @@ class EpochRecord:
     value_se: float  # standard error
     learning_rate: float
     policy_steps: int
-    policy_objective: float  # nats, without prior and floor
+    policy_objective: float  # nats, without prior and floor, on the second views of policy steps
     policy_prior: float  # nats, the strength times the distance from the prior
     teacher_accuracy: float  # on the second views
     teacher_clean_accuracy: float  # on the base views
-    floor_violation: float  # nats over clean cross-entropy + floor, on the images of the policy steps; NaN: no floor
+    floor_violation: float  # nats of the teacher on the second views of policy steps, over the floor and its
+    # cross-entropy on training images as they are, so that what the base view costs counts too; NaN: no floor
     dual: float  # weight of the floor
     emptied: float  # share of second views with under a tenth of the base view's deviation
     saturated: float  # share of second views with nearly all values at 0 or 1, where the base view has not

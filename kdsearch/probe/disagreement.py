@@ -1,4 +1,7 @@
-"""Where teacher and student differ: on clean images, under the policy, and along each operation alone."""
+"""Where teacher and student differ: on clean images, under the policy, and along each operation alone.
+
+Clean images are those of search-validation as they are, and the policy is drawn over them: no base view comes between.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Mapping

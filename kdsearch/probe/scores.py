@@ -97,7 +97,7 @@ def score_policy(
     floor: float | None = None,
     seed: int = 0,
 ) -> Score:
-    """Score a policy by a teacher alone, in a single pass over the data.
+    """Score a policy by a teacher alone, in a single pass over the data: its views of images as they are, over no base.
 
     Args:
         policy: None for a second view identical to the first.
