@@ -194,7 +194,11 @@ def show(rows: list[dict], minus: Sequence[str]) -> None:
         print("no rows")
         return
     heads = [f"{what}\n- {other}" for other in minus for what in ("clean", "inherited")]
-    table = Table("base/second view", "seeds", "clean", "shifted", "inherited", "seconds", *heads, box=None)
+    table = Table(
+        "base/second", "seeds", "clean", "shifted", "inherited", "sec", *heads, box=None, padding=(0, 1, 0, 0)
+    )
+    for column in table.columns:
+        column.no_wrap = True
     for name in sorted(by_row, key=NAMES.index):
         mine, second = by_row[name], name.partition("/")[2]
         values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "shifted", "inherited")]
@@ -206,10 +210,10 @@ def show(rows: list[dict], minus: Sequence[str]) -> None:
             for key in ("clean", "inherited"):
                 cells.append(interval([mine[seed][key] - theirs[seed][key] for seed in both], 1) if both else "")
         table.add_row(name, f"{len(mine)}", *values, f"{seconds:.0f}", *cells)
-    console = Console(width=150, highlight=False)
+    console = Console(width=170, highlight=False)
     console.print(
         f"\n{rows[0]['study']}, {rows[0]['steps']} steps; test images, %, mean ± standard error over seeds; "
-        "differences paired by seed, 95 % t intervals; seconds of the CPU"
+        "differences paired by seed, 95 % t intervals; sec: of the CPU"
     )
     console.print(table)
 
