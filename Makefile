@@ -16,7 +16,7 @@ BIN := $(VENV)/bin
 
 demo: $(VENV)/installed
 	echo
-	echo "A search on handwritten digits: a teacher is trained, then references, 8 trials and 15 confirmation runs."
+	echo "A search on handwritten digits: a teacher is trained, then references, 8 trials and 18 confirmation runs."
 	echo "About 4 minutes on 2 cores; Ctrl-C leaves a report of the best so far, a second 'make demo' goes on."
 	echo
 	$(BIN)/kdsearch search digits

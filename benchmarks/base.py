@@ -16,7 +16,8 @@ is measured once, after its last step, on the test images and on those of `shift
 
 Rows are written to the file one by one, a line of JSON each. Those that are there are not run again: the same command
 goes on where it ended, and several may write to one file, each with seeds of its own. `--show` runs none. The table is
-of all rows of the study and the steps; `--minus auto` subtracts the row of that base with the same second view.
+of all rows of the study, the steps and the seeds; `--minus auto` subtracts the row of that base with the same second
+view.
 
 Run:  python benchmarks/base.py [--study digits] [--steps 300] [--seeds 500 15] [--rows bare/identity,auto/identity]
           [--minus bare/identity,auto/trivial] [--show] [--json FILE]
@@ -74,12 +75,13 @@ def main() -> None:
     study = load_study(arguments.study)[0]
     steps = arguments.steps or study.budget.epochs * study.budget.steps
     rows = read_rows(arguments.json)
+    first, count = arguments.seeds
     if not arguments.show:
-        first, count = arguments.seeds
         asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
         new = list(run_rows(made_ready(replace(study, base="auto")), steps, asked, arguments.json))
         rows = read_rows(arguments.json) or new
-    show([row for row in rows if (row["study"], row["steps"]) == (study.name, steps)], arguments.minus)
+    mine = [row for row in rows if (row["study"], row["steps"]) == (study.name, steps)]
+    show([row for row in mine if first <= row["seed"] < first + count], arguments.minus)
 
 
 def options() -> argparse.ArgumentParser:

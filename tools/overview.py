@@ -14,7 +14,7 @@ import kdsearch as kd
 
 GRAY, ACCENT = "#9a9a9a", "#a03070"
 SECOND_VIEWS = {
-    "identity": "no aug-\nmentation",
+    "identity": "base view\nalone",
     "trivial": "Trivial-\nAugment",
     "start": "policy\nunlearned",
     "frozen": "policy\nlearned",

@@ -98,7 +98,8 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     parts = [_part(scale, evaluations, differences, reference) for reference in references]
     shown = [name for name in references if name in differences.index and differences.loc[name, "low"] > 0]
     rest = [WORDS[reference] for reference in references if reference not in (*shown, *BESIDE)]
-    verdict = f"No help is shown over {' or '.join(rest)}" if rest else f"It helped{' where it ended' if own else ''}"
+    over = " or ".join(filter(None, (", ".join(rest[:-1]), *rest[-1:])))
+    verdict = f"No help is shown over {over}" if rest else f"It helped{' where it ended' if own else ''}"
     if evaluations.query("run == 'learned'")["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
     return (
