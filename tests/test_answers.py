@@ -426,7 +426,7 @@ def test_versions_that_memory_does_not_hold_are_refused_with_the_number(monkeypa
     for versions, allowed in ((5, "up to 1"), (1, "")):
         asked = replace(made, base_versions=versions)
         with pytest.raises(KdsearchError, match=allowed) if allowed else nullcontext():
-            find_base(asked, Path("nowhere"), Teacher(network(3)), TASK, 1, "cpu")
+            find_base(asked, Path("nowhere"), Teacher(network(3)), TASK, 1, device="cpu", found_on="")
 
 
 @pytest.mark.parametrize(("base", "versions", "said"), [

@@ -104,7 +104,7 @@ def test_the_floor_may_count_from_the_loss_on_base_views(base: ModuleType, ready
 def test_rows_of_a_file_are_shown_without_running_any(
     base: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"study": "digits", "row": "auto/identity", "seed": 1, "clean": 1.0, "shifted": 1.0, "inherited": 2.0}
+    row = {"study": "digits", "row": "auto/identity", "seed": 500, "clean": 1.0, "shifted": 1.0, "inherited": 2.0}
     lines = [json.dumps({**row, "steps": steps, "seconds": steps}) for steps in (900, 300, 900)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr("sys.argv", ["base", "--show", "--json", str(tmp_path / "rows.jsonl")])
