@@ -6,7 +6,7 @@ from typing import Any
 
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
-from kdsearch.augment.spec import PolicySpec, Setting, Snapshot
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, quote, unknown_name
 from kdsearch.core.files import as_path
 
@@ -33,12 +33,7 @@ def base_of_parts(parts: Sequence[str], *, fill: str = "reflect", probability: f
         images that are shifted (by up to 4 of 32 pixels, by padding and cropping) and flipped
     """
     limits = {name: limit for part in parts for name, limit in PARTS[part].items()}
-    start = Policy(limits, len(limits), fill=fill)
-    settings = {
-        name: Setting(probability=probability, low=0.0 if limit else None, high=limit or None)
-        for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
-    }
-    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)])).requires_grad_(False)
+    return Policy.uniform(limits, len(limits), probability=probability, fill=fill).requires_grad_(False)
 
 
 def as_base(given: Any, *, fill: str = "reflect", known: Iterable[str] = NAMED) -> Base | None:

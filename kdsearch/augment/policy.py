@@ -195,6 +195,23 @@ class Policy(nn.Module):
         )
 
     @classmethod
+    def uniform(
+        cls,
+        limits: Mapping[str, float | None] | Sequence[str],
+        operations_per_image: int,
+        *,
+        probability: float = 1.0,
+        fill: str = "zero",
+    ) -> Self:
+        """A policy of which nothing learns: one probability for all, magnitudes from 0 to their limits."""
+        start = cls(limits, operations_per_image, fill=fill)
+        settings = {
+            name: Setting(probability=probability, low=0.0 if limit else None, high=limit or None)
+            for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
+        }
+        return cls.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+
+    @classmethod
     def from_spec(cls, spec: PolicySpec, which: str = "final") -> Self:
         """A policy at the numbers of a spec, `final` or `average`; its ranges are held, its prior is the default's.
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
-from kdsearch.augment.spec import Setting, Snapshot
 from kdsearch.core.errors import KdsearchError
 
 __all__ = ["random_resized_crop", "trivial", "trivial_augment_wide"]
@@ -17,12 +16,7 @@ def trivial(limits: Mapping[str, float | None] | Sequence[str], *, fill: str = "
     Reference:
         Müller and Hutter, TrivialAugment: tuning-free yet state-of-the-art data augmentation, ICCV 2021
     """
-    start = Policy(limits, 1, fill=fill)
-    settings = {
-        name: Setting(probability=1.0, low=0.0 if limit else None, high=limit or None)
-        for name, limit in zip(start.operations, start.limit.tolist(), strict=True)
-    }
-    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+    return Policy.uniform(limits, 1, fill=fill)
 
 
 def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
@@ -41,12 +35,7 @@ def random_resized_crop(side: float = 0.7, *, fill: str = "reflect") -> Policy:
     if not smallest <= side < 1:
         raise KdsearchError(f"random_resized_crop: side {side:g}; allowed: {smallest:.3g} to less than 1")
     most = 1 / side - 1
-    start = Policy({"scale": most, "translate_x": most / 2, "translate_y": most / 2}, 3, fill=fill)
-    settings = {
-        name: Setting(probability=1.0, low=0.0, high=high)
-        for name, high in zip(start.operations, start.limit.tolist(), strict=True)
-    }
-    return Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
+    return Policy.uniform({"scale": most, "translate_x": most / 2, "translate_y": most / 2}, 3, fill=fill)
 
 
 def trivial_augment_wide() -> FixedTransform:
