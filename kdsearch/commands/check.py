@@ -9,9 +9,10 @@ from kdsearch.commands.display import Display, format_duration
 from kdsearch.core.errors import translate_machine_errors
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import own_generators, usual_modes
+from kdsearch.core.memory import GIB
 from kdsearch.core.terminal import escape_unprintable, number_of
 from kdsearch.networks.teachers import Recipe
-from kdsearch.study.costs import GIB, MemoryEstimate
+from kdsearch.study.costs import MemoryEstimate
 from kdsearch.study.preflight import Findings, preflight
 from kdsearch.study.study import Budget, Study, load_study
 from kdsearch.study.wiring import check_kinds

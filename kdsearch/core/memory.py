@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+GIB = 2**30
 LARGE = 13  # images of the larger measured batch; with LARGE - 2 it has no factor in common
 POWERS = (0, 1, 2, 3)  # of the batch, that the size of a tensor may grow with
 CUBED = 2**24  # numbers of a tensor that grows with the cube: a loss with more of them takes parts of a batch

@@ -194,11 +194,9 @@ def picture_row(data: MapStyle, names: Sequence[str] = ()) -> str:
     return html_pictures(images, [(names[label] if names else label) if plain else "" for label in labels])
 
 
-def batches_in_order(
-    data: MapStyle, size: int, device: torch.device | str = "cpu", *seed: int | str
-) -> Iterator[Batch]:
-    """Every item once, in the order of the data set, the same each time also where items are random, under one seed."""
-    return load_batches(data, _seeded(_ordered(length(data), size), *seed), device)
+def batches_in_order(data: MapStyle, size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:
+    """Every item once, in the order of the data set, the same each time also where items are random."""
+    return load_batches(data, _seeded(_ordered(length(data), size)), device)
 
 
 def batches_at(data: MapStyle, index: list[int], size: int, device: torch.device | str = "cpu") -> Iterator[Batch]:

@@ -11,7 +11,7 @@ from kdsearch.augment.bases import Base
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import full_precision, generator, own_generators, seed_everything
-from kdsearch.core.memory import available_bytes
+from kdsearch.core.memory import GIB, available_bytes
 from kdsearch.core.values import Draw, Outputs, to_device
 from kdsearch.data.batches import augments_itself, batches_in_order, first_batch
 from kdsearch.data.items import MapStyle, length
@@ -22,7 +22,6 @@ AT_ONCE = 256  # base views in one forward, always: the last digits of an answer
 SHARE = 0.25  # of the memory at hand that a table may take
 TRIED = 16  # images on which a teacher is asked twice
 ROUNDING = 1e-4  # of the largest answer, by which answers to other batches may differ
-GIB = 2**30
 
 Ask = Callable[[Tensor], Outputs]  # images (B, C, H, W) -> what the teacher says of them
 

@@ -10,7 +10,7 @@ import torch
 
 from kdsearch.augment.operations import apply
 from kdsearch.core.errors import KdsearchError
-from kdsearch.core.memory import available_bytes, largest_batch
+from kdsearch.core.memory import GIB, available_bytes, largest_batch
 from kdsearch.core.values import Batch
 from kdsearch.data.batches import ArrayData
 from kdsearch.distill.answers import AnswerTables
@@ -20,7 +20,6 @@ from kdsearch.distill.steps import BaseDraw, count_parts
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.ready import Ready
 
-GIB = 2**30
 FEW = 4  # versions of base views, among which a step that is timed looks answers up
 MARGIN = 1.25  # for what operations need inside, and draws that gather images unevenly
 Step = Callable[[int], Any]  # with that many images
