@@ -72,13 +72,13 @@ class FixedTransform(nn.Module):
             return View(self.augment(replace(draw, base=None), first.images).images, first.matrix)
         device, dtype = images.device, images.dtype if images.is_floating_point() else torch.get_default_dtype()
         host = images.cpu() if images.dtype == torch.uint8 else images.float().cpu()
-        changed = []
+        changed, name = [], " ".join(f"{self.transform}".split())[:LONGEST_NAME]
         with own_generators():
             for image, seed in zip(host, draw.seeds.tolist(), strict=True):
                 seed_generators(seed)
                 if self.reseed:
                     self.reseed(seed)
-                changed.append(self._call(image))
+                changed.append(self._call(image, name))
         out = torch.stack(changed) if changed else host.float()
         check_images(out)
         return View(out.to(device, dtype), torch.eye(3, dtype=torch.float64).repeat(len(images), 1, 1))
@@ -87,8 +87,8 @@ class FixedTransform(nn.Module):
         """Transformed images in training mode, the same images in evaluation mode."""
         return self.augment(self.draw(len(images), generator), images).images if self.training else images
 
-    def _call(self, image: Tensor) -> Tensor:
-        """One image through the transform, which may change what it is given."""
+    def _call(self, image: Tensor, name: str) -> Tensor:
+        """One image through the transform, called so in errors, which may change what it is given."""
         from torchvision.transforms.v2.functional import pil_to_tensor, to_pil_image
 
         levels = image.clone() if image.dtype == torch.uint8 else (image * 255).round().to(torch.uint8)
@@ -99,7 +99,6 @@ class FixedTransform(nn.Module):
             given = to_pil_image(levels)
         elif self.takes == "numpy":
             given = levels.movedim(0, -1).numpy().copy()
-        name = " ".join(f"{self.transform}".split())[:LONGEST_NAME]
         with user_call(f"transform {name}"):
             out = self.transform(given)
         if _kind(out) != _kind(given):
