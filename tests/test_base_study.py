@@ -37,7 +37,7 @@ from kdsearch.study.base_view import describe_asked, find_base, keep_base
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import Findings, check_inputs, preflight
 from kdsearch.study.ready import REFERENCES, Ready, reference_names
-from kdsearch.study.run import run_trial
+from kdsearch.study.run import run_name, run_trial
 from kdsearch.study.run_folder import BASE, read_base
 from kdsearch.study.study import Study
 
@@ -263,6 +263,9 @@ def test_a_folder_of_before_goes_on_bare_and_bit_for_bit(study: Study, tmp_path:
     assert not {"base view", "teacher fused", "answers looked up"} & {*search_identity(found)}
     keep_base(run, ready.base_view, fused=False, answers_looked_up=False)
     assert not (run / BASE).exists()
+    student = Distiller(ready.teacher, ready.student(), None, ready.task)
+    then, new = (run_name(one, one.phase(None), student) for one in (ready, preflight(study, tmp_path / "new").ready))
+    assert "second_from" not in then and "second_from" in new  # a checkpoint of before is known by its name of then
     steps = ready.policy_steps(replace(settings, interval=2, warm_up=0.0))
 
     def trained(ready: Ready) -> dict[str, Tensor]:

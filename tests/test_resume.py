@@ -28,7 +28,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.probe.evaluation import TeacherMeasurement
 from kdsearch.study.hpo import Trial, open_search, run_trials
 from kdsearch.study.ready import Ready
-from kdsearch.study.run import _named, run_trial
+from kdsearch.study.run import run_name, run_trial
 from kdsearch.study.study import Study
 
 TASK = kd.Classification.of(10)
@@ -357,7 +357,7 @@ def test_runs_that_differ_in_policy_or_optimiser_have_checkpoints_of_their_own()
     rates = [partial(torch.optim.SGD, lr=rate) for rate in (0.1, 0.2)]
     transforms = [kd.FixedTransform(change) for change in (lambda image: image, lambda image: image // 2)]
     runs = {
-        _named(made, made.phase(None), kd.Distiller(made.teacher, alike(), policy, TASK, optimizer=optimizer))
+        run_name(made, made.phase(None), kd.Distiller(made.teacher, alike(), policy, TASK, optimizer=optimizer))
         for policy, optimizer in [*((p, rates[0]) for p in (*policies, *transforms)), (policies[0], rates[1])]
     }
     assert len(runs) == 5

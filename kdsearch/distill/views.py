@@ -1,7 +1,7 @@
 """Which views get which label, and what each network sees of them: the rules that published methods differ in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal, get_args
 
 import torch
@@ -34,7 +34,7 @@ class Views:
     over: Literal["sum", "mean"] = "sum"
     student: Literal["joint", "separate"] = "joint"
     teacher: Sees = "same"
-    second_from: From = field(default="base", repr=False)  # what the policy is applied to
+    second_from: From = "base"  # what the policy is applied to
 
     def __post_init__(self) -> None:
         found = [

@@ -103,7 +103,7 @@ def run_trial(
     phase = ready.phase(policy_steps, run=run, base_seed=base_seed)
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     records: list[EpochRecord] = []
-    named = _named(ready, phase, distiller)
+    named = run_name(ready, phase, distiller)
     kept = Checkpoint.load(checkpoint, named) if checkpoint else None
     if kept:
         records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds
@@ -144,7 +144,7 @@ def run_trial(
     return outcome
 
 
-def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
+def run_name(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     """What tells a run from every other: what it starts from, its settings and its seed."""
     student, policy = distiller.student, distiller.policy
     losses = [(loss.name, str(loss.weight)) for loss in phase.losses]
@@ -154,14 +154,16 @@ def _named(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    base = () if ready.base_view.before else (_described(ready, phase),)
-    return repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest, *base))
+    named = (STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest)
+    if ready.base_view.before:  # by the name that it had then, without what there was not
+        return repr(named).replace(f", second_from={phase.views.second_from!r}", "")
+    return repr((*named, _described(ready, phase)))
 
 
 def _described(ready: Ready, phase: Phase) -> tuple[object, ...]:
     """What tells the base views of a run from others', and how the teacher is asked."""
     how = ready.teacher.is_fused, ready.tables.allowed if phase.bases_come_back else None
-    return describe_base(phase.base), phase.base_versions, phase.base_seed, phase.views.second_from, *how
+    return describe_base(phase.base), phase.base_versions, phase.base_seed, *how
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:
