@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdsearch.augment.bases import NAMED, as_base, base_of_parts
 from kdsearch.augment.fixed import FixedTransform
-from kdsearch.augment.operations import apply, shares_warp
+from kdsearch.augment.operations import apply, move_boxes, move_labels, shares_warp
 from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
@@ -58,6 +58,35 @@ def test_one_warp_equals_two_on_a_smooth_image_where_all_points_stay_inside() ->
     torch.testing.assert_close(one.matrix, two.matrix @ first.matrix)
     middle = (..., slice(8, 16), slice(8, 16))
     assert (one.images - two.images)[middle].abs().max() < 5e-3 < (first.images - images)[middle].abs().max()
+
+
+def test_masks_and_boxes_follow_both_views_by_the_product_of_their_matrices() -> None:
+    """A bright blob: the moved mask is that of the moved image, and its box that of the moved pixels."""
+    side, place = 256, torch.linspace(-1, 1, 256)
+    blob = torch.exp(-12 * ((place[None, :] - 0.1) ** 2 + 1.5 * (place[:, None] + 0.15) ** 2))
+    images = blob.expand(16, 1, side, side)
+    masks = (images[:, 0] > 0.5).long()
+    view = apply(over(drawn(learner_of_moves(), 16), drawn(base_of_parts(["flip", "turn", "shift"]), 16, "b")), images)
+    moved = move_labels(masks, view.matrix, outside=0)
+    assert (moved == (view.images[:, 0] > 0.5)).float().mean() > 0.999 > (moved == masks).float().mean()
+    upright = Policy({"translate_x": 0.1, "scale": 0.1}, 2, fill="reflect")  # a turned box has a larger box around it
+    view = apply(over(drawn(upright, 16), drawn(base_of_parts(["flip", "shift"]), 16, "b")), images)
+    boxes, seen = move_boxes(around(masks), view.matrix, side, side)
+    off = (boxes - around((view.images[:, 0] > 0.5).long())).abs()
+    assert seen.min() == 1 and off.mean() < 0.5 and off.max() <= 1.5  # both are whole pixels: half a one on average
+
+
+def learner_of_moves() -> Policy:
+    return Policy({"rotate": 15.0, "translate_x": 0.1, "scale": 0.1}, 3, fill="reflect")
+
+
+def around(masks: Tensor) -> Tensor:
+    """The upright box of each mask, (B, 1, 4) in pixels."""
+    found = []
+    for mask in masks:
+        y, x = mask.nonzero().unbind(1)
+        found.append([int(x.min()), int(y.min()), int(x.max()) + 1, int(y.max()) + 1])
+    return torch.tensor(found).float()[:, None]
 
 
 @pytest.mark.parametrize("base", [base_of_parts(["shift"], fill="zero"), Policy(["brightness", "rotate"], 2)])
