@@ -1,16 +1,20 @@
 """Real images and forced draws for the laws."""
 
+import importlib.util
 import os
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 from torch import Tensor
 
 import kdsearch as kd
+from kdsearch.augment.export import export
 from kdsearch.augment.operations import TABLE as OPERATIONS
+from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw
 from kdsearch.data.batches import digits
@@ -172,6 +176,21 @@ def finished(tiny_study, tmp_path_factory):
     """A search of 2 trials, done once."""
     folder = tmp_path_factory.mktemp("runs") / "tiny"
     return kd.search(tiny_study, out=folder, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[[PolicySpec, str], ModuleType]:
+    """The module that an export's text defines."""
+
+    def load(spec: PolicySpec, to: str) -> ModuleType:
+        path = tmp_path_factory.mktemp("exported") / f"{to}_policy.py"
+        path.write_text(export(spec, to), encoding="utf-8")
+        module_spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(module_spec)
+        module_spec.loader.exec_module(module)
+        return module
+
+    return load
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,11 @@ What each operation gives alone, and the draw of all of them, is in test_export.
 
 import ast
 import copy
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import albumentations as A
 import pytest
@@ -43,21 +41,6 @@ def over(base: Policy, *names: str, n: int = 1, fill: str = "zero") -> PolicySpe
 
 def bare(spec: PolicySpec) -> PolicySpec:
     return spec.model_copy(update={"base": None})
-
-
-@pytest.fixture
-def load(tmp_path: Path) -> Callable[[PolicySpec, str], ModuleType]:
-    """The module that an export's text defines."""
-
-    def load(spec: PolicySpec, to: str) -> ModuleType:
-        path = tmp_path / f"{to}_policy.py"
-        path.write_text(export(spec, to), encoding="utf-8")
-        module_spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        return module
-
-    return load
 
 
 @pytest.mark.parametrize("to", PYTHON)

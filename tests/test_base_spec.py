@@ -10,6 +10,7 @@ import pytest
 import torch
 from jsonschema import Draft202012Validator
 from pydantic import ValidationError
+from test_spec import put
 
 from kdsearch.augment.bases import as_base, base_of_parts
 from kdsearch.augment.policy import Policy
@@ -72,17 +73,6 @@ def test_a_policy_that_has_a_base_view_is_none_but_its_own_base_is(tmp_path: Pat
     assert as_base(spec().base).operations == BASE.operations
     with pytest.raises(ValidationError, match="a base view has none of its own"):
         PolicySpec(**{**dict(spec()), "base": spec()})
-
-
-def put(*path: str | int, value: object) -> Callable[[Json], None]:
-    """Set one place of the data."""
-
-    def change(data: Any) -> None:
-        for key in path[:-1]:
-            data = data[key]
-        data[path[-1]] = value
-
-    return change
 
 
 TURN = ("base", "schedule", 0, "settings", "rotate")

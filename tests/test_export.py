@@ -1,7 +1,6 @@
 """Exported policies: the same pixels for the same draw, the same draw, and files that stand alone."""
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -60,24 +59,6 @@ def policy_of(names: list[str], n: int = 1, fill: str = "zero", **settings: Sett
     return start.model_copy(update={"schedule": (Snapshot(progress=1.0, settings={**start.final, **settings}),)})
 
 
-Load = Callable[[PolicySpec, str], ModuleType]
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
-    """The module that an export's text defines."""
-
-    def load(spec: PolicySpec, to: str) -> ModuleType:
-        path = tmp_path_factory.mktemp("exported") / f"{to}_policy.py"
-        path.write_text(export(spec, to), encoding="utf-8")
-        module_spec = importlib.util.spec_from_file_location(path.stem, path)
-        module = importlib.util.module_from_spec(module_spec)
-        module_spec.loader.exec_module(module)
-        return module
-
-    return load
-
-
 def replay(to: str, module: ModuleType, draw: Draw, images: Tensor) -> Tensor:
     """The images after our draw, carried out by an exported file; noise takes our fields."""
     uniforms = [OPERATIONS[name].uniforms for name in draw.operations]
@@ -110,7 +91,9 @@ def replay(to: str, module: ModuleType, draw: Draw, images: Tensor) -> Tensor:
     return torch.stack(out)
 
 
-def off_alone(name: str, to: str, x: Tensor, load: Load, fill: str = "zero") -> Tensor:
+def off_alone(
+    name: str, to: str, x: Tensor, load: Callable[[PolicySpec, str], ModuleType], fill: str = "zero"
+) -> Tensor:
     """How far an exported operation is from ours: 5 magnitudes from 0 to the hard range, of both signs."""
     op = OPERATIONS[name]
     some = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64) * (op.limit or 0.0)
