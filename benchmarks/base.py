@@ -7,6 +7,7 @@ A row is one student, BASE/SECOND. The base is what every image goes through fir
     image         the same base, the second view made of the image
     r8, r16, ...  auto, but of so many base views of each image, drawn once for each seed
     floor         auto, but the floor of policy steps counts from the teacher's loss on base views
+    reflect       auto, but filled by reflection, whatever costs the teacher less
 
 The second view is `identity` (the base view itself), `twice` (another draw of the base on the image), `trivial`
 (TrivialAugment's rule), `rand` (RandAugment's kind: two operations at .6 of their limits, always), `start_4` or
@@ -38,7 +39,7 @@ from rich.table import Table
 from shifted import shifted_accuracy
 
 import kdsearch as kd
-from kdsearch.augment.bases import Base
+from kdsearch.augment.bases import Base, as_base
 from kdsearch.augment.spec import Setting, Snapshot
 from kdsearch.distill.answers import AnswerTables
 from kdsearch.study.ready import Ready
@@ -53,6 +54,7 @@ class Variant(NamedTuple):
     second_from: Literal["base", "image"] = "base"
     base_versions: int | None = None
     floor_from: str = "image"
+    fill: Literal["zero", "reflect"] | None = None  # None: as was found
 
 
 BASES: Mapping[str, Variant] = {
@@ -61,6 +63,7 @@ BASES: Mapping[str, Variant] = {
     "image": Variant(second_from="image"),
     **{f"r{count}": Variant(base_versions=count) for count in (8, 16, 32, 64)},
     "floor": Variant(floor_from="base"),
+    "reflect": Variant(fill="reflect"),
 }
 SECONDS = ("identity", "twice", "trivial", "rand", "start_4", "start_all", "learned_4", "learned_all")
 NAMES = [f"{base}/{second}" for base in BASES for second in SECONDS if (base, second) != ("bare", "twice")]
@@ -129,8 +132,8 @@ def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
     """One student, and what it is worth on the test images, in percent."""
     base, _, second = name.partition("/")
     variant = BASES[base]
-    policy, policy_steps = second_view(ready, second)
     here = over_base(ready, variant, steps)
+    policy, policy_steps = second_view(here, second)
     run = "bare" if variant.base is None else second  # a reference's name decides on its views
     start = time.process_time()
     student = run_trial(
@@ -151,8 +154,8 @@ def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
 
 def over_base(ready: Ready, variant: Variant, steps: int) -> Ready:
     """A study's runs over the base of a row, measured once, after so many steps; the teacher is asked anew by each."""
-    study, rise = ready.study, ready.base_view.loss_rise
-    assert rise is not None
+    study, rise, spec = ready.study, ready.base_view.loss_rise, ready.base_view.spec
+    assert rise is not None and spec is not None
     study = replace(
         study,
         budget=replace(study.budget, epochs=1, steps=steps),
@@ -160,7 +163,8 @@ def over_base(ready: Ready, variant: Variant, steps: int) -> Ready:
         base_versions=variant.base_versions,
     )
     clean = ready.clean._replace(loss=ready.clean.loss + (rise if variant.floor_from == "base" else 0.0))
-    return replace(ready, study=study, clean=clean, tables=AnswerTables(kept=0))
+    view = replace(ready.base_view, base=as_base(spec.model_copy(update={"fill": variant.fill or spec.fill})))
+    return replace(ready, study=study, clean=clean, base_view=view, tables=AnswerTables(kept=0))
 
 
 def second_view(ready: Ready, second: str) -> tuple[Base | None, kd.PolicySteps | None]:
