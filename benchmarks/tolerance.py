@@ -1,6 +1,7 @@
 """What does a study's teacher tolerate? Costs of each part of a base view alone, and of those that stay together.
 
 Points are of accuracy on search-validation, the rest shares of the accuracy above chance; ± 95 % over images.
+In the last line every image is shifted, turned and scaled, by the same draws filled one way and the other.
 
 Run:  python benchmarks/tolerance.py [--study digits] [--draws 8] [--seeds 1] [--json FILE]      (20 seconds)
 """
@@ -9,11 +10,16 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict
 
+import torch
 from common import kept, made_ready, options
 from rich.console import Console
 from rich.table import Table
 
-from kdsearch.probe.tolerance import DRAWS, INTERVAL, Cost, find_tolerance
+from kdsearch.augment.bases import base_of_parts
+from kdsearch.augment.operations import apply
+from kdsearch.core.maths import generator
+from kdsearch.data.batches import batches_in_order
+from kdsearch.probe.tolerance import DRAWS, FILLS, INTERVAL, Cost, find_tolerance
 from kdsearch.study.ready import Ready
 from kdsearch.study.study import load_study
 
@@ -38,6 +44,9 @@ def main() -> None:
         console.print(row["found"])
         console.print(f"fill {row['fill']}; {row['seconds']:.1f} s")
         console.print(table)
+        console.print(
+            f"teacher right, all of it: {', '.join(f'{v:.2%} by {name}' for name, v in row['by fill'].items())}"
+        )
 
 
 def rows(ready: Ready, seeds: int, draws: int) -> Iterator[dict]:
@@ -48,7 +57,19 @@ def rows(ready: Ready, seeds: int, draws: int) -> Iterator[dict]:
         )
         seconds = time.perf_counter() - start
         yield {"seed": seed, "found": found.describe(), "fill": found.fill, "seconds": seconds,
-               "costs": [asdict(cost) for cost in found.costs]}  # fmt: skip
+               "costs": [asdict(cost) for cost in found.costs],
+               "by fill": {fill: right_when_moved(ready, fill, draws, seed) for fill in FILLS}}  # fmt: skip
+
+
+@torch.no_grad()
+def right_when_moved(ready: Ready, fill: str, draws: int, seed: int) -> float:
+    """The teacher's accuracy on search-validation where every image is shifted, turned and scaled."""
+    base, right = base_of_parts(["shift", "turn", "scale"], fill=fill, probability=1.0), []
+    for batch in batches_in_order(ready.study.search_validation, 256, ready.device):
+        for i in range(draws):
+            images = apply(base.draw(len(batch), generator(seed, "by fill", i)), batch.images).images
+            right.append(ready.task.correct(ready.teacher(images), batch.target))
+    return torch.cat(right).float().mean().item()
 
 
 if __name__ == "__main__":
