@@ -1,8 +1,9 @@
 """Is knowledge that only the teacher has found? Teachers trained with rotations up to 40 degrees, and without.
 
 Digits, the full training set for teacher and student, teachers otherwise unaugmented, ten operations, rotations up to
-80 degrees allowed. Per seed a planted and a null teacher of the same start, and a policy learned with each beside a
-fresh student. The row of an operation: how far its probability rises over the null policy.
+80 degrees allowed, over the base view that each teacher tolerates. Per seed a planted and a null teacher of the same
+start, and a policy learned with each beside a fresh student. The row of an operation: how far its probability rises
+over the null policy.
 
 The prior is stronger than the default (lambda 1): at .3 the probabilities of other operations differ between two runs
 by more than rotation can rise, since with the null teacher its range shrinks until it is harmless.
@@ -19,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 import kdsearch as kd
+from kdsearch.probe.tolerance import find_tolerance
 
 PLANT, LIMIT = 40.0, 80.0
 NAMES = ["scale", "shear_x", "shear_y", "rotate", "translate_x", "translate_y", "brightness", "contrast", "sharpness",
@@ -68,11 +70,11 @@ def learned(teacher: torch.nn.Module, seed: int, prior_strength: float) -> tuple
     torch.manual_seed(seed)
     policy = kd.Policy({name: LIMIT if name == "rotate" else None for name in NAMES}, 4)
     optimizer = partial(torch.optim.AdamW, lr=2e-2, weight_decay=1e-2)
-    distiller = kd.Distiller(
-        kd.networks.Teacher(teacher), kd.networks.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed
-    )
+    asked = kd.networks.Teacher(teacher)
+    distiller = kd.Distiller(asked, kd.networks.small_convnet(4), policy, TASK, optimizer=optimizer, seed=seed)
+    base = find_tolerance(asked, search_validation, TASK, seed=seed).policy
     steps = kd.PolicySteps(prior_strength=prior_strength)
-    phase = kd.Phase((kd.losses.kd(),), epochs=10, steps=60, batch=64, policy_steps=steps)
+    phase = kd.Phase((kd.losses.kd(),), epochs=10, steps=60, batch=64, policy_steps=steps, base=base)
     for _ in distiller.run(phase, train, search_validation):
         pass
     found = dict(zip(policy.operations, policy.probability.tolist(), strict=True))
