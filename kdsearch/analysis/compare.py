@@ -152,9 +152,9 @@ def confirmation_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
     return evaluations[evaluations["split"].ne("test")] if "split" in evaluations else evaluations
 
 
-def seed_table(evaluations: pd.DataFrame) -> pd.DataFrame:
+def seed_table(evaluations: pd.DataFrame, of: str = "value") -> pd.DataFrame:
     """A row a seed and a column a run, as they came; runs without any value too."""
-    return evaluations.pivot_table(index="seed", columns="run", values="value", sort=False, dropna=False)
+    return evaluations.pivot_table(index="seed", columns="run", values=of, sort=False, dropna=False)
 
 
 def _lacking(evaluations: pd.DataFrame, run: str) -> str:

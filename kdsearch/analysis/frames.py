@@ -48,7 +48,10 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "kornia": TEXT, "optuna": TEXT, "opened_at": TIME,
     },
     "trials": {
-        **KEY, "state": TEXT, "value": NUMBER, "value_se": NUMBER, "is_best": FLAG, "last_epoch": WHOLE,
+        **KEY, "state": TEXT, "value": NUMBER, "value_se": NUMBER, "inherited": NUMBER, "inherited_se": NUMBER,
+        "inherited_common": NUMBER, "inherited_held_out": NUMBER, "inherited_clean": NUMBER,
+        "calibration_error": NUMBER, "teacher_calibration_error": NUMBER, "kl": NUMBER, "shifted_images": WHOLE,
+        "shifts_left_out": TEXT, "shifts_version": WHOLE, "is_best": FLAG, "last_epoch": WHOLE,
         "last_value": NUMBER, "origin": TEXT, "fail_reason": TEXT, "warnings": TEXT, "at_chance": TEXT,
         "seed": WHOLE, "retry_of": WHOLE, "seconds": NUMBER,
         "started_at": TIME, "ended_at": TIME,
@@ -57,6 +60,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "epochs": {
         **KEY, "epoch": WHOLE, "progress": NUMBER, "supervised_loss": NUMBER, "distillation_loss": NUMBER,
         "accuracy": NUMBER, "accuracy_se": NUMBER, "value": NUMBER, "value_se": NUMBER, "largest_answer": NUMBER,
+        "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
         "learning_rate": NUMBER, "policy_steps": WHOLE,
         "policy_objective": NUMBER, "policy_prior": NUMBER, "teacher_accuracy": NUMBER,
         "teacher_clean_accuracy": NUMBER,
@@ -76,6 +80,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     },
     "evaluations": {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
+        "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
         "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
     },
 }  # fmt: skip
@@ -270,6 +275,16 @@ def _trial(trial: TrialRow | None, result: ResultFile | None, best: TrialRow | N
     ended = result or ResultFile()
     said = {"warnings": "; ".join(ended.warnings) or None, "at_chance": ended.at_chance}
     measured = {"value": ended.value, "value_se": ended.value_se, "seconds": ended.seconds, **said}
+    if shifted := ended.inheritance:
+        found = shifted.model_dump(exclude={"by_shift", "left_out", "images", "views", "version"})
+        measured |= {
+            f"inherited_{name}" if name in ("common", "held_out", "clean") else name: v for name, v in found.items()
+        }
+        measured |= {
+            "shifted_images": shifted.images,
+            "shifts_left_out": joined(shifted.left_out),
+            "shifts_version": shifted.version,
+        }
     if trial is None:
         state = "RUNNING" if result is None else "FAIL" if ended.fail_reason is not None else "COMPLETE"
         return {**measured, "state": state, "fail_reason": ended.fail_reason, "is_best": False, "origin": "reference"}

@@ -22,6 +22,7 @@ from kdsearch.augment.spec import format_range
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
 from kdsearch.core.terminal import escape_unprintable
+from kdsearch.tasks.metrics import ACCURACY
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 REFERENCES = {  # their colours, in the order in which they are drawn
@@ -42,13 +43,28 @@ class ShownFigure(Figure):
 def did_it_help(tables: Frames) -> ShownFigure:
     """The confirmation: each fresh seed a dot, lines join the runs of one seed, a bar at the mean.
 
-    Below a run stands on how many seeds it has no value.
+    On the left the metric on images as they are, on the right inherited competence, where it was measured. Below a run
+    stands on how many seeds it has no value.
     """
-    wide = seed_table(confirmation_rows(tables["evaluations"]))
+    rows, scale = confirmation_rows(tables["evaluations"]), _scale(tables)
+    measured = bool(rows["inherited"].notna().any())
+    figure = ShownFigure(figsize=(11 if measured else 7, 3), layout="constrained")
+    grid = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+    label = scale.label.replace(scale.name, f"{scale.name}\non search-validation")
+    _plot_seeds(grid[0], seed_table(rows), scale, label)
+    if measured:
+        _plot_seeds(
+            grid[1], seed_table(rows, "inherited"), Scale(ACCURACY), "inherited competence\non shifted images, %"
+        )
+    return figure
+
+
+def _plot_seeds(axes: Axes, wide: pd.DataFrame, scale: Scale, label: str) -> None:
+    """A row of `wide` a seed, a column a run."""
     order = [run for run in (*REFERENCES, "frozen", "learned") if run in wide.columns]
-    scale = _scale(tables)
     wide = wide[order]
-    figure, axes = _figure(7, 3)
     axes.plot(range(len(order)), scale.factor * wide.T.to_numpy(), "o-", color=GRAY, alpha=0.5, lw=0.8, ms=4)
     for i, mean in enumerate(wide.mean()):
         if np.isnan(mean):
@@ -57,12 +73,11 @@ def did_it_help(tables: Frames) -> ShownFigure:
         y, text = scale.factor * mean, scale.text(mean).removesuffix(" %")
         axes.hlines(y, i - 0.25, i + 0.25, color=ALONE if run == "learned" else "black", lw=2.5)
         axes.annotate(text, (i + 0.28, y), va="center", fontsize=9)
-    lost = wide.isna().sum()
-    names = [f"{run}\n({lost[run]} of {len(wide)} without value)" if lost[run] else run for run in order]
+    without = wide.isna().sum()
+    names = [f"{run}\n({without[run]} of {len(wide)} without value)" if without[run] else run for run in order]
     axes.set_xticks(range(len(order)), names)
     axes.set_xlim(-0.5, len(order) - 0.3)
-    axes.set_ylabel(scale.label.replace(scale.name, f"{scale.name}\non search-validation"))
-    return figure
+    axes.set_ylabel(label)
 
 
 def trials(tables: Frames) -> ShownFigure:

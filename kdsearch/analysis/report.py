@@ -27,6 +27,10 @@ from kdsearch.study.run_folder import read_policy, read_samples, trial_folder
 from kdsearch.tasks.metrics import ACCURACY
 
 ROUNDING = 1e-12  # what is left of differences of equal numbers
+INHERITED = (
+    "Left: on images as they are. Right: inherited competence, of the shifted images on which the teacher is right the "
+    "share on which the student is, by a list of shifts that no policy changes. "
+)
 TRIALS_SHOWN = 100  # rows of trials on the page; the frame has all
 
 
@@ -80,6 +84,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
         memory_note=memory_note(tables),
         notes=collect_notes(tables),
         pictures=pictures,
+        inherited=INHERITED if confirmation_rows(tables["evaluations"])["inherited"].notna().any() else "",
         best=best,
         lost=lost,
         shown=TRIALS_SHOWN,

@@ -20,6 +20,7 @@ from kdsearch.study.run import Outcome
 from kdsearch.tasks.metrics import ACCURACY
 
 QUIET = 10  # seconds between two lines of progress, off a terminal
+SHARE = Scale(ACCURACY)
 
 
 class Display:
@@ -99,6 +100,9 @@ class Display:
         """A run has finished; `best` names the best trial so far, and is missing for a reference."""
         value = self.scale.text(outcome.value, outcome.value_se)
         line = f"{run}: {value}"
+        if outcome.inheritance and not math.isnan(outcome.inheritance.inherited):
+            share, error = outcome.inheritance.inherited, outcome.inheritance.inherited_se
+            line += f"  inherited {SHARE.text(share, error)}"
         if best:
             self._best = best
         else:

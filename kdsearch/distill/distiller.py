@@ -38,6 +38,7 @@ from kdsearch.networks.factories import check_weights, fresh_optimizer
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.probe.evaluation import measure, measure_teacher
+from kdsearch.probe.inheritance import Inheritance, Ruler
 from kdsearch.tasks import Task
 from kdsearch.tasks.metrics import Metric
 
@@ -67,6 +68,7 @@ class Distiller:
         metric: What is measured on search-validation beside the accuracy, from logits and labels.
         precision: Of the networks' forwards in training steps, by torch.autocast; all else stays in float32.
         tables: Of the teacher's answers on base views that come back, shared with other distillers; its own where None.
+        ruler: What inherited competence is measured by after each epoch, at a glance; not measured where None.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class Distiller:
         metric: Metric | None = None,
         precision: Precision = "float32",
         tables: AnswerTables | None = None,
+        ruler: Ruler | None = None,
     ) -> None:
         if torch.device(device).type != "meta":
             check_weights(teacher.network, "teacher")
@@ -90,7 +93,7 @@ class Distiller:
         self.device, self.seed, self.clean_loss = device, seed, clean_loss
         if precision not in get_args(Precision):
             raise KdsearchError(unknown_name("precision", precision, get_args(Precision)))
-        self.metric, self.precision = metric, precision
+        self.metric, self.precision, self.ruler = metric, precision, ruler
         self._shared = tables
         self.tables = tables or AnswerTables(kept=0)
         self._versions: Versions | None = None  # of the base views of the run
@@ -236,6 +239,7 @@ class Distiller:
         measured = measure(self.student, search_validation, self.task, phase.batch, self.device, self.metric)
         if not math.isfinite(measured.value):
             raise Diverged(f"epoch {epoch}: the metric is {measured.value}")
+        shifted = self.ruler.glance(self.student) if self.ruler else Inheritance()
         means = (sums / phase.steps).tolist()
         self._epoch = epoch
         return EpochRecord(
@@ -252,6 +256,10 @@ class Distiller:
             emptied=means[4],
             saturated=means[5],
             **summarise_policy_steps(policy, learned, stretch.policy_batch),
+            inherited=shifted.inherited,
+            inherited_se=shifted.inherited_se,
+            calibration_error=shifted.calibration_error,
+            kl=shifted.kl,
             seconds=time.perf_counter() - start,
         )
 

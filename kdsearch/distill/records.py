@@ -45,6 +45,10 @@ class EpochRecord:
     noise_scale: float  # images: about the batch from which on a policy step is more signal than noise
     seconds: float
     largest_answer: float = math.nan  # share of search-validation that gets the student's most frequent answer
+    inherited: float = math.nan  # inherited competence, at a glance; see `probe.inheritance`
+    inherited_se: float = math.nan  # standard error, clustered by image
+    calibration_error: float = math.nan  # of the student, expected, on the views of the glance
+    kl: float = math.nan  # mean KL(teacher || student) on them, nats
 
 
 class PolicyStep(NamedTuple):

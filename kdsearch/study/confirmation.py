@@ -13,7 +13,7 @@ from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
-from kdsearch.study.run_folder import read_confirmation
+from kdsearch.study.run_folder import SHIFTED, read_confirmation
 from kdsearch.study.space import Settings
 
 RUNS = ("learned", "frozen", *REFERENCES)  # of each seed, those that the study has
@@ -65,6 +65,8 @@ def confirm(
                     on_record=partial(show, f"confirm {name}"),
                 )
                 row |= {"value": outcome.value, "seconds": outcome.seconds, "at_chance": outcome.at_chance}
+                if found := outcome.inheritance:
+                    row |= {name: getattr(found, name) for name in SHIFTED}
             except Diverged:
                 pass
             rows = sorted([*rows, row], key=partial(_order, seeds))

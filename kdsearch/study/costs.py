@@ -57,7 +57,10 @@ def estimate_seconds(ready: Ready, batch: Batch) -> tuple[float, float]:
     augment = _timed(lambda: apply(policy.draw(len(batch), random), batch.images), device) * images / len(batch)
     teacher = _timed(lambda: ready.teacher(batch.images), device, 1) * images / len(batch)
     look = ready.probe.look.total / images * (evaluation + augment + teacher / 4)  # the teacher's answers are kept
-    plain = budget.epochs * (budget.steps * student + evaluation) + look + _asking(ready, phase, teacher / images)
+    each = (evaluation + augment) / images  # of a view that is only looked at
+    shifted = ready.ruler.count_views(budget.epochs) * each if ready.ruler else 0.0
+    training = budget.epochs * (budget.steps * student + evaluation)
+    plain = training + look + shifted + _asking(ready, phase, teacher / images)
     steps = ready.policy_steps(ready.space.settings())
     count = steps.count(budget.epochs, budget.steps, len(study.train), budget.batch)
     return plain + count * learner, plain

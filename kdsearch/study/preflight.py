@@ -26,6 +26,7 @@ from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
+from kdsearch.probe.inheritance import Ruler, plan_ruler
 from kdsearch.study.base_view import find_base
 from kdsearch.study.costs import MemoryEstimate, check_memory, estimate_seconds
 from kdsearch.study.fingerprint import digest_parts, network_digest
@@ -229,7 +230,19 @@ def make_ready(
     )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
                   device=device)  # fmt: skip
-    ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
+    ruler = Ruler(
+        teacher,
+        study.search_validation,
+        task,
+        channels=channels,
+        known=space.limits,
+        **plan_ruler(study.student_images, budget.epochs),
+        seed=study.seed,
+        device=device,
+    )
+    ready = Ready(
+        study, task, teacher, space, train.known, probe, channels, device, validation.known.labels, ruler=ruler
+    )
     return ready, dropped, (train, validation), doubt
 
 

@@ -14,6 +14,7 @@ from kdsearch.networks.outputs import arrange_network
 from kdsearch.networks.teachers import Teacher
 from kdsearch.probe.disagreement import Probe
 from kdsearch.probe.evaluation import TeacherMeasurement
+from kdsearch.probe.inheritance import Ruler
 from kdsearch.study.base_view import BARE, BaseView
 from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.study.study import Study
@@ -47,6 +48,7 @@ class Ready:
     device: str = "cpu"
     labels: tuple[int, ...] = ()  # how often each is on search-validation
     base_view: BaseView = BARE
+    ruler: Ruler | None = None  # of inherited competence
     tables: AnswerTables = field(default_factory=AnswerTables, repr=False)
 
     @property

@@ -27,6 +27,7 @@ from kdsearch.distill.records import EpochRecord
 from kdsearch.networks.state import state_tensors
 from kdsearch.networks.teachers import weights_hash
 from kdsearch.probe.disagreement import DisagreementReport, Watch
+from kdsearch.probe.inheritance import Inheritance
 from kdsearch.study.fingerprint import describe_base, describe_transform
 from kdsearch.study.ready import Ready
 
@@ -45,6 +46,7 @@ class Outcome:
     seconds: float
     warnings: tuple[str, ...] = ()  # of a student at chance, and of a policy that was to learn
     at_chance: str | None = None  # what shows that the student has learned nothing
+    inheritance: Inheritance | None = None  # what it is worth on shifted images
     disagreement: DisagreementReport | None = None
     student: nn.Module | None = field(default=None, compare=False, repr=False)
 
@@ -99,6 +101,7 @@ def run_trial(
         metric=study.metric,
         precision=study.precision,
         tables=ready.tables,
+        ruler=ready.ruler,
     )
     phase = ready.phase(policy_steps, run=run, base_seed=base_seed)
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
@@ -133,8 +136,9 @@ def run_trial(
         names, by_accuracy = ready.task.class_names, study.metric is None
         nothing = chance_evidence(record, ready.labels, names, by_accuracy=by_accuracy)
         found = (*([f"the student {nothing}"] if nothing else []), *found)
+        inheritance = ready.ruler.measure(student) if ready.ruler else None
         spent = time.perf_counter() - start
-        outcome = Outcome(record.value, record.value_se, spent, found, nothing, student=student)
+        outcome = Outcome(record.value, record.value_se, spent, found, nothing, inheritance, student=student)
         if folder:
             outcome = _keep(ready, folder, outcome, policy, phase, _thin(schedule), provenance or {}, on_look)
     except Diverged:  # it would end in the same way again; whatever else ends it may not
@@ -199,7 +203,7 @@ def _keep(
     seconds = outcome.seconds + time.perf_counter() - start
     outcome = replace(outcome, seconds=seconds, disagreement=report)
     kept = {name: getattr(outcome, name) for name in ("value", "value_se", "seconds", "warnings", "at_chance")}
-    write_json(folder / "result.json", kept)
+    write_json(folder / "result.json", {**kept, "inheritance": outcome.inheritance and asdict(outcome.inheritance)})
     return outcome
 
 

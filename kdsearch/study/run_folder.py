@@ -101,6 +101,29 @@ class StudyFile(BaseModel):
     storage: str | None = None  # a URL; None: the folder's own
 
 
+class InheritanceFile(BaseModel):
+    """In `result.json`: what a student is worth on shifted images."""
+
+    model_config = _READ
+
+    inherited: Number = None
+    inherited_se: Number = None
+    common: Number = None
+    held_out: Number = None
+    clean: Number = None
+    calibration_error: Number = None
+    teacher_calibration_error: Number = None
+    kl: Number = None
+    images: Count | None = None
+    views: Count | None = None
+    by_shift: dict[str, Number] = {}
+    left_out: list[str] = []
+    version: Count | None = None
+
+
+SHIFTED = ("inherited", "inherited_se", "calibration_error", "kl")  # of it, for each run of the confirmation
+
+
 class ResultFile(BaseModel):
     """`result.json`: what a run came to."""
 
@@ -111,6 +134,7 @@ class ResultFile(BaseModel):
     seconds: Number = None
     warnings: list[str] = []
     at_chance: str | None = None
+    inheritance: InheritanceFile | None = None
     fail_reason: str | None = None
 
 
@@ -171,6 +195,10 @@ class EpochLine(TypedDict, total=False):
     ranges_at_limit: Count | None
     gradient_norm: Number
     noise_scale: Number
+    inherited: Number
+    inherited_se: Number
+    calibration_error: Number
+    kl: Number
     seconds: Number
 
 
@@ -202,6 +230,10 @@ class EvaluationRow(TypedDict, total=False):
     run: Required[str]
     seed: Required[Annotated[int, Field(ge=-INT64, lt=INT64)]]
     value: Required[Number]
+    inherited: Number
+    inherited_se: Number
+    calibration_error: Number
+    kl: Number
     seconds: Number
     at_chance: str | None
 
