@@ -30,6 +30,7 @@ from kdsearch.losses import objectives as objectives
 from kdsearch.losses.loss import Loss as Loss
 from kdsearch.networks.teachers import Recipe as Recipe
 from kdsearch.probe.evaluation import evaluate as evaluate
+from kdsearch.probe.inheritance import Ruler as Ruler
 from kdsearch.study.space import SearchSpace as SearchSpace
 from kdsearch.study.study import Budget as Budget
 from kdsearch.study.study import Study as Study
