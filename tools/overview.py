@@ -44,13 +44,13 @@ def show_students(axes: Axes, evaluations: pd.DataFrame) -> None:
     """Each fresh student of the confirmation, by its second view."""
     rows = evaluations[evaluations["split"] == "search-validation"]
     for place, run in enumerate(SECOND_VIEWS):
-        values = 100 * rows.loc[rows["run"] == run, "value"]
+        values = 100 * rows.loc[rows["run"] == run, "inherited"]
         axes.plot([place] * len(values), values, "o", color=GRAY, alpha=0.7)
         axes.plot([place - 0.3, place + 0.3], [values.mean()] * 2, color=ACCENT if run == "frozen" else "black", lw=3)
         axes.text(place + 0.33, values.mean(), f"{values.mean():.1f}", va="center", fontsize=9)
     axes.set_xticks(range(len(SECOND_VIEWS)), [*SECOND_VIEWS.values()])
     axes.set_xlim(-0.5, len(SECOND_VIEWS) - 0.3)
-    axes.set_title("Does it help? Fresh students, right in %", loc="left")
+    axes.set_title("Does it help? Competence inherited, %", loc="left")
 
 
 def show_policy(axes: Axes, policy: pd.DataFrame) -> None:

@@ -24,12 +24,13 @@ BESIDE = ("bare",)  # told, and no part of the verdict: what is gained over it i
 SAME = 1e-9  # of their size, by which differences that are equal may differ
 
 
-def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
+def paired_differences(evaluations: pd.DataFrame, run: str, of: str = "value") -> pd.DataFrame:
     """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
 
     Args:
         evaluations: With columns `run`, `seed`, `value`; a run that diverged has no value. Rows of the test split are
             passed over: they are of one student each.
+        of: The column that is compared, such as "inherited".
 
     Returns:
         One row per other run: `against`, `n` seeds on which both have a value, `seeds` in all, `difference`, `low`,
@@ -37,7 +38,7 @@ def paired_differences(evaluations: pd.DataFrame, run: str) -> pd.DataFrame:
         missing with a single seed, and where the difference is the same on all of them.
     """
     evaluations = confirmation_rows(evaluations)
-    wide = seed_table(evaluations)
+    wide = seed_table(evaluations, of)
     rows = []
     for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
         d = (wide[run] - wide[other]).dropna().to_numpy()

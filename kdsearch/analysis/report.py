@@ -105,13 +105,7 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
     """The tables of the page; pandas escapes what is in the cells."""
     shown: dict[str, pd.DataFrame] = {}
     if not confirmation_rows(tables["evaluations"]).empty:
-        rows = paired_differences(tables["evaluations"], "learned")
-        scale = Scale(tables["studies"]["metric"].iloc[0])
-        points = scale.factor * rows[["difference", "low", "high"]]
-        unit = "points" if scale.name == ACCURACY else scale.name
-        shown["differences"] = rows[["against", "n"]].join(points.add_suffix(f", {unit}"))
-        if rows["note"].notna().any():
-            shown["differences"]["note"] = rows["note"]
+        shown["differences"] = _differences(tables)
     rows = tables["trials"]
     if len(rows) > TRIALS_SHOWN:  # the references, then the best
         rows = rows.sort_values("value", ascending=False, kind="stable")
@@ -139,6 +133,20 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
     for name, table in shown.items():
         words = table.rename(columns=lambda column: str(column).replace("_", " "))  # so that long heads wrap
         found[name] = words.to_html(index=False, border=0, na_rep="", float_format=_number)
+    return found
+
+
+def _differences(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """The learned policy against each other run, by the metric and, where it was measured, by inherited competence."""
+    rows, scale = paired_differences(tables["evaluations"], "learned"), Scale(tables["studies"]["metric"].iloc[0])
+    columns = ["difference", "low", "high"]
+    unit = "points" if scale.name == ACCURACY else scale.name
+    found = rows[["against", "n"]].join((scale.factor * rows[columns]).add_suffix(f", {unit}"))
+    if confirmation_rows(tables["evaluations"])["inherited"].notna().any():
+        inherited = paired_differences(tables["evaluations"], "learned", "inherited").set_index("against")[columns]
+        found = found.join((100 * inherited).add_prefix("inherited: ").add_suffix(", points"), on="against")
+    if rows["note"].notna().any():
+        found["note"] = rows["note"]
     return found
 
 
