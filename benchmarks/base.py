@@ -17,8 +17,8 @@ is measured once, after its last step, on the test images and on those of `shift
 
 Rows are written to the file one by one, a line of JSON each. Those that are there are not run again: the same command
 goes on where it ended, and several may write to one file, each with seeds of its own. `--show` runs none. The table is
-of all rows of the study, the steps and the seeds; `--minus auto` subtracts the row of that base with the same second
-view.
+of the named rows of the study, the steps and the seeds; `--minus auto` subtracts the row of that base with the same
+second view.
 
 Run:  python benchmarks/base.py [--study digits] [--steps 300] [--seeds 500 15] [--rows bare/identity,auto/identity]
           [--minus bare/identity,auto/trivial] [--show] [--json FILE]
@@ -84,7 +84,7 @@ def main() -> None:
         new = list(run_rows(made_ready(replace(study, base="auto")), steps, asked, arguments.json))
         rows = read_rows(arguments.json) or new
     mine = [row for row in rows if (row["study"], row["steps"]) == (study.name, steps)]
-    show([row for row in mine if first <= row["seed"] < first + count], arguments.minus)
+    show([row for row in mine if first <= row["seed"] < first + count], arguments.rows, arguments.minus)
 
 
 def options() -> argparse.ArgumentParser:
@@ -191,8 +191,8 @@ def rand_augment(limits: Mapping[str, float | None], fill: str) -> kd.Policy:
     return kd.Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
 
 
-def show(rows: list[dict], minus: Sequence[str]) -> None:
-    """Means with standard errors over seeds, and paired differences with 95 % t intervals."""
+def show(rows: list[dict], names: Sequence[str], minus: Sequence[str]) -> None:
+    """Means of the named rows with standard errors over seeds, and paired differences with 95 % t intervals."""
     by_row: dict[str, dict[int, dict]] = {}
     for row in rows:
         by_row.setdefault(row["row"], {})[row["seed"]] = row
@@ -205,7 +205,7 @@ def show(rows: list[dict], minus: Sequence[str]) -> None:
     )
     for column in table.columns:
         column.no_wrap = True
-    for name in sorted(by_row, key=NAMES.index):
+    for name in sorted({*names} & {*by_row}, key=NAMES.index):
         mine, second = by_row[name], name.partition("/")[2]
         values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "shifted", "inherited")]
         seconds = sum(row["seconds"] for row in mine.values()) / len(mine)

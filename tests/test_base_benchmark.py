@@ -54,6 +54,14 @@ def test_every_base_and_every_second_view_is_a_row_and_no_row_is_run_again(
     assert again["base_versions"] == 8 and again["second_from"] == "base" and again["second"] == "identity"
 
 
+def test_a_base_is_filled_as_was_found_or_by_reflection(base: ModuleType, ready: Ready) -> None:
+    view = ready.base_view
+    assert view.spec is not None
+    zero = replace(ready, base_view=replace(view, spec=view.spec.model_copy(update={"fill": "zero"})))
+    found = [base.over_base(zero, base.BASES[name], 8).base_view.base.fill for name in ("auto", "reflect")]
+    assert found == ["zero", "reflect"]
+
+
 def test_second_views_are_what_they_are_called(base: ModuleType, ready: Ready) -> None:
     def view(second: str) -> tuple[kd.Policy | None, kd.PolicySteps | None]:
         found: tuple[kd.Policy | None, kd.PolicySteps | None] = base.second_view(ready, second)
@@ -81,7 +89,7 @@ def test_the_table_pairs_rows_by_seed(base: ModuleType, capsys: pytest.CaptureFi
         for name, values in clean.items()
         for seed, value in values.items()
     ]
-    base.show(rows, ["bare/trivial", "auto"])
+    base.show(rows, [*clean], ["bare/trivial", "auto"])
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if "/trivial " in line[:15]}
     assert "+2.5 (-3.9 to +8.9)" in lines["auto/trivial"]  # 2 and 3 points, of the seeds that both have
     assert "-1.0" in lines["r8/trivial"] and "84.0 ± 7.0" in lines["bare/trivial"]
