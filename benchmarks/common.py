@@ -60,9 +60,11 @@ def digits_teacher(
 
 
 def interval(values: Sequence[float], digits: int = 2) -> str:
-    """The mean with its 95 % t interval."""
+    """The mean with its 95 % t interval, which one value has not."""
     found = torch.tensor(values, dtype=torch.float64)
-    half = stats.t.ppf(0.975, len(found) - 1) * found.std() / len(found) ** 0.5 if len(found) > 1 else float("nan")
+    if len(found) == 1:
+        return f"{found.item():+.{digits}f}"
+    half = stats.t.ppf(0.975, len(found) - 1) * found.std() / len(found) ** 0.5
     mean, low, high = (f"{v:+.{digits}f}" for v in (found.mean(), found.mean() - half, found.mean() + half))
     return f"{mean} ({low} to {high})"
 
