@@ -264,7 +264,7 @@ def calibration_error(confidence: Tensor, right: Tensor) -> float:
     Reference:
         Guo et al., On calibration of modern neural networks, ICML 2017
 
-    >>> calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False]))
+    >>> round(calibration_error(torch.tensor([0.9, 0.9]), torch.tensor([True, False])), 3)
     0.4
     """
     if not len(confidence):
