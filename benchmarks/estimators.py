@@ -95,10 +95,10 @@ class Pair:
         loss = self.loss(seen, rows)
         by_pixel = torch.autograd.grad(loss.sum(), seen)[0] if pixels else torch.zeros(())
         known = (draw, loss.detach(), lambda other, index: self.losses(other, rows[index]))
-        return Seen(*known, self.images[rows], seen.detach(), by_pixel, view)
+        return Seen(*known, images=self.images[rows], seen=seen.detach(), by_pixel=by_pixel, view=view)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Seen(Sample):
     """A sample with its images."""
 

@@ -13,7 +13,16 @@ from kdsearch.augment.policy import Policy
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.maths import generator
 from kdsearch.core.values import Draw, View
-from kdsearch.distill.estimators import GATES, Sample, endpoint, flip, flipped, policy_gradient, score_function
+from kdsearch.distill.estimators import (
+    GATES,
+    Sample,
+    balanced_slots,
+    endpoint,
+    flip,
+    flipped,
+    policy_gradient,
+    score_function,
+)
 from kdsearch.distill.phase import PolicySteps
 
 DOUBLE = torch.float64
@@ -72,8 +81,8 @@ def enumerated(policy: Policy, image: Tensor) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("gates", GATES)
-def test_the_mean_over_many_draws_is_the_enumerated_derivative(gates: str) -> None:
+@pytest.mark.parametrize(("gates", "flips"), [*((name, None) for name in GATES), ("flip", 1), ("flip", 2)])
+def test_the_mean_over_many_draws_is_the_enumerated_derivative(gates: str, flips: int | None) -> None:
     policy = Policy(["horizontal_flip", "autocontrast", "equalize", "solarize", "invert"], 3)
     with torch.no_grad():
         policy.logit.copy_(torch.tensor([-1.0, 0.5, 2.0, 0.0, -0.5]))
@@ -84,12 +93,45 @@ def test_the_mean_over_many_draws_is_the_enumerated_derivative(gates: str) -> No
     size = 60_000
     draw = policy.draw(size, generator("many"))
     probability = policy.probability.detach()[draw.chosen]
-    derivative = GATES[gates](sample(draw, image.expand(size, -1, -1, -1)), probability)
+    made = sample(draw, image.expand(size, -1, -1, -1))
+    if flips:
+        made = replace(made, tried=balanced_slots(size, 3, flips, generator("tried")))
+    derivative = GATES[gates](made, probability)
+    assert flips is None or derivative.count_nonzero(1).max() <= flips
     parts = torch.zeros(size, 5, dtype=DOUBLE).scatter_add_(1, draw.chosen, derivative)
     error = parts.std(0) / size**0.5
     exact = enumerated(policy, image)
     assert (exact.abs() > 8 * error).sum() >= 3  # it can fail
     assert ((parts.mean(0) - exact).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(("size", "n", "flips"), [(32, 16, 4), (5, 3, 2), (1, 4, 4), (7, 16, 1), (2, 5, 3)])
+def test_each_gate_is_tried_as_often_as_any_other(size: int, n: int, flips: int) -> None:
+    tried = balanced_slots(size, n, flips, generator("balanced"))
+    assert tried.shape == (size, flips) and all(len({*row}) == flips for row in tried.tolist())
+    counts = tried.flatten().bincount(minlength=n)
+    assert counts.max() - counts.min() <= 1 and counts.sum() == size * flips
+
+
+def test_each_gate_of_each_image_is_tried_with_the_same_probability() -> None:
+    random, tries, found = generator("inclusion"), 3000, torch.zeros(3, 5)
+    for _ in range(tries):
+        found += torch.zeros(3, 5).scatter(1, balanced_slots(3, 5, 2, random), 1.0)
+    assert (found / tries - 2 / 5).abs().max() < 4 * (0.4 * 0.6 / tries) ** 0.5
+
+
+def test_a_policy_step_flips_as_many_gates_as_it_is_told() -> None:
+    policy, images = Policy(["invert", "equalize", "autocontrast", "posterize"], 4), torch.rand(8, 1, 4, 4)
+    for flips, seen in ((None, 4), (1, 1), (3, 3), (4, 4), (9, 4)):
+        rows: list[int] = []
+
+        def counted(view: View, places: Tensor, rows: list[int] = rows) -> Tensor:
+            rows.append(len(places))
+            return loss(view.images)
+
+        policy.endpoint = torch.zeros_like(policy.endpoint)
+        policy_gradient(policy, policy.draw(8, generator("told")), images, counted, flips=flips, random=generator("m"))
+        assert sum(rows) == 8 + 8 * seen
 
 
 def test_the_ends_give_the_derivative_of_a_mean_over_a_uniform_range() -> None:
@@ -214,15 +256,16 @@ def _never(draw: Draw, rows: Tensor) -> Tensor:
 def test_policy_steps_that_make_no_sense_are_refused_together() -> None:
     with pytest.raises(KdsearchError) as caught:
         PolicySteps(
-            gates="flop", interval=0, passes=2.5, pauses=(0.5, 1.0), objective={"studnet_wrong": 0.0}, floor=-1.0,
-            warm_up=1.0,
+            gates="flop", flips=0, interval=0, passes=2.5, pauses=(0.5, 1.0), objective={"studnet_wrong": 0.0},
+            floor=-1.0, warm_up=1.0,
         )  # fmt: skip
     assert str(caught.value) == (
-        "policy steps: 7 problems\n"
+        "policy steps: 8 problems\n"
         "  unknown estimator of gates 'flop'; did you mean 'flip'?\n"
         "  unknown term 'studnet_wrong'; did you mean 'student_wrong'?\n"
         "  interval is 0; allowed: whole numbers, 1 or more\n"
         "  passes is 2.5; allowed: whole numbers, 1 or more\n"
+        "  flips is 0; allowed: whole numbers, 1 or more\n"
         "  floor -1; allowed: 0 or more\n"
         "  warm_up 1; allowed: 0 to less than 1\n"
         "  pauses: 1; allowed: between 0 and 1"

@@ -88,7 +88,15 @@ def test_settings_as_flat_plain_values(load):
 def test_the_tables_of_numbers_are_those_of_the_settings_and_of_the_objectives():
     assert {f.name for f in fields(Settings)} == {*POLICY, "pauses", "objective"}
     assert set(NUMBERS) == {*POLICY, *OBJECTIVES} >= set(UNNAMED)
-    assert {"operations_per_image", "interval", "passes"} == WHOLE
+    assert {"operations_per_image", "interval", "passes", "flips"} == WHOLE
+
+
+def test_all_operations_of_an_image_are_those_there_are(load):
+    three = "[operations.rotate]\n[operations.invert]\n[operations.noise]"
+    space = load(toml(operations_per_image="'all'", operations=three, flips="2"))
+    assert space.settings().operations_per_image == 3 and space.drop(["noise"]).settings().operations_per_image == 2
+    assert space.settings().flips == 2 == space.settings().numbers()["flips"]
+    assert "policy.flips" not in load(toml()).fingerprint() and load(toml()).settings().flips is None
 
 
 LIST = "a list of shares of the epochs"
@@ -113,7 +121,16 @@ SHARES = "shares of the epochs between 0 and 1, increasing"
         (toml(interval="2.5"), ["[policy.interval] must be whole numbers; got 2.5"]),
         (toml(interval="false"), ["[policy.interval] allowed: 1 or more; got false"]),
         (toml(interval="inf"), ["[policy.interval] input should be a finite number; got 'inf'"]),
-        (toml(interval="'3'"), ["[policy.interval] input should be a valid number; got '3'"]),
+        (toml(interval="'3'"), ["[policy.interval] allowed: 1 or more; got '3'"]),
+        (toml(interval="'all'"), ["[policy.interval] allowed: 1 or more; got 'all'"]),
+        (
+            toml(operations_per_image="'al'"),
+            ["[policy.operations_per_image] allowed: 1 to 1, the number of operations, or \"all\"; got 'al'"],
+        ),
+        (
+            toml(flips="0.5"),
+            ["[policy.flips] must be whole numbers; got 0.5", "[policy.flips] allowed: 1 or more; got 0.5"],
+        ),
         (toml(interval="[0.5]"), ["[policy.interval] allowed: 1 or more; got [0.5]"]),
         (
             toml(interval="{ low = 5, high = 3, default = 4 }"),
@@ -132,7 +149,7 @@ SHARES = "shares of the epochs between 0 and 1, increasing"
         ),
         (
             toml(operations_per_image="3"),
-            ["[policy.operations_per_image] allowed: 1 to 1, the number of operations; got 3"],
+            ['[policy.operations_per_image] allowed: 1 to 1, the number of operations, or "all"; got 3'],
         ),
         (
             toml(prior_strength="0"),

@@ -483,7 +483,7 @@ class Distiller:
                     seen.append(share * torch.stack([aim.detach(), teacher_ce.detach()]).mean(1))
                 return share * (aim + self.dual * teacher_ce)
 
-            policy_gradient(policy, draw, batch.images, loss, gates=steps.gates)
+            policy_gradient(policy, draw, batch.images, loss, gates=steps.gates, flips=steps.flips, random=random)
             measured.extend(seen)
 
         with evaluation_mode(self.student):

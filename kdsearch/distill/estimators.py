@@ -27,6 +27,7 @@ class Sample:
     draw: Draw
     loss: Tensor  # (B,) in nats
     loss_of: LossOf  # what would have come of other draws
+    tried: Tensor | None = None  # (B, m) int64, the slots of each image whose gates are flipped; None: all of them
 
 
 Gates = Callable[[Sample, Tensor], Tensor]  # sample, probability (B, n) of the drawn -> (B, n)
@@ -50,16 +51,32 @@ def flip(sample: Sample, probability: Tensor) -> Tensor:
     """`p (1 - p) (loss with - loss without)` for every operation that an image drew, the other decisions as they are.
 
     Unbiased for any loss, and free of the spread between images. Costs n more augmentations and forwards of both
-    networks, without gradient.
+    networks, without gradient; m where only m of the n gates of an image are flipped, which then count n / m times.
 
     Reference:
         Titsias and Lázaro-Gredilla, Local expectation gradients for black box variational inference, NeurIPS 2015
     """
     size, n = sample.draw.chosen.shape
-    rows, slots = torch.arange(size).repeat_interleave(n), torch.arange(n).repeat(size)
-    other = sample.loss_of(flipped(sample.draw, rows, slots), rows)
-    change = (sample.loss[rows] - other).cpu().double().view(size, n)
-    return probability * (1 - probability) * torch.where(sample.draw.gates, change, -change)
+    slots = torch.arange(n).repeat(size, 1) if sample.tried is None else sample.tried
+    rows = torch.arange(size).repeat_interleave(slots.shape[1])
+    other = sample.loss_of(flipped(sample.draw, rows, slots.flatten()), rows)
+    change = (sample.loss[rows] - other).cpu().double().view_as(slots)
+    p, gate = probability.gather(1, slots), sample.draw.gates.gather(1, slots)
+    found = p * (1 - p) * torch.where(gate, change, -change) * n / slots.shape[1]
+    return torch.zeros_like(probability).scatter(1, slots, found)
+
+
+def balanced_slots(size: int, n: int, flips: int, random: torch.Generator | None = None) -> Tensor:
+    """Which `flips` of n slots are tried of each of `size` images, (B, m) int64: each slot as often as any other.
+
+    They go round, from image to image in a random order, over the slots in a random order; so each slot of each image
+    is tried with probability m / n.
+
+    >>> balanced_slots(4, 6, 3, torch.Generator().manual_seed(0)).flatten().bincount().tolist()
+    [2, 2, 2, 2, 2, 2]
+    """
+    order, turn = torch.randperm(n, generator=random), torch.randperm(size, generator=random)
+    return order[(turn[:, None] * flips + torch.arange(flips)) % n]
 
 
 GATES: Mapping[str, Gates] = {"flip": flip, "score": score_function}
@@ -102,7 +119,16 @@ def endpoint(sample: Sample, low: Tensor, high: Tensor, wanted: Tensor) -> tuple
 ViewLoss = Callable[[View, Tensor], Tensor]  # what was seen of some images, their rows (b,) in the batch -> (b,)
 
 
-def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, *, gates: str = "flip") -> None:
+def policy_gradient(
+    policy: Policy,
+    draw: Draw,
+    images: Tensor,
+    loss: ViewLoss,
+    *,
+    gates: str = "flip",
+    flips: int | None = None,
+    random: torch.Generator | None = None,
+) -> None:
     """Add to the gradients of a policy the derivative of the mean expected loss of a batch.
 
     Probabilities learn by an estimator out of `GATES`, ranges through the pixels or from both their ends, as the table
@@ -113,6 +139,9 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
         images: (B, C, H, W) before the draw.
         loss: Called with gradients on all B images under the draw, then without on up to 2 B counterfactual ones at a
             time.
+        flips: How many gates of an image are flipped, at most those drawn; None for all of them. Each is flipped as
+            often as any other, and counts as much more as it is rarer: unbiased, and cheaper where an image draws many.
+        random: Chooses them; torch's own generator where None.
 
     Raises:
         KdsearchError: no such estimator of gates.
@@ -135,7 +164,9 @@ def policy_gradient(policy: Policy, draw: Draw, images: Tensor, loss: ViewLoss, 
         parts = torch.arange(len(rows)).split(2 * size)
         return torch.cat([loss(apply(other.rows(part), images[rows[part]]), rows[part]) for part in parts])
 
-    sample = Sample(draw, here.detach(), loss_of)
+    n = draw.chosen.shape[1]
+    tried = None if flips is None or flips >= n else balanced_slots(size, n, flips, random)
+    sample = Sample(draw, here.detach(), loss_of, tried)
     low, high = (end[draw.chosen] for end in policy.ranges())
     by_logit = GATES[gates](sample, policy.probability.detach()[draw.chosen])
     by_low, by_high = endpoint(sample, low.detach(), high.detach(), policy.endpoint[draw.chosen])

@@ -47,6 +47,7 @@ class PolicySteps:
         0.5  # step of the dual variable per nat of violation; at .1 a run of 90 policy steps ends over it
     )
     gates: str = "flip"  # how probabilities learn, out of `estimators.GATES`
+    flips: int | None = None  # gates of an image that `flip` flips in a step; None: all that it drew
 
     def __post_init__(self) -> None:
         found = [] if self.gates in GATES else [unknown_name("estimator of gates", self.gates, GATES)]
@@ -54,7 +55,10 @@ class PolicySteps:
         if not self.objective:
             found.append(f"objective: no terms; known: {', '.join(OBJECTIVES)}")
         found += wrong_integers(
-            vars(self), {"interval": 1, "passes": 1, **({} if self.batch is None else {"batch": 2})}
+            vars(self),
+            {"interval": 1, "passes": 1}
+            | ({} if self.batch is None else {"batch": 2})
+            | ({} if self.flips is None else {"flips": 1}),
         )
         for name in ("learning_rate", "prior_strength", "floor", "floor_rate"):
             value = getattr(self, name)

@@ -100,6 +100,7 @@ class Ready:
             prior_strength=settings.prior_strength,
             objective=settings.objective,
             floor=settings.floor,
+            flips=settings.flips,
             batch=self.study.budget.policy_batch,
         )
 

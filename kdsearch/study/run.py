@@ -160,7 +160,7 @@ def run_name(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     optimizer = str(distiller.optimizer)
     named = (STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest)
     if ready.base_view.before:  # by the name that it had then, without what there was not
-        return repr(named).replace(f", second_from={phase.views.second_from!r}", "")
+        return repr(named).replace(f", second_from={phase.views.second_from!r}", "").replace(", flips=None", "")
     return repr((*named, _described(ready, phase)))
 
 

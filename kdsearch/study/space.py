@@ -37,10 +37,13 @@ class Settings:
     extent: float  # where every high / limit starts, and the centre of its prior
     floor: float | None  # nats by which the teacher's cross-entropy may rise on augmented images; None: no floor
     objective: Mapping[str, float]  # weights of terms in OBJECTIVES
+    flips: int | None = None  # gates of an image that a policy step flips; None: all that it drew
 
     def numbers(self) -> dict[str, float | int | str | None]:
         """All of it as flat plain values: weights under their term's name, pauses as text."""
         flat = {name: value for name, value in asdict(self).items() if name not in ("pauses", "objective")}
+        if self.flips is None:
+            del flat["flips"]
         pauses = ", ".join(f"{share:g}" for share in self.pauses)
         return {**flat, "pauses": pauses or None, **self.objective}
 
@@ -69,6 +72,7 @@ POLICY: Mapping[str, Allowed] = {
     "probability": Allowed(0.001, 0.999),
     "extent": Allowed(0.001, 0.999),
     "floor": Allowed(0, off=True),
+    "flips": Allowed(1, whole=True),
 }
 NEEDED = ("learning_rate", "prior_strength", "operations_per_image")
 NUMBERS: Mapping[str, Allowed] = {**POLICY, **dict.fromkeys(OBJECTIVES, Allowed(0))}  # of a policy, weights of terms
@@ -95,16 +99,20 @@ class Range(BaseModel):
         return self
 
 
+ALL = "all"  # operations of an image: those there are
+
+
 class _Operation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     limit: Number | None = None
 
 
-KINDS = {dict: "a range", bool: "a switch", list: "a list", float: "a number"}
+KINDS = {dict: "a range", bool: "a switch", list: "a list", str: "a word", float: "a number"}
 Value = Annotated[
     Annotated[Range, Tag("a range")]
     | Annotated[bool, Tag("a switch")]
     | Annotated[list[Number], Tag("a list")]
+    | Annotated[str, Tag("a word")]
     | Annotated[Number, Tag("a number")],
     Discriminator(lambda value: KINDS.get(type(value), "a number")),
 ]
@@ -204,6 +212,8 @@ class SearchSpace:
         if found:
             raise problems(str(path), found)
         numbers: dict[str, Any] = {n: None if v is False else v for n, v in {**file.policy, **file.objective}.items()}
+        if numbers["operations_per_image"] == ALL:
+            numbers["operations_per_image"] = len(file.operations)
         pauses = tuple(numbers.pop("pauses", ()))
         limits = {op.name: file.operations[op.name].limit or op.limit for op in _ops(file.operations)}
         return cls(path.stem, file.summary, numbers, limits, file.fill, pauses)
@@ -243,7 +253,11 @@ def _wrong_numbers(file: _File) -> list[str]:
 def _wrong_number(name: str, value: Any, operations: int) -> list[str]:
     allowed, suffix = NUMBERS[name], ""
     if name == "operations_per_image":
-        allowed, suffix = replace(allowed, high=operations), ", the number of operations"
+        allowed, suffix = replace(allowed, high=operations), f', the number of operations, or "{ALL}"'
+        if value == ALL:
+            return []
+    if isinstance(value, str):
+        return [f"allowed: {allowed}{suffix}; got {quote(value)}"]
     if isinstance(value, bool | list):
         fits = value is False and allowed.off
         return [] if fits else [f"allowed: {allowed}{suffix}; got {str(value).lower()}"]
