@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import kdsearch as kd
 from kdsearch.augment.operations import TABLE
 from kdsearch.core.maths import generator
+from kdsearch.probe import inheritance
 from kdsearch.probe.inheritance import Inheritance, Ruler, Seen, calibration_error, plan_ruler, sum_up
 from kdsearch.probe.shifts import BINS, COMMON, HELD_OUT, OWN, Shifts
 from kdsearch.study.space import SearchSpace
@@ -42,7 +43,7 @@ def levels(count: int = 60, channels: int = 1) -> kd.data.ArrayData:
 
 def ruler(teacher: nn.Module, data: kd.data.ArrayData | None = None, **given: object) -> Ruler:
     data = levels() if data is None else data
-    return Ruler(kd.networks.Teacher(teacher), data, TASK, channels=data.images.shape[1], **given)  # type: ignore[arg-type]
+    return Ruler(kd.networks.Teacher(teacher), data, TASK, **given)  # type: ignore[arg-type]
 
 
 def rights(rows: list[str]) -> Tensor:
@@ -224,6 +225,32 @@ def test_calibration_is_the_gap_between_sure_and_right() -> None:
     assert math.isnan(calibration_error(sure[:0], right[:0]))
     with_nan = torch.tensor([math.nan, 1.0])
     assert calibration_error(with_nan, torch.tensor([False, True])) == 0
+
+
+@pytest.mark.parametrize(
+    ("data", "given", "said"),
+    [
+        (levels(0), {}, "ruler: the data set is empty"),
+        (levels(8, 4), {}, "ruler: images of 4 channels; allowed: 1 or 3"),
+        (levels(8), {"images": -1}, "images is -1; allowed: whole numbers, 1 or more"),
+        (levels(8), {"glanced": 2.5}, "glanced is 2.5; allowed: whole numbers, 1 or more"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(data: kd.data.ArrayData, given: dict[str, int], said: str) -> None:
+    with pytest.raises(kd.KdsearchError, match=said):
+        ruler(Level(), data, **given)
+
+
+def test_large_images_and_many_classes_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = ruler(Level())
+    found = whole.measure(Level())
+    monkeypatch.setattr(inheritance, "ROOM", 8 * 4 * 64 * 7)  # bytes of the views of 7 images
+    small = ruler(Level())
+    assert (whole.glanced, small.glanced) == (60, 7)
+    assert small.measure(Level()) == found
+    assert small._answers is None and whole._answers is not None
+    small.glance(Level())
+    assert small._bank is not None and len(small._bank.row.unique()) == 7
 
 
 def test_a_plan_takes_a_quarter_of_a_run_and_30_images_at_least() -> None:

@@ -13,15 +13,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from kdsearch.core.errors import KdsearchError, problems, wrong_integers
 from kdsearch.core.maths import generator
-from kdsearch.core.memory import available_bytes
 from kdsearch.core.values import Batch, Outputs
-from kdsearch.data.batches import batches_at
-from kdsearch.data.items import MapStyle
+from kdsearch.data.batches import batches_at, first_batch
+from kdsearch.data.items import MapStyle, length
 from kdsearch.losses.logits import kd_loss
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
-from kdsearch.probe.shifts import BINS, COMMON, HELD_OUT, VERSION, Shifts
+from kdsearch.probe.shifts import BINS, COMMON, FILL, HELD_OUT, VERSION, Shifts
 from kdsearch.tasks import Classification
 
 LEAST = 30  # images
@@ -29,7 +29,7 @@ LEAST_RIGHT = 0.5  # of the images of a bin, by the teacher, for it to count
 PER_IMAGE = 8  # views of an image in a glance
 CONFIDENCES = 15  # bins of the calibration error
 AT_ONCE = 256  # images of a forward
-ROOM = 0.05  # of the host's memory at hand, for the images of a glance, and for the teacher's answers
+ROOM = 2**28  # bytes, for the images of a glance, and for the teacher's answers
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,13 @@ class Ruler:
     count, 4 of them held-out shifts.
 
     Args:
-        channels: Of the images.
+        data: Images of 1 or 3 channels.
         known: Operations of the study's own space: held-out shifts among them are left out.
         images: At most so many of the data set, random ones that the seed fixes; all where None.
-        glanced: At most so many of these in a glance; all where None.
+        glanced: At most so many of these in a glance, and no more than fit into 256 MiB; all where None.
+
+    Raises:
+        KdsearchError: an empty data set, other channels, numbers under 1.
     """
 
     def __init__(
@@ -106,18 +109,25 @@ class Ruler:
         data: MapStyle,
         task: Classification,
         *,
-        channels: int,
         known: Iterable[str] = (),
         images: int | None = None,
         glanced: int | None = None,
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> None:
+        if found := wrong_integers({"images": images or 1, "glanced": glanced or 1}, {"images": 1, "glanced": 1}):
+            raise problems("ruler", found)
+        if length(data) < 1:
+            raise KdsearchError("ruler: the data set is empty")
+        channels, *size = first_batch(data, 1).images.shape[1:]
+        if channels not in FILL:
+            raise KdsearchError(f"ruler: images of {channels} channels; allowed: {' or '.join(map(str, FILL))}")
         self.teacher, self.data, self.task, self.seed, self.device = teacher, data, task, seed, device
         self.left_out = tuple(name for name in HELD_OUT if name in {*known})
         order = torch.randperm(len(data), generator=generator(seed, "ruler"))
         self.places = order[: len(data) if images is None else images].sort().values
-        self.glanced = len(self.places) if glanced is None else min(glanced, len(self.places))
+        fit = ROOM // (PER_IMAGE * 4 * channels * math.prod(size))
+        self.glanced = max(1, min(fit, len(self.places) if glanced is None else glanced, len(self.places)))
         names = [name for name in (*COMMON, *HELD_OUT) if name not in self.left_out]
         self.shifts = Shifts.drawn(names, len(self.places), channels, seed)
         self._answers: Tensor | None = None  # the teacher's logits, (n, J, K)
@@ -160,16 +170,18 @@ class Ruler:
     def _views(self) -> Iterator[tuple[Batch, Outputs]]:
         """All views of some images at a time, image by image, and the teacher's answers."""
         columns, start, new = len(self.shifts.names), 0, list[Tensor]()
+        keeps = self._answers is None and 4 * len(self.places) * columns * len(self.task.class_names) <= ROOM
         for batch in batches_at(self.data, self.places.tolist(), max(1, AT_ONCE // columns), self.device):
             rows = slice(start, start := start + len(batch))
             images = self.shifts.apply(batch.images, rows).flatten(0, 1)
             known = None if self._answers is None else self._answers[rows].to(self.device).flatten(0, 1)
             teacher = self.teacher(images) if known is None else Outputs(known)
-            new.append(teacher.logits.view(-1, columns, teacher.logits.shape[1]))
+            if keeps:
+                new.append(teacher.logits.view(-1, columns, teacher.logits.shape[1]).cpu())
             target, ids = (part.repeat_interleave(columns) for part in (batch.target, batch.ids))
             yield Batch(images, target, ids), teacher
-        if self._answers is None and sum(part.nbytes for part in new) <= ROOM * (available_bytes("cpu") or 0):
-            self._answers = torch.cat(new).cpu()
+        if keeps:
+            self._answers = torch.cat(new)
 
     def _compare(self, student: nn.Module, batch: Batch, teacher: Outputs) -> list[Tensor]:
         """What both do on some views, (V,) each, as `Seen` has it."""

@@ -234,7 +234,6 @@ def make_ready(
         teacher,
         study.search_validation,
         task,
-        channels=channels,
         known=space.limits,
         **plan_ruler(study.student_images, budget.epochs),
         seed=study.seed,
