@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from common import accuracy, interval, made_ready
+from common import accuracy, interval, made_ready, read_rows
 from rich.console import Console
 from rich.table import Table
 from shifted import shifted_accuracy
@@ -106,11 +106,6 @@ def names_of_rows(text: str) -> list[str]:
         bases, seconds = ", ".join(BASES), ", ".join(SECONDS)
         raise argparse.ArgumentTypeError(f"row {unknown[0]!r}; allowed: one of {bases}, a slash, one of {seconds}")
     return names
-
-
-def read_rows(file: Path | None) -> list[dict]:
-    """The rows of a file; none where there is no file yet."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
 
 
 def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:

@@ -69,6 +69,11 @@ def interval(values: Sequence[float], digits: int = 2) -> str:
     return f"{mean} ({low} to {high})"
 
 
+def read_rows(file: Path | None) -> list[dict]:
+    """The rows of a file, a line of JSON each; none where there is no file yet."""
+    return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
+
+
 def kept(rows: Iterator[dict], file: Path | None) -> list[dict]:
     """All rows, printed and written one by one, as they take long."""
     done = []
