@@ -1,10 +1,10 @@
 """Can a pair and a budget tell policies apart? Fixed second views over the base view, paired seeds, test images.
 
-Twenty policies that do not learn are drawn at random: how many operations an image draws (1 to 6), how likely each group
-of them is, and how strong (.25 to 1.5 of the limits). Each trains students on common seeds. The spread is the standard
-deviation of what policies are truly worth, without that of seeds and of what is left, from a two-way analysis of
-variance; the error is that of a policy's mean over the seeds. A pair whose spread is under twice its error decides
-nothing about policies. Clean: accuracy on the test images; inherited: inherited competence on them.
+Twenty policies that do not learn are drawn at random: how many operations an image draws (1 to 6), how likely each
+group of them is, and how strong (.25 to 1.5 of the limits). Each trains students on common seeds. The spread is the
+standard deviation of what policies are truly worth, without that of seeds and of what is left, from a two-way
+analysis of variance; the error is that of a policy's mean over the seeds. A pair whose spread is under twice its
+error decides nothing about policies. Clean: accuracy on the test images; inherited: inherited competence on them.
 
 Rows are written to the file one by one; those that are there are not run again.
 

@@ -1,0 +1,234 @@
+"""Does learning pay over a good base, and which learning? Variants of the learner, paired seeds, test images.
+
+Rows beside the learned ones: a second draw of the base view (`twice`), TrivialAugment's rule (`trivial`), two
+operations at .6 of their limits (`rand`), and the policies that learn, before they do (`start_4`, `start_all`). The
+learned ones:
+
+    default       as a study has it: 4 operations an image, each at .5 at first
+    all           all operations drawn, each at .2 at first
+    few           the same, 4 gates of an image flipped in a policy step
+    capped        few, `student_wrong` at most 2 log K, as the teacher's term is
+    gap           few, CE of the student less CE of the teacher, each at most 2 log K
+    kl            few, the divergence of the student from the teacher in place of both terms
+    entropy       few, the teacher's entropy sought as well, at a weight of 1
+    prior_.03     few, a prior of .03 nats; `prior_1` of 1 nat
+    floor_1       few, a floor of 1 nat
+    groups        few, one probability and one range for all operations of a group, as `spread.py` has them
+    varied        few, no probability under .1 after an epoch
+    frozen        the policy of `few` that another seed learned, held still
+
+Where gates are flipped and ranges learn by the pixels or from both ends, what is subtracted from the loss of an image
+whatever is drawn changes nothing: an objective as a difference to the base view of the same image is the objective.
+
+Rows are written to the file one by one; those that are there are not run again. Inherited: inherited competence on the
+test images; differences are paired by seed, with 95 % t intervals.
+
+Run:  python benchmarks/variants.py [--study digits] [--steps 300] [--seeds 600 10] [--rows default,few,...]
+          [--minus trivial,rand] [--show] [--json FILE]      (15 minutes for digits on one core)
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from base import SHARE, mean_and_error, rand_augment
+from common import accuracy, interval, made_ready, read_rows
+from rich.console import Console
+from rich.table import Table
+from spread import GROUPS
+from torch import Tensor
+
+import kdsearch as kd
+from kdsearch.augment.bases import Base
+from kdsearch.losses.objectives import TABLE, Objective, student_wrong, teacher_right
+from kdsearch.study.ready import Ready
+from kdsearch.study.run import run_trial
+from kdsearch.study.study import load_study
+
+FLIPS, LEAST = 4, 0.1
+FIXED = ("twice", "trivial", "rand", "start_4", "start_all")
+TST = {"teacher_right": 1.0, "student_wrong": 1.0}
+LEARNED: Mapping[str, Mapping[str, Any]] = {  # what differs in the policy steps
+    "default": {},
+    "all": {},
+    "few": {},
+    "capped": {"objective": {"teacher_right": 1.0, "student_wrong_capped": 1.0}},
+    "gap": {"objective": {"teacher_right": 1.0, "student_loss": 1.0}},
+    "kl": {"objective": {"divergence": 1.0}},
+    "entropy": {"objective": {**TST, "teacher_entropy": 1.0}},
+    "prior_.03": {"prior_strength": 0.03},
+    "prior_1": {"prior_strength": 1.0},
+    "floor_1": {"floor": 1.0},
+    "groups": {},
+    "varied": {},
+    "frozen": {},
+}
+NAMES = (*FIXED, *LEARNED)
+
+
+def student_wrong_capped(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    return student_wrong(student, teacher, target).clamp(max=2 * math.log(student.shape[1]))
+
+
+def student_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
+    return -teacher_right(teacher, student, target)
+
+
+def main() -> None:
+    arguments = options().parse_args()
+    torch.set_num_threads(1)
+    study = load_study(arguments.study)[0]
+    steps = arguments.steps or study.budget.epochs * study.budget.steps
+    epochs = study.budget.epochs
+    study = replace(study, budget=replace(study.budget, epochs=epochs, steps=steps // epochs))
+    first, count = arguments.seeds
+    rows = read_rows(arguments.json)
+    if not arguments.show:
+        asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
+        new = list(run_rows(made_ready(study), steps, asked, arguments.json))
+        rows = read_rows(arguments.json) or new
+    mine = [row for row in rows if (row["study"], row["steps"]) == (study.name, steps)]
+    show([row for row in mine if first <= row["seed"] < first + count], arguments.rows, arguments.minus)
+
+
+def options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("--study", default="digits", help="a shipped study, or the path of one")
+    parser.add_argument("--steps", type=int, help="of each student; the study's own unless given")
+    parser.add_argument("--seeds", type=int, nargs=2, default=(600, 10), metavar=("FIRST", "COUNT"))
+    parser.add_argument("--rows", type=names_of_rows, default=list(NAMES), help="names after commas")
+    parser.add_argument("--minus", type=names_of_rows, default=["trivial", "rand"], help="names after commas")
+    parser.add_argument("--show", action="store_true", help="run nothing, print what the file has")
+    parser.add_argument("--json", type=Path, help="a file of rows, which is gone on with")
+    return parser
+
+
+def names_of_rows(text: str) -> list[str]:
+    """The names after commas, each that of a row."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in NAMES]:
+        raise argparse.ArgumentTypeError(f"row {unknown[0]!r}; allowed: {', '.join(NAMES)}")
+    return names
+
+
+def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:
+    """The rows that a file does not have yet, by name and seed; each is printed and added to it."""
+    for term in (student_wrong_capped, student_loss):
+        TABLE[term.__name__] = Objective(term.__name__, term, "", "", "")  # type: ignore[index]
+    assert ready.study.test is not None
+    ruler = kd.Ruler(ready.teacher, ready.study.test, ready.task, known=ready.space.limits, device=ready.device)
+    ready = replace(ready, ruler=None)
+    for name, seed in asked:
+        fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name}
+        if any(fixed.items() <= row.items() for row in read_rows(file)):
+            continue
+        start = time.process_time()
+        student, policy = train(ready, name, seed)
+        seconds = time.process_time() - start
+        found = ruler.measure(student)
+        row = fixed | {
+            "clean": accuracy(ready, student),
+            "inherited": 100 * found.inherited,
+            "common": 100 * found.common,
+            "held_out": 100 * found.held_out,
+            "seconds": seconds,  # of the CPU
+            "rates": dict(zip(policy.operations, policy.rate.tolist(), strict=True))
+            if name in LEARNED and policy
+            else {},
+        }
+        print({key: value for key, value in row.items() if key != "rates"}, flush=True)
+        if file:
+            with file.open("a") as lines:
+                lines.write(json.dumps(row) + "\n")
+        yield row
+
+
+def train(ready: Ready, name: str, seed: int) -> tuple[torch.nn.Module, Any]:
+    """One student, and the policy that it ended with."""
+    if name == "frozen":  # by another seed's
+        _, learned = train(ready, "few", seed + 1)
+        policy: Base | None = kd.Policy.from_spec(learned.freeze())
+        learns = None
+    else:
+        policy, learns = second_view(ready, name)
+
+    def keep_varied(record: object) -> None:
+        if name == "varied" and isinstance(policy, kd.Policy):
+            with torch.no_grad():
+                policy.logit.clamp_(min=math.log(LEAST / (1 - LEAST)))
+
+    student = run_trial(
+        ready, None, policy=policy, policy_steps=learns, run=name, seed=seed, on_record=keep_varied
+    ).student
+    assert student is not None
+    return student, policy
+
+
+def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | None]:
+    """The policy of a second view, and how it learns."""
+    settings, limits = ready.space.settings(), ready.space.limits
+    if name in ("twice", "trivial"):
+        return ready.reference(name, settings), None
+    if name == "rand":
+        return rand_augment(limits, ready.space.fill), None
+    if name not in ("default", "start_4"):
+        settings = replace(settings, operations_per_image=len(limits), probability=SHARE)
+    policy = ready.policy(settings)
+    if name not in LEARNED:
+        return policy, None
+    if name == "groups":
+        tie(policy)
+    flips = None if name in ("default", "all") else FLIPS
+    return policy, replace(ready.policy_steps(settings), flips=flips, **LEARNED[name])
+
+
+def tie(policy: kd.Policy) -> None:
+    """One gradient for the operations of a group, which start alike and so stay alike."""
+    group = {name: kind for kind, names in GROUPS.items() for name in names}
+    kinds = [group[name] for name in policy.operations]
+    ranges = [kinds[i] for i in policy.learned.tolist()]
+    for parameter, names in ((policy.logit, kinds), (policy.a, ranges), (policy.b, ranges)):
+        order = list(dict.fromkeys(names))
+        place = torch.tensor([order.index(kind) for kind in names])
+        share = torch.nn.functional.one_hot(place, len(order)).double()
+        mean = share / share.sum(0) @ share.T  # of each group, (S, S)
+        parameter.register_hook(lambda gradient, mean=mean: mean @ gradient)
+
+
+def show(rows: list[dict], names: Sequence[str], minus: Sequence[str]) -> None:
+    """Means of the named rows with standard errors over seeds, and paired differences."""
+    by_row: dict[str, dict[int, dict]] = {}
+    for row in rows:
+        by_row.setdefault(row["row"], {})[row["seed"]] = row
+    if not by_row:
+        print("no rows")
+        return
+    heads = [f"{what}\n- {other}" for other in minus for what in ("clean", "inherited")]
+    table = Table("second view", "seeds", "clean", "inherited", "sec", *heads, box=None, padding=(0, 1, 0, 0))
+    for name in (name for name in names if name in by_row):
+        mine = by_row[name]
+        values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "inherited")]
+        seconds = sum(row["seconds"] for row in mine.values()) / len(mine)
+        cells = []
+        for other in minus:
+            theirs = by_row.get(other, {})
+            both = sorted({*mine} & {*theirs}) if other != name else []
+            for key in ("clean", "inherited"):
+                cells.append(interval([mine[seed][key] - theirs[seed][key] for seed in both], 1) if both else "")
+        table.add_row(name, f"{len(mine)}", *values, f"{seconds:.0f}", *cells)
+    console = Console(width=150, highlight=False)
+    console.print(
+        f"\n{rows[0]['study']}, {rows[0]['steps']} steps; test images, %, mean ± standard error over seeds; "
+        "differences paired by seed, 95 % t intervals; sec: of the CPU"
+    )
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
