@@ -13,7 +13,8 @@ The second view is `identity` (the base view itself), `twice` (another draw of t
 (TrivialAugment's rule), `rand` (RandAugment's kind: two operations at .6 of their limits, always), `start_4` or
 `start_all` (the policy at its start: 4 operations an image, or all at a probability of .2), `learned_4` or
 `learned_all` (the same, learned beside the student). Students of one seed start alike and see the same batches. Each
-is measured once, after its last step, on the test images and on those of `shifted.py`.
+is measured once, after its last step, on the test images and on those of `shifted.py`; "kept" is the share that it has
+right of those shifted images that the teacher has right.
 
 Rows are written to the file one by one, a line of JSON each. Those that are there are not run again: the same command
 goes on where it ended, and several may write to one file, each with seeds of its own. `--show` runs none. The table is
@@ -142,7 +143,7 @@ def train(ready: Ready, name: str, steps: int, seed: int) -> dict:
         "second": second,
         "clean": accuracy(ready, student),
         "shifted": 100 * shifted.accuracy,
-        "inherited": 100 * shifted.inherited,
+        "kept": 100 * shifted.inherited,  # of the shifted images that the teacher has right, the share it has
         "seconds": seconds,  # of the CPU
     }
 
@@ -194,21 +195,19 @@ def show(rows: list[dict], names: Sequence[str], minus: Sequence[str]) -> None:
     if not by_row:
         print("no rows")
         return
-    heads = [f"{what}\n- {other}" for other in minus for what in ("clean", "inherited")]
-    table = Table(
-        "base/second", "seeds", "clean", "shifted", "inherited", "sec", *heads, box=None, padding=(0, 1, 0, 0)
-    )
+    heads = [f"{what}\n- {other}" for other in minus for what in ("clean", "kept")]
+    table = Table("base/second", "seeds", "clean", "shifted", "kept", "sec", *heads, box=None, padding=(0, 1, 0, 0))
     for column in table.columns:
         column.no_wrap = True
     for name in sorted({*names} & {*by_row}, key=NAMES.index):
         mine, second = by_row[name], name.partition("/")[2]
-        values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "shifted", "inherited")]
+        values = [mean_and_error([row[key] for row in mine.values()]) for key in ("clean", "shifted", "kept")]
         seconds = sum(row["seconds"] for row in mine.values()) / len(mine)
         cells = []
         for other in minus:
             theirs = by_row.get(other if "/" in other else f"{other}/{second}", {})
             both = sorted({*mine} & {*theirs}) if theirs is not mine else []
-            for key in ("clean", "inherited"):
+            for key in ("clean", "kept"):
                 cells.append(interval([mine[seed][key] - theirs[seed][key] for seed in both], 1) if both else "")
         table.add_row(name, f"{len(mine)}", *values, f"{seconds:.0f}", *cells)
     console = Console(width=170, highlight=False)

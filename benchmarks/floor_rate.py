@@ -102,8 +102,12 @@ def teacher_loss(ready: Ready, policy: kd.Policy | None, views: int) -> float:
         random = generator("teacher loss", i)
         for batch in batches_in_order(train, 256, ready.device):
             under = base and BaseDraw(base, base.draw(len(batch), random))
-            draw = (policy or kd.Policy({"invert": None}, 1, probability=1e-9)).draw(len(batch), random)
-            images = kd.operations.apply(under.under(draw) if under else draw, batch.images).images
+            draw = policy and policy.draw(len(batch), random)
+            if draw and under:
+                draw = under.under(draw)
+            elif under:
+                draw = under.draw
+            images = kd.operations.apply(draw, batch.images).images if draw else batch.images
             found.append(ready.task.supervised(ready.teacher(images), batch.target))
     return torch.cat(found).mean().item()
 

@@ -2,7 +2,7 @@
 
 Runs of a study: an identical second view, another draw of the base view, TrivialAugment's rule, and the policy that
 learns beside the student. The share is that of the glances after each epoch in the seconds of the CPU that a run takes
-without them; the whole is measured once, after a first time in which the teacher was asked.
+without them; all views are looked at once, at the end, after a first time in which the teacher was asked.
 
 Run:  python benchmarks/inheritance.py [--study digits] [--seeds 1] [--json FILE]      (one minute on one core)
 """
@@ -30,12 +30,15 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     rows = kept(measured(made_ready(load_study(arguments.study)[0]), arguments.seeds), arguments.json)
-    table = Table("second view", "seed", "run, s", "glances, s", "share, %", "whole, s", "inherited, %", box=None)
+    table = Table("second view", "seed", "run, s", "glances, s", "%", "all views, s", "%", "inherited, %", box=None)
     for row in rows:
-        share = f"{100 * row['glances'] / row['run']:.1f}"
         inherited = f"{100 * row['inherited']:.1f} ± {100 * row['inherited_se']:.1f}"
-        seconds = (f"{row[name]:.2f}" for name in ("run", "glances"))
-        table.add_row(row["name"], f"{row['seed']}", *seconds, share, f"{row['whole']:.2f}", inherited)
+        cells = [
+            text
+            for name in ("glances", "whole")
+            for text in (f"{row[name]:.2f}", f"{100 * row[name] / row['run']:.1f}")
+        ]
+        table.add_row(row["name"], f"{row['seed']}", f"{row['run']:.2f}", *cells, inherited)
     console = Console(width=120, highlight=False)
     console.print(table)
     shifts = Table("shift", *(row["name"] for row in rows if not row["seed"]), box=None)

@@ -25,6 +25,7 @@ from rich.table import Table
 import kdsearch as kd
 from kdsearch.augment.spec import Setting, Snapshot
 from kdsearch.core.maths import generator
+from kdsearch.probe.shifts import VERSION
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
 from kdsearch.study.study import load_study
@@ -60,7 +61,7 @@ def run_rows(ready: Ready, steps: int, policies: int, seeds: int, file: Path | N
     before = read_rows(file)
     for seed in range(seeds):
         for number in range(policies):
-            fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "policy": number}
+            fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "policy": number, "shifts": VERSION}
             if known := [row for row in before if fixed.items() <= row.items()]:
                 yield known[0]
                 continue

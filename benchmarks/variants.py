@@ -21,10 +21,10 @@ Where gates are flipped and ranges learn by the pixels or from both ends, what i
 whatever is drawn changes nothing: an objective as a difference to the base view of the same image is the objective.
 
 Rows are written to the file one by one; those that are there are not run again. Inherited: inherited competence on the
-test images; differences are paired by seed, with 95 % t intervals.
+test images; differences are paired by seed, with 95 % t intervals. Seconds of `frozen` are those of both runs.
 
 Run:  python benchmarks/variants.py [--study digits] [--steps 300] [--seeds 600 10] [--rows default,few,...]
-          [--minus trivial,rand] [--show] [--json FILE]      (15 minutes for digits on one core)
+          [--minus trivial,rand] [--show] [--json FILE]      (25 minutes for digits on one core)
 """
 
 import argparse
@@ -47,6 +47,7 @@ from torch import Tensor
 import kdsearch as kd
 from kdsearch.augment.bases import Base
 from kdsearch.losses.objectives import TABLE, Objective, student_wrong, teacher_right
+from kdsearch.probe.shifts import VERSION
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
 from kdsearch.study.study import load_study
@@ -85,8 +86,9 @@ def main() -> None:
     torch.set_num_threads(1)
     study = load_study(arguments.study)[0]
     steps = arguments.steps or study.budget.epochs * study.budget.steps
-    epochs = study.budget.epochs
-    study = replace(study, budget=replace(study.budget, epochs=epochs, steps=steps // epochs))
+    if steps % (epochs := study.budget.epochs):
+        raise SystemExit(f"--steps {steps}: allowed: multiples of the study's {epochs} epochs")
+    study = replace(study, budget=replace(study.budget, steps=steps // epochs))
     first, count = arguments.seeds
     rows = read_rows(arguments.json)
     if not arguments.show:
@@ -125,7 +127,7 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
     ruler = kd.Ruler(ready.teacher, ready.study.test, ready.task, known=ready.space.limits, device=ready.device)
     ready = replace(ready, ruler=None)
     for name, seed in asked:
-        fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name}
+        fixed = {"study": ready.study.name, "steps": steps, "seed": seed, "row": name, "shifts": VERSION}
         if any(fixed.items() <= row.items() for row in read_rows(file)):
             continue
         start = time.process_time()

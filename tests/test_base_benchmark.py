@@ -45,12 +45,12 @@ def test_every_base_and_every_second_view_is_a_row_and_no_row_is_run_again(
     rows = base.read_rows(file)
     assert [row["row"] for row in rows] == [name for name, _ in asked] and rows == [*first, *rest]
     assert all({row["study"], row["steps"], row["seed"]} == {"tiny", 8, 3} for row in rows)
-    assert all(0 <= row[key] <= 100 for row in rows for key in ("clean", "shifted", "inherited"))
-    found = {row["row"]: (row["clean"], row["shifted"], row["inherited"]) for row in rows}
+    assert all(0 <= row[key] <= 100 for row in rows for key in ("clean", "shifted", "kept"))
+    found = {row["row"]: (row["clean"], row["shifted"], row["kept"]) for row in rows}
     assert len({*found.values()}) >= len(found) - 1  # each does something else; the floor may be far away
     assert not list(base.run_rows(ready, 8, asked, file))
     again = next(base.run_rows(ready, 8, [("r8/identity", 3)], None))
-    assert (again["clean"], again["shifted"], again["inherited"]) == found["r8/identity"]
+    assert (again["clean"], again["shifted"], again["kept"]) == found["r8/identity"]
     assert again["base_versions"] == 8 and again["second_from"] == "base" and again["second"] == "identity"
 
 
@@ -84,7 +84,7 @@ def test_second_views_are_what_they_are_called(base: ModuleType, ready: Ready) -
 def test_the_table_pairs_rows_by_seed(base: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     clean = {"bare/trivial": {1: 90.0, 2: 92.0, 3: 70.0}, "auto/trivial": {2: 95.0, 1: 92.0}, "r8/trivial": {1: 91.0}}
     rows = [
-        {"study": "tiny", "steps": 12, "row": name, "seed": seed, "clean": value, "shifted": 1.0, "inherited": 2.0}
+        {"study": "tiny", "steps": 12, "row": name, "seed": seed, "clean": value, "shifted": 1.0, "kept": 2.0}
         | {"seconds": 5.0}
         for name, values in clean.items()
         for seed, value in values.items()
@@ -112,7 +112,7 @@ def test_the_floor_may_count_from_the_loss_on_base_views(base: ModuleType, ready
 def test_rows_of_a_file_are_shown_without_running_any(
     base: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    row = {"study": "digits", "row": "auto/identity", "seed": 500, "clean": 1.0, "shifted": 1.0, "inherited": 2.0}
+    row = {"study": "digits", "row": "auto/identity", "seed": 500, "clean": 1.0, "shifted": 1.0, "kept": 2.0}
     lines = [json.dumps({**row, "steps": steps, "seconds": steps}) for steps in (900, 300, 900)]
     (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n")
     monkeypatch.setattr("sys.argv", ["base", "--show", "--json", str(tmp_path / "rows.jsonl")])

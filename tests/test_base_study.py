@@ -264,9 +264,15 @@ def test_a_folder_of_before_goes_on_bare_and_bit_for_bit(study: Study, tmp_path:
     keep_base(run, ready.base_view, fused=False, answers_looked_up=False)
     assert not (run / BASE).exists()
     student = Distiller(ready.teacher, ready.student(), None, ready.task)
-    then, new = (run_name(one, one.phase(None), student) for one in (ready, preflight(study, tmp_path / "new").ready))
-    assert "second_from" not in then and "second_from" in new  # a checkpoint of before is known by its name of then
     steps = ready.policy_steps(replace(settings, interval=2, warm_up=0.0))
+    new = preflight(study, tmp_path / "new").ready
+    names = [run_name(one, one.phase(steps), student) for one in (ready, new)]
+    assert not any(
+        word in name for name in names for word in ("second_from", "flips")
+    )  # by which no checkpoint was known
+    image = replace(new.phase(steps), views=kd.Views(second_from="image"))
+    few = new.phase(replace(steps, flips=2))
+    assert len({*names, *(run_name(new, phase, student) for phase in (image, few))}) == 4
 
     def trained(ready: Ready) -> dict[str, Tensor]:
         outcome = run_trial(ready, None, policy=ready.policy(settings), policy_steps=steps, seed=3)

@@ -81,6 +81,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "evaluations": {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
         "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
+        "shifts_version": WHOLE,
         "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
     },
 }  # fmt: skip

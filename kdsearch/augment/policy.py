@@ -203,7 +203,7 @@ class Policy(nn.Module):
         probability: float = 1.0,
         fill: str = "zero",
     ) -> Self:
-        """A policy of which nothing learns: one probability for all, magnitudes from 0 to their limits."""
+        """One probability for all, magnitudes from 0 to their limits, which are held: a policy to be used as it is."""
         start = cls(limits, operations_per_image, fill=fill)
         settings = {
             name: Setting(probability=probability, low=0.0 if limit else None, high=limit or None)

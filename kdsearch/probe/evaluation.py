@@ -75,9 +75,9 @@ def evaluate(
         raise KdsearchError(f"evaluate: task is {quote(task)}; allowed: a task, such as {example}")
     if device is not None:
         check_device(device)
-    home = _home(network, data)
+    home = home_of(network, data)
     place = home if device is None else torch.device(device)
-    with own_generators(place), _on(network, home, place), evaluation_mode(network):
+    with own_generators(place), moved(network, home, place), evaluation_mode(network):
         if task is None:
             answers = run_network(network, first_batch(data, 1, place).images, "network")
             if answers.logits.ndim != 2:
@@ -89,14 +89,14 @@ def evaluate(
     return Evaluation(measured.value, measured.value_se, length(data))
 
 
-def _home(network: nn.Module, data: MapStyle) -> torch.device:
+def home_of(network: nn.Module, data: MapStyle) -> torch.device:
     """Where a network is, by its first weight; one without weights is where images in memory are."""
     tensors = chain(network.parameters(), network.buffers(), [data.images] if isinstance(data, ArrayData) else [])
     return next((tensor.device for tensor in tensors), torch.device("cpu"))
 
 
 @contextmanager
-def _on(network: nn.Module, home: torch.device, place: torch.device) -> Iterator[None]:
+def moved(network: nn.Module, home: torch.device, place: torch.device) -> Iterator[None]:
     """A network on another device meanwhile.
 
     Raises:

@@ -7,6 +7,7 @@ counts the same; the number is the mean of that of the common operations and tha
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -14,17 +15,19 @@ import torch
 from torch import Tensor, nn
 
 from kdsearch.core.errors import KdsearchError, problems, wrong_integers
-from kdsearch.core.maths import generator
+from kdsearch.core.maths import generator, own_generators, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import batches_at, first_batch
 from kdsearch.data.items import MapStyle, length
 from kdsearch.losses.logits import kd_loss
+from kdsearch.networks.factories import check_network
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
+from kdsearch.probe.evaluation import home_of, moved
 from kdsearch.probe.shifts import BINS, COMMON, FILL, HELD_OUT, VERSION, Shifts
 from kdsearch.tasks import Classification
 
-LEAST = 30  # images
+IMAGES, GLANCED = 500, 150  # of a data set, and of those at a glance: the same whatever a run costs
 LEAST_RIGHT = 0.5  # of the images of a bin, by the teacher, for it to count
 PER_IMAGE = 8  # views of an image in a glance
 CONFIDENCES = 15  # bins of the calibration error
@@ -75,29 +78,20 @@ class _Bank(NamedTuple):
     teacher: Tensor  # its logits, (V, K)
 
 
-def plan_ruler(student_images: int, epochs: int) -> dict[str, int]:
-    """Images that a `Ruler` looks at, so that all views are at most a quarter of the student images of a run, and those
-    of a glance three in ten of an epoch's; 30 at least.
-
-    >>> plan_ruler(38_400, 10)
-    {'images': 400, 'glanced': 144}
-    """
-    views = len(COMMON) + len(HELD_OUT) + 1
-    each = {"images": student_images // (4 * views), "glanced": round(0.3 * student_images / epochs / PER_IMAGE)}
-    return {name: max(LEAST, count) for name, count in each.items()}
-
-
 class Ruler:
     """The same shifted images for every student, with the teacher's answers remembered where there is room.
 
     Each image has one view of each shift. A glance, cheap enough for every epoch, has up to 8 of those views that
-    count, 4 of them held-out shifts.
+    count, 4 of them held-out shifts. What is looked at is fixed by the data, the teacher, the seed and these numbers.
 
     Args:
+        teacher: A `Teacher`, or any network.
         data: Images of 1 or 3 channels.
-        known: Operations of the study's own space: held-out shifts among them are left out.
-        images: At most so many of the data set, random ones that the seed fixes; all where None.
-        glanced: At most so many of these in a glance, and no more than fit into 256 MiB; all where None.
+        task: A classification with as many classes as there are logits where None.
+        known: Operations that a student may have trained with: held-out shifts among them are left out.
+        images: At most so many of the data set, random ones.
+        glanced: At most so many of these in a glance, and no more than fit into 256 MiB.
+        device: Where it runs; where the teacher is, if None. A student that is elsewhere goes there and comes back.
 
     Raises:
         KdsearchError: an empty data set, other channels, numbers under 1.
@@ -105,39 +99,47 @@ class Ruler:
 
     def __init__(
         self,
-        teacher: Teacher,
+        teacher: Teacher | nn.Module,
         data: MapStyle,
-        task: Classification,
+        task: Classification | None = None,
         *,
         known: Iterable[str] = (),
-        images: int | None = None,
-        glanced: int | None = None,
+        images: int = IMAGES,
+        glanced: int = GLANCED,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> None:
-        if found := wrong_integers({"images": images or 1, "glanced": glanced or 1}, {"images": 1, "glanced": 1}):
+        if found := wrong_integers({"images": images, "glanced": glanced}, {"images": 1, "glanced": 1}):
             raise problems("ruler", found)
         if length(data) < 1:
             raise KdsearchError("ruler: the data set is empty")
         channels, *size = first_batch(data, 1).images.shape[1:]
         if channels not in FILL:
             raise KdsearchError(f"ruler: images of {channels} channels; allowed: {' or '.join(map(str, FILL))}")
-        self.teacher, self.data, self.task, self.seed, self.device = teacher, data, task, seed, device
+        self.teacher = teacher if isinstance(teacher, Teacher) else Teacher(check_network(teacher, "teacher"))
+        self.data, self.seed = data, seed
+        self.device = home_of(self.teacher.network, data) if device is None else torch.device(device)
+        self.task = task or self._task_of_logits()
         self.left_out = tuple(name for name in HELD_OUT if name in {*known})
         order = torch.randperm(len(data), generator=generator(seed, "ruler"))
-        self.places = order[: len(data) if images is None else images].sort().values
+        self.places = order[:images]  # not in the order of the data: of fewer images each has the same views
         fit = ROOM // (PER_IMAGE * 4 * channels * math.prod(size))
-        self.glanced = max(1, min(fit, len(self.places) if glanced is None else glanced, len(self.places)))
+        self.glanced = max(1, min(fit, glanced, len(self.places)))
         names = [name for name in (*COMMON, *HELD_OUT) if name not in self.left_out]
         self.shifts = Shifts.drawn(names, len(self.places), channels, seed)
         self._answers: Tensor | None = None  # the teacher's logits, (n, J, K)
         self._bank: _Bank | None = None
 
-    @torch.no_grad()
+    def _task_of_logits(self) -> Classification:
+        with torch.no_grad(), own_generators(self.device):
+            logits = self.teacher(first_batch(self.data, 1, self.device).images).logits
+        return Classification.of(logits.shape[1])
+
+    @usual_modes()
     def measure(self, student: nn.Module) -> Inheritance:
-        """One student on all views; nothing of it changes."""
+        """One student on all views; it and all generators stay as they were."""
         parts = []
-        with evaluation_mode(student):
+        with self._looking_at(student):
             for views, teacher in self._views():
                 compared = self._compare(student, views, teacher)
                 parts.append([part.view(-1, len(self.shifts.names)) for part in compared])
@@ -146,14 +148,14 @@ class Ruler:
         found = sum_up(seen, self._count(seen.teacher), self.shifts.names)
         return replace(found, clean=clean, left_out=self.left_out)
 
-    @torch.no_grad()
+    @usual_modes()
     def glance(self, student: nn.Module) -> Inheritance:
-        """One student on 8 views of an image, which are kept; nothing of it changes."""
-        if self._bank is None:
-            self._bank = self._make_bank()
-        batch, row, column, teacher = self._bank
+        """One student on 8 views of an image, which are kept; it and all generators stay as they were."""
         seen = Seen.nothing(len(self.places), len(self.shifts.names))
-        with evaluation_mode(student):
+        with self._looking_at(student):
+            if self._bank is None:
+                self._bank = self._make_bank()
+            batch, row, column, teacher = self._bank
             for first in range(0, len(batch), AT_ONCE):
                 rows = slice(first, first + AT_ONCE)
                 compared = self._compare(student, batch.rows(rows), Outputs(teacher[rows]))
@@ -161,7 +163,14 @@ class Ruler:
                     whole[row[rows], column[rows]] = part
         counts = torch.zeros_like(seen.teacher)
         counts[row, column] = True
-        return sum_up(seen, counts, self.shifts.names)
+        return replace(sum_up(seen, counts, self.shifts.names), left_out=self.left_out)
+
+    @contextmanager
+    def _looking_at(self, student: nn.Module) -> Iterator[None]:
+        """A student where the ruler is, in evaluation mode, without gradients."""
+        home = home_of(student, self.data)
+        with torch.no_grad(), own_generators(self.device), moved(student, home, self.device), evaluation_mode(student):
+            yield
 
     def count_views(self, epochs: int) -> int:
         """Views of a student that is measured after so many epochs, at a glance, and once on all."""
@@ -206,9 +215,9 @@ class Ruler:
         """Choose the views of a glance among those that count, and keep them."""
         rights = [self.task.correct(teacher, views.target).cpu() for views, teacher in self._views()]
         may = self._count(torch.cat(rights).view(-1, len(self.shifts.names)))
-        random = generator(self.seed, "ruler glance")
-        may[torch.randperm(len(may), generator=random)[self.glanced :]] = False
-        lot = torch.rand(may.shape, generator=random).masked_fill(~may, -1.0)
+        may[self.glanced :] = False  # the order is random
+        streams = (generator(self.seed, "ruler glance", name) for name in self.shifts.names)
+        lot = torch.stack([torch.rand(len(may), generator=random) for random in streams], 1).masked_fill(~may, -1.0)
         for kind in (COMMON, HELD_OUT):
             columns = torch.tensor([j for j, name in enumerate(self.shifts.names) if name in kind], dtype=torch.int64)
             rank = lot[:, columns].argsort(1, descending=True).argsort(1)

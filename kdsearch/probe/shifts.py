@@ -1,6 +1,6 @@
 """The ruler of inherited competence: moves and changes of images that no space and no policy has a say in.
 
-The list is fixed and has a version, which every table that was made by it names. A number made by another version is
+The list is fixed and has a version, which stands beside every number that is kept. A number made by another version is
 not compared with it. Beside the common operations stand shifts that the default space does not have; those of them
 that a study's own space has are left out for all rows of the study.
 """
@@ -129,7 +129,7 @@ class Shifts:
 
     @classmethod
     def drawn(cls, names: Iterable[str], images: int, channels: int, seed: int) -> Self:
-        """For so many images; shifts that do nothing to images of so many channels are left out.
+        """For so many images, the first ones always the same; shifts that do nothing to their channels are left out.
 
         Args:
             names: Of shifts; `COMMON` and `HELD_OUT` have them.
@@ -137,19 +137,22 @@ class Shifts:
         limits, asked = {**COMMON, **HELD_OUT}, {*names}
         in_table = [name for name, op in TABLE.items() if name in asked and op.suits(channels)]
         columns = ("clean", *in_table, *(name for name in OWN if name in asked))
-        more = 1 + max(TABLE[name].uniforms for name in in_table)
-        turn = torch.randperm(images, generator=generator(seed, "shifts", VERSION))
+        more = 1 + max((TABLE[name].uniforms for name in in_table), default=0)
+        turn = torch.arange(images)
         parts = []
         for name in columns:  # each from a stream of its own: what is left out changes nothing of the others
-            random, limit = generator(seed, "shifts", VERSION, name), limits.get(name)
+            values, signs, fields = (
+                generator(seed, "shifts", VERSION, name, use) for use in ("values", "signs", "seeds")
+            )
+            limit = limits.get(name)
             place = torch.zeros_like(turn) if limit is None else (turn + list(limits).index(name)) % BINS
             u = torch.zeros(images, more, dtype=torch.float64)
             own = 1 + (TABLE[name].uniforms if name in TABLE else 0)
-            u[:, :own] = torch.rand(images, own, generator=random, dtype=torch.float64)
-            negative = torch.rand(images, generator=random) < 0.5
+            u[:, :own] = torch.rand(images, own, generator=values, dtype=torch.float64)
+            negative = torch.rand(images, generator=signs) < 0.5
             sign = 1.0 - 2.0 * (negative & (name in TABLE and TABLE[name].signed)).double()
             magnitude = sign * (limit or 0.0) * (place + u[:, 0]) / BINS
-            parts.append((place, u, sign, magnitude, torch.randint(-(2**63), 2**63 - 1, (images,), generator=random)))
+            parts.append((place, u, sign, magnitude, torch.randint(-(2**63), 2**63 - 1, (images,), generator=fields)))
         bins, u, sign, magnitudes, seeds = (torch.stack(part, 1) for part in zip(*parts, strict=True))
         size = 1 + len(in_table)
         gates = torch.ones(images, size, dtype=torch.bool)
@@ -175,6 +178,7 @@ class Shifts:
         for j, name in enumerate(self.names[size:]):
             pixels = OWN[name].pixels
             assert pixels is not None
-            m, seeds = (part[rows, j].to(images.device) for part in (self.magnitudes, self.seeds))
-            found.append(pixels(images, m.to(images.dtype), m.new_empty(b, 0), seeds)[:, None])
+            m = self.magnitudes[rows, j].to(images.device, images.dtype)
+            seeds = self.seeds[rows, j].to(images.device)
+            found.append(pixels(images, m, m.new_empty(b, 0), seeds)[:, None])
         return torch.cat(found, 1)

@@ -66,7 +66,7 @@ def confirm(
                 )
                 row |= {"value": outcome.value, "seconds": outcome.seconds, "at_chance": outcome.at_chance}
                 if found := outcome.inheritance:
-                    row |= {name: getattr(found, name) for name in SHIFTED}
+                    row |= {name: getattr(found, name) for name in SHIFTED} | {"shifts_version": found.version}
             except Diverged:
                 pass
             rows = sorted([*rows, row], key=partial(_order, seeds))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.operations import apply
+from kdsearch.augment.policy import Policy
 from kdsearch.core.devices import check_device
 from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
@@ -26,7 +27,7 @@ from kdsearch.networks.teachers import Recipe, Teacher, evaluation_mode
 from kdsearch.probe.diagnosis import likely_reasons
 from kdsearch.probe.disagreement import Probe, draw_operation, plan_look
 from kdsearch.probe.evaluation import TeacherMeasurement
-from kdsearch.probe.inheritance import Ruler, plan_ruler
+from kdsearch.probe.inheritance import Ruler
 from kdsearch.study.base_view import find_base
 from kdsearch.study.costs import MemoryEstimate, check_memory, estimate_seconds
 from kdsearch.study.fingerprint import digest_parts, network_digest
@@ -120,7 +121,10 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     found_on = digest_parts(network_digest(ready.teacher.network), train.digest, validation.digest, str(study.seed))
     base = find_base(study, run, ready.teacher, task, ready.channels, device=device, found_on=found_on)
     tables = AnswerTables(base.answers_looked_up, runs=study.budget.trials + 1)
-    ready = replace(ready, base_view=base, tables=tables)
+    own = base.base.operations if isinstance(base.base, Policy) else ()
+    known = {*ready.space.limits, *own}
+    ruler = Ruler(ready.teacher, study.search_validation, task, known=known, device=device)
+    ready = replace(ready, base_view=base, tables=tables, ruler=ruler)
     if (share := shared_images(train, validation)) > MOST_SHARED:
         raise KdsearchError(describe_overlap(share, "the same pixels"))
     if share:
@@ -139,8 +143,9 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
     content = {"train": train.digest, "search-validation": validation.digest}
-    known = train.known, validation.known
-    return Findings(ready, dropped, *known, content, remembers, *seconds, memory, tuple(told), _describe_asking(ready))
+    of_splits = train.known, validation.known
+    asked = _describe_asking(ready)
+    return Findings(ready, dropped, *of_splits, content, remembers, *seconds, memory, tuple(told), asked)
 
 
 @_names_study
@@ -230,18 +235,7 @@ def make_ready(
     )
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
                   device=device)  # fmt: skip
-    ruler = Ruler(
-        teacher,
-        study.search_validation,
-        task,
-        known=space.limits,
-        **plan_ruler(study.student_images, budget.epochs),
-        seed=study.seed,
-        device=device,
-    )
-    ready = Ready(
-        study, task, teacher, space, train.known, probe, channels, device, validation.known.labels, ruler=ruler
-    )
+    ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
     return ready, dropped, (train, validation), doubt
 
 

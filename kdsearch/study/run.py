@@ -158,16 +158,17 @@ def run_name(ready: Ready, phase: Phase, distiller: Distiller) -> str:
     rest = (phase.epochs, phase.steps, phase.batch, phase.parts, steps, phase.label_weight, phase.views)
     where = (ready.device, distiller.precision, ready.study.compiled)
     optimizer = str(distiller.optimizer)
-    named = (STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest)
-    if ready.base_view.before:  # by the name that it had then, without what there was not
-        return repr(named).replace(f", second_from={phase.views.second_from!r}", "").replace(", flips=None", "")
-    return repr((*named, _described(ready, phase)))
+    base = () if ready.base_view.before else (_described(ready, phase),)
+    named = repr((STATES, distiller.seed, ready.clean.loss, where, losses, start, how, optimizer, rest, *base))
+    for later in (f", second_from={phase.views.second_from!r}", ", flips=None"):
+        named = named.replace(later, "")  # what checkpoints of before have not in their names, or elsewhere
+    return named
 
 
 def _described(ready: Ready, phase: Phase) -> tuple[object, ...]:
     """What tells the base views of a run from others', and how the teacher is asked."""
     how = ready.teacher.is_fused, ready.tables.allowed if phase.bases_come_back else None
-    return describe_base(phase.base), phase.base_versions, phase.base_seed, *how
+    return describe_base(phase.base), phase.base_versions, phase.base_seed, phase.views.second_from, *how
 
 
 def _write_epochs(folder: Path, records: Sequence[EpochRecord]) -> None:

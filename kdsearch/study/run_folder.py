@@ -234,6 +234,7 @@ class EvaluationRow(TypedDict, total=False):
     inherited_se: Number
     calibration_error: Number
     kl: Number
+    shifts_version: Count | None
     seconds: Number
     at_chance: str | None
 
