@@ -16,6 +16,8 @@ learned ones:
     groups        few, one probability and one range for all operations of a group, as `spread.py` has them
     varied        few, no probability under .1 after an epoch
     frozen        the policy of `few` that another seed learned, held still
+    free          no policy steps: probabilities learn from the student's own steps, in which the logits of each image
+                  under a known draw are at hand, by regression of the objective on (gate - p); ranges stay
 
 Where gates are flipped and ranges learn by the pixels or from both ends, what is subtracted from the loss of an image
 whatever is drawn changes nothing: an objective as a difference to the base view of the same image is the objective.
@@ -46,6 +48,8 @@ from torch import Tensor
 
 import kdsearch as kd
 from kdsearch.augment.bases import Base
+from kdsearch.core.values import Outputs, ViewBatch
+from kdsearch.losses.loss import Loss
 from kdsearch.losses.objectives import TABLE, Objective, student_wrong, teacher_right
 from kdsearch.probe.shifts import VERSION
 from kdsearch.study.ready import Ready
@@ -69,6 +73,7 @@ LEARNED: Mapping[str, Mapping[str, Any]] = {  # what differs in the policy steps
     "groups": {},
     "varied": {},
     "frozen": {},
+    "free": {},
 }
 NAMES = (*FIXED, *LEARNED)
 
@@ -165,6 +170,10 @@ def train(ready: Ready, name: str, seed: int) -> tuple[torch.nn.Module, Any]:
             with torch.no_grad():
                 policy.logit.clamp_(min=math.log(LEAST / (1 - LEAST)))
 
+    if name == "free":
+        assert isinstance(policy, kd.Policy)
+        watch = Loss("free gates", FreeGates(policy, ready), weight=0.0)
+        ready = replace(ready, study=replace(ready.study, loss=(*ready.study.losses, watch)))
     student = run_trial(
         ready, None, policy=policy, policy_steps=learns, run=name, seed=seed, on_record=keep_varied
     ).student
@@ -186,8 +195,51 @@ def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | 
         return policy, None
     if name == "groups":
         tie(policy)
+    if name == "free":
+        return policy, None
     flips = None if name in ("default", "all") else FLIPS
     return policy, replace(ready.policy_steps(settings), flips=flips, **LEARNED[name])
+
+
+class FreeGates:
+    """Told each student step as a loss of no weight: the probabilities learn of a policy that draws all operations.
+
+    The objective of the second views, less that of the base views by a fitted coefficient, is regressed on all gates at
+    once: the slope of a gate is what its operation adds, in training mode, over the other decisions of these images.
+    """
+
+    def __init__(self, policy: kd.Policy, ready: Ready) -> None:
+        budget, self.steps = ready.study.budget, kd.PolicySteps()
+        self.policy, self.clean, self.task = policy, ready.clean.loss, ready.task
+        self.count, self.total, self.dual = 0, budget.epochs * budget.steps, 0.0
+        self.adam = torch.optim.Adam([policy.logit], lr=self.steps.learning_rate)
+
+    def __call__(self, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
+        self.count += 1
+        nothing = torch.zeros(len(views))
+        if self.count <= self.steps.warm_up * self.total or views.draw is None:
+            return nothing
+        size, policy = len(views) // 2, self.policy
+        with torch.no_grad():
+            ce = self.task.supervised(teacher, views.target)
+            aim = self.task.objective(TST, student, teacher, views.target) + self.dual * ce
+            base, second = aim.double().split(size)
+            p = policy.probability
+            gates = views.draw.gates.double() - p[views.draw.chosen]
+            gates = torch.zeros(size, len(p), dtype=torch.float64).scatter(1, views.draw.chosen, gates)
+            known = torch.cat([gates, (base - base.mean())[:, None]], 1)
+            ridge = 1e-3 * size * torch.eye(known.shape[1], dtype=torch.float64)
+            slope = torch.linalg.solve(known.T @ known + ridge, known.T @ (second - second.mean()))[:-1]
+            violation = (ce[size:].mean() - self.clean).item() - (self.steps.floor or 0.0)
+            self.dual = max(0.0, self.dual + self.steps.floor_rate / self.steps.interval * violation)
+        for group in self.adam.param_groups:
+            group["lr"] = self.steps.learning_rate * 0.5 * (1 + math.cos(math.pi * self.count / self.total))
+        self.adam.zero_grad()
+        with torch.enable_grad():
+            prior = (self.steps.prior_strength or 0.0) * policy.prior_loss()
+            (prior + (p * (1 - p) * slope * policy.logit).sum()).backward()
+        self.adam.step()
+        return nothing
 
 
 def tie(policy: kd.Policy) -> None:
