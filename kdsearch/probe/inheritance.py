@@ -143,7 +143,7 @@ class Ruler:
             for views, teacher in self._views():
                 compared = self._compare(student, views, teacher)
                 parts.append([part.view(-1, len(self.shifts.names)) for part in compared])
-        seen = Seen(*(torch.cat(column) for column in zip(*parts, strict=True)))
+        seen = Seen(*_joined(parts))
         clean = seen.student[:, 0][seen.teacher[:, 0]].double().mean().item()
         found = sum_up(seen, self._count(seen.teacher), self.shifts.names)
         return replace(found, clean=clean, left_out=self.left_out)
@@ -156,11 +156,10 @@ class Ruler:
             if self._bank is None:
                 self._bank = self._make_bank()
             batch, row, column, teacher = self._bank
-            for first in range(0, len(batch), AT_ONCE):
-                rows = slice(first, first + AT_ONCE)
-                compared = self._compare(student, batch.rows(rows), Outputs(teacher[rows]))
-                for whole, part in zip(seen, compared, strict=True):
-                    whole[row[rows], column[rows]] = part
+            chunks = (slice(first, first + AT_ONCE) for first in range(0, len(batch), AT_ONCE))
+            parts = [self._compare(student, batch.rows(rows), Outputs(teacher[rows])) for rows in chunks]
+        for whole, part in zip(seen, _joined(parts), strict=False):
+            whole[row, column] = part
         counts = torch.zeros_like(seen.teacher)
         counts[row, column] = True
         return replace(sum_up(seen, counts, self.shifts.names), left_out=self.left_out)
@@ -183,23 +182,23 @@ class Ruler:
         for batch in batches_at(self.data, self.places.tolist(), max(1, AT_ONCE // columns), self.device):
             rows = slice(start, start := start + len(batch))
             images = self.shifts.apply(batch.images, rows).flatten(0, 1)
-            known = None if self._answers is None else self._answers[rows].to(self.device).flatten(0, 1)
+            known = None if self._answers is None else self._answers[rows].flatten(0, 1)
             teacher = self.teacher(images) if known is None else Outputs(known)
             if keeps:
-                new.append(teacher.logits.view(-1, columns, teacher.logits.shape[1]).cpu())
+                new.append(teacher.logits.view(-1, columns, teacher.logits.shape[1]))
             target, ids = (part.repeat_interleave(columns) for part in (batch.target, batch.ids))
             yield Batch(images, target, ids), teacher
         if keeps:
             self._answers = torch.cat(new)
 
     def _compare(self, student: nn.Module, batch: Batch, teacher: Outputs) -> list[Tensor]:
-        """What both do on some views, (V,) each, as `Seen` has it."""
+        """What both do on some views, (V,) each, as `Seen` has it, where the networks are."""
         own = self.task.check(run_network(student, batch.images, "student"), "student").to_float32()
         teacher = teacher.to_float32()
         kl = kd_loss(own.logits, teacher.logits, temperature=1.0)
         right = [self.task.correct(side, batch.target) for side in (teacher, own)]
         sure = [side.logits.softmax(1).amax(1) for side in (teacher, own)]
-        return [*(part.cpu() for part in right), *(part.cpu().double() for part in (*sure, kl))]
+        return [*right, *sure, kl]
 
     def _count(self, teacher: Tensor) -> Tensor:
         """Which views count, (n, J) bool: those of bins in which the teacher, (n, J) bool, is right on half or more."""
@@ -213,8 +212,8 @@ class Ruler:
 
     def _make_bank(self) -> _Bank:
         """Choose the views of a glance among those that count, and keep them."""
-        rights = [self.task.correct(teacher, views.target).cpu() for views, teacher in self._views()]
-        may = self._count(torch.cat(rights).view(-1, len(self.shifts.names)))
+        rights = [self.task.correct(teacher, views.target) for views, teacher in self._views()]
+        may = self._count(torch.cat(rights).cpu().view(-1, len(self.shifts.names)))
         may[self.glanced :] = False  # the order is random
         streams = (generator(self.seed, "ruler glance", name) for name in self.shifts.names)
         lot = torch.stack([torch.rand(len(may), generator=random) for random in streams], 1).masked_fill(~may, -1.0)
@@ -229,6 +228,12 @@ class Ruler:
             parts.append((views.images[keep], views.target[keep], teacher.logits[keep]))
         images, target, logits = (torch.cat(part) for part in zip(*parts, strict=True))
         return _Bank(Batch(images, target, self.places[row]), row, column, logits)
+
+
+def _joined(parts: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """Columns of several parts, one after another, brought to the host at once; numbers in double precision."""
+    columns = [torch.cat(column).cpu() for column in zip(*parts, strict=True)]
+    return [column.double() if column.is_floating_point() else column for column in columns]
 
 
 def sum_up(seen: Seen, counts: Tensor, names: Sequence[str]) -> Inheritance:
