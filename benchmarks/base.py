@@ -34,7 +34,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import torch
-from common import accuracy, interval, made_ready, read_rows
+from common import accuracy, interval, made_ready, options_of_rows, read_rows, rows_of
 from rich.console import Console
 from rich.table import Table
 from shifted import shifted_accuracy
@@ -74,30 +74,16 @@ SHARE = 0.2  # of images that each operation is applied to at first, where all a
 
 
 def main() -> None:
-    arguments = options().parse_args()
+    minus = "bare/identity,auto/trivial"
+    arguments = options_of_rows(__doc__, names_of_rows, seeds=(500, 15), rows=ROWS, minus=minus).parse_args()
     torch.set_num_threads(1)
     study = load_study(arguments.study)[0]
     steps = arguments.steps or study.budget.epochs * study.budget.steps
-    rows = read_rows(arguments.json)
-    first, count = arguments.seeds
-    if not arguments.show:
-        asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
-        new = list(run_rows(made_ready(replace(study, base="auto")), steps, asked, arguments.json))
-        rows = read_rows(arguments.json) or new
-    mine = [row for row in rows if (row["study"], row["steps"]) == (study.name, steps)]
-    show([row for row in mine if first <= row["seed"] < first + count], arguments.rows, arguments.minus)
 
+    def run(asked: Sequence[tuple[str, int]]) -> Iterator[dict]:
+        return run_rows(made_ready(replace(study, base="auto")), steps, asked, arguments.json)
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", default="digits", help="a shipped study, or the path of one")
-    parser.add_argument("--steps", type=int, help="of each student; the study's own unless given")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(500, 15), metavar=("FIRST", "COUNT"))
-    parser.add_argument("--rows", type=names_of_rows, default=ROWS, help="BASE/SECOND, and more after commas")
-    parser.add_argument("--minus", type=lambda text: text.split(","), default=["bare/identity", "auto/trivial"])
-    parser.add_argument("--show", action="store_true", help="run nothing, print what the file has")
-    parser.add_argument("--json", type=Path, help="a file of rows, which is gone on with")
-    return parser
+    show(rows_of(arguments, study.name, steps, run), arguments.rows, arguments.minus)
 
 
 def names_of_rows(text: str) -> list[str]:

@@ -74,6 +74,45 @@ def read_rows(file: Path | None) -> list[dict]:
     return [json.loads(line) for line in file.read_text().splitlines()] if file and file.exists() else []
 
 
+def options_of_rows(
+    doc: str | None, names: Callable[[str], list[str]], *, seeds: tuple[int, int], rows: Sequence[str], minus: str
+) -> argparse.ArgumentParser:
+    """Of benchmarks whose rows are named, and go on where their file ends.
+
+    Args:
+        names: The names after commas, checked.
+        minus: The rows that are subtracted, after commas.
+    """
+    parser = argparse.ArgumentParser(description=(doc or "").split("\n")[0])
+    parser.add_argument("--study", default="digits", help="a shipped study, or the path of one")
+    parser.add_argument("--steps", type=int, help="of each student; the study's own unless given")
+    parser.add_argument("--seeds", type=int, nargs=2, default=seeds, metavar=("FIRST", "COUNT"))
+    parser.add_argument("--rows", type=names, default=list(rows), help="names after commas")
+    parser.add_argument("--minus", type=lambda text: text.split(","), default=minus.split(","))
+    parser.add_argument("--show", action="store_true", help="run nothing, print what the file has")
+    parser.add_argument("--json", type=Path, help="a file of rows, which is gone on with")
+    return parser
+
+
+def rows_of(
+    arguments: argparse.Namespace,
+    study: str,
+    steps: int,
+    run: Callable[[Sequence[tuple[str, int]]], Iterator[dict]],
+) -> list[dict]:
+    """What is asked for of a study after so many steps: run, but for what the file has, or with `--show` read alone.
+
+    Args:
+        run: Gives the new rows of names and seeds, and adds them to the file.
+    """
+    first, count = arguments.seeds
+    seeds, new = range(first, first + count), []
+    if not arguments.show:
+        new = list(run([(name, seed) for seed in seeds for name in arguments.rows]))
+    rows = read_rows(arguments.json) or new
+    return [row for row in rows if (row["study"], row["steps"]) == (study, steps) and row["seed"] in seeds]
+
+
 def kept(rows: Iterator[dict], file: Path | None) -> list[dict]:
     """All rows, printed and written one by one, as they take long."""
     done = []

@@ -37,10 +37,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from base import SHARE, mean_and_error, rand_augment
-from common import accuracy, interval, made_ready, read_rows
+from common import accuracy, interval, made_ready, options_of_rows, read_rows, rows_of
 from rich.console import Console
 from rich.table import Table
 from spread import GROUPS
@@ -86,34 +87,23 @@ def student_loss(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
     return -teacher_right(teacher, student, target)
 
 
+TERMS = {term.__name__: Objective(term.__name__, term, "", "", "") for term in (student_wrong_capped, student_loss)}
+"""Terms that are known while a row is trained, and no longer."""
+
+
 def main() -> None:
-    arguments = options().parse_args()
+    arguments = options_of_rows(__doc__, names_of_rows, seeds=(600, 10), rows=NAMES, minus="trivial,rand").parse_args()
     torch.set_num_threads(1)
     study = load_study(arguments.study)[0]
     steps = arguments.steps or study.budget.epochs * study.budget.steps
     if steps % (epochs := study.budget.epochs):
         raise SystemExit(f"--steps {steps}: allowed: multiples of the study's {epochs} epochs")
     study = replace(study, budget=replace(study.budget, steps=steps // epochs))
-    first, count = arguments.seeds
-    rows = read_rows(arguments.json)
-    if not arguments.show:
-        asked = [(name, seed) for seed in range(first, first + count) for name in arguments.rows]
-        new = list(run_rows(made_ready(study), steps, asked, arguments.json))
-        rows = read_rows(arguments.json) or new
-    mine = [row for row in rows if (row["study"], row["steps"]) == (study.name, steps)]
-    show([row for row in mine if first <= row["seed"] < first + count], arguments.rows, arguments.minus)
 
+    def run(asked: Sequence[tuple[str, int]]) -> Iterator[dict]:
+        return run_rows(made_ready(study), steps, asked, arguments.json)
 
-def options() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--study", default="digits", help="a shipped study, or the path of one")
-    parser.add_argument("--steps", type=int, help="of each student; the study's own unless given")
-    parser.add_argument("--seeds", type=int, nargs=2, default=(600, 10), metavar=("FIRST", "COUNT"))
-    parser.add_argument("--rows", type=names_of_rows, default=list(NAMES), help="names after commas")
-    parser.add_argument("--minus", type=names_of_rows, default=["trivial", "rand"], help="names after commas")
-    parser.add_argument("--show", action="store_true", help="run nothing, print what the file has")
-    parser.add_argument("--json", type=Path, help="a file of rows, which is gone on with")
-    return parser
+    show(rows_of(arguments, study.name, steps, run), arguments.rows, arguments.minus)
 
 
 def names_of_rows(text: str) -> list[str]:
@@ -126,8 +116,6 @@ def names_of_rows(text: str) -> list[str]:
 
 def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: Path | None) -> Iterator[dict]:
     """The rows that a file does not have yet, by name and seed; each is printed and added to it."""
-    for term in (student_wrong_capped, student_loss):
-        TABLE[term.__name__] = Objective(term.__name__, term, "", "", "")  # type: ignore[index]
     assert ready.study.test is not None
     ruler = kd.Ruler(ready.teacher, ready.study.test, ready.task, known=ready.space.limits, device=ready.device)
     ready = replace(ready, ruler=None)
@@ -136,7 +124,8 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
         if any(fixed.items() <= row.items() for row in read_rows(file)):
             continue
         start = time.process_time()
-        student, policy = train(ready, name, seed)
+        with patch.dict(TABLE, TERMS):
+            student, policy = train(ready, name, seed)
         seconds = time.process_time() - start
         found = ruler.measure(student)
         row = fixed | {

@@ -1,8 +1,10 @@
 """Real images and forced draws for the laws."""
 
+import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -43,6 +45,18 @@ def data_file() -> Callable[[str], Path]:
         return DATA / name
 
     return found
+
+
+@pytest.fixture(scope="module")
+def load_benchmark() -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a benchmark as it is run, its folder first on the path; its modules are gone after a file of tests."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    before = {*sys.modules}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder))
+        yield importlib.import_module
+    for name in ({*sys.modules} - before) & {path.stem for path in folder.glob("*.py")}:
+        del sys.modules[name]
 
 
 @pytest.fixture(scope="session")

@@ -1,10 +1,8 @@
 """Rows of `benchmarks/base.py`: each base with each second view, gone on with where they ended, paired by seed."""
 
-import importlib
 import json
-import sys
 from argparse import ArgumentTypeError
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -20,12 +18,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def base() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("base")
-    for name in ("base", "shifted", "common"):
-        sys.modules.pop(name, None)
+def base(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("base")
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,7 @@
 """`benchmarks/recovery.py`: its file of cases, the end of what a teacher bears, the order of rises."""
 
-import importlib
-import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -18,12 +16,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
 @pytest.fixture(scope="module")
-def recovery() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(BENCHMARKS))
-        yield importlib.import_module("recovery")
-    for name in ("recovery", "common"):
-        sys.modules.pop(name, None)
+def recovery(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("recovery")
 
 
 def test_the_file_has_ten_single_plants_and_three_pairs(recovery: ModuleType) -> None:

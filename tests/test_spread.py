@@ -1,9 +1,6 @@
 """`benchmarks/spread.py`: variance components that are known, and policies that differ."""
 
-import importlib
-import sys
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable
 from types import ModuleType
 
 import pytest
@@ -14,12 +11,8 @@ from kdsearch.study.space import SearchSpace
 
 
 @pytest.fixture(scope="module")
-def spread() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        yield importlib.import_module("spread")
-    for name in ("spread", "common"):
-        sys.modules.pop(name, None)
+def spread(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("spread")
 
 
 def test_the_components_are_those_that_were_put_in(spread: ModuleType) -> None:

@@ -1,9 +1,7 @@
 """`benchmarks/variants.py`: every row trains, groups stay tied, and terms are what they are called."""
 
-import importlib
 import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -17,14 +15,8 @@ from kdsearch.study.preflight import preflight
 
 
 @pytest.fixture(scope="module")
-def variants() -> Iterator[ModuleType]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-        yield importlib.import_module("variants")
-    for name in ("variants", "spread", "base", "shifted", "common"):
-        sys.modules.pop(name, None)
-    for name in ("student_wrong_capped", "student_loss"):
-        TABLE.pop(name, None)  # type: ignore[attr-defined]
+def variants(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("variants")
 
 
 def test_every_row_trains_and_none_twice(variants: ModuleType, tiny_study: kd.Study, tmp_path: Path) -> None:
@@ -32,6 +24,7 @@ def test_every_row_trains_and_none_twice(variants: ModuleType, tiny_study: kd.St
     ready = preflight(replace(tiny_study, test=test, base="auto"), tmp_path / "tiny").ready
     file, asked = tmp_path / "rows.jsonl", [(name, 3) for name in variants.NAMES]
     rows = list(variants.run_rows(ready, 8, asked, file))
+    assert not {*variants.TERMS} & {*TABLE}
     assert [row["row"] for row in rows] == list(variants.NAMES) and not list(variants.run_rows(ready, 8, asked, file))
     found = {row["row"]: row["rates"] for row in rows}
     assert len({tuple(found[name].values()) for name in ("default", "few", "gap", "kl", "prior_1", "groups")}) == 6
