@@ -1,10 +1,11 @@
 """Does learning pay over a good base, and which learning? Variants of the learner, paired seeds, test images.
 
 Rows beside the learned ones: a second draw of the base view (`twice`), TrivialAugment's rule (`trivial`), two
-operations at .6 of their limits (`rand`), and the policies that learn, before they do (`start_4`, `start_all`). The
-learned ones:
+operations at .6 of their limits (`rand`), two geometric ones at the same (`geometry`), and the policies that learn,
+before they do (`start_4`, `start_all`, `start_2`). The learned ones:
 
     default       as a study has it: 4 operations an image, each at .5 at first
+    default_floor_1  the same with a floor of 1 nat
     all           all operations drawn, each at .2 at first
     few           the same, 4 gates of an image flipped in a policy step
     capped        few, `student_wrong` at most 2 log K, as the teacher's term is
@@ -12,10 +13,14 @@ learned ones:
     kl            few, the divergence of the student from the teacher in place of both terms
     entropy       few, the teacher's entropy sought as well, at a weight of 1
     prior_.03     few, a prior of .03 nats; `prior_1` of 1 nat
-    floor_1       few, a floor of 1 nat
+    floor_1       few, a floor of 1 nat; `floor_2` of 2 nats, `no_floor` without one
+    kl_floor_1    kl with a floor of 1 nat; `entropy_floor_1`, `two_floor_1` likewise, `prior_1_floor_1` with both
     groups        few, one probability and one range for all operations of a group, as `spread.py` has them
     varied        few, no probability under .1 after an epoch
     frozen        the policy of `few` that another seed learned, held still
+    two           starts as a strong and varied policy: 2 operations an image, each at .9 at first and up to .8 of its
+                  limit, so that no rate can grow much, and learning says what to leave out; `two_kl` by the divergence,
+                  `two_gap` by the gap, `two_prior_.03` with a prior of .03 nats
     free          no policy steps: probabilities learn from the student's own steps, in which the logits of each image
                   under a known draw are at hand, by regression of the objective on (gate - p); ranges stay
 
@@ -58,22 +63,35 @@ from kdsearch.study.run import run_trial
 from kdsearch.study.study import load_study
 
 FLIPS, LEAST = 4, 0.1
-FIXED = ("twice", "trivial", "rand", "start_4", "start_all")
+FIXED = ("twice", "trivial", "rand", "geometry", "start_4", "start_all", "start_2")
+TWO: Mapping[str, Any] = {"operations_per_image": 2, "probability": 0.9, "extent": 0.8}
+GAP = {"teacher_right": 1.0, "student_loss": 1.0}
 TST = {"teacher_right": 1.0, "student_wrong": 1.0}
 LEARNED: Mapping[str, Mapping[str, Any]] = {  # what differs in the policy steps
     "default": {},
+    "default_floor_1": {"floor": 1.0},
     "all": {},
     "few": {},
     "capped": {"objective": {"teacher_right": 1.0, "student_wrong_capped": 1.0}},
-    "gap": {"objective": {"teacher_right": 1.0, "student_loss": 1.0}},
+    "gap": {"objective": GAP},
     "kl": {"objective": {"divergence": 1.0}},
     "entropy": {"objective": {**TST, "teacher_entropy": 1.0}},
     "prior_.03": {"prior_strength": 0.03},
     "prior_1": {"prior_strength": 1.0},
     "floor_1": {"floor": 1.0},
+    "floor_2": {"floor": 2.0},
+    "no_floor": {"floor": None},
+    "kl_floor_1": {"objective": {"divergence": 1.0}, "floor": 1.0},
+    "entropy_floor_1": {"objective": {**TST, "teacher_entropy": 1.0}, "floor": 1.0},
+    "prior_1_floor_1": {"prior_strength": 1.0, "floor": 1.0},
     "groups": {},
     "varied": {},
     "frozen": {},
+    "two": {},
+    "two_kl": {"objective": {"divergence": 1.0}},
+    "two_gap": {"objective": GAP},
+    "two_prior_.03": {"prior_strength": 0.03},
+    "two_floor_1": {"floor": 1.0},
     "free": {},
 }
 NAMES = (*FIXED, *LEARNED)
@@ -92,13 +110,16 @@ TERMS = {term.__name__: Objective(term.__name__, term, "", "", "") for term in (
 
 
 def main() -> None:
-    arguments = options_of_rows(__doc__, names_of_rows, seeds=(600, 10), rows=NAMES, minus="trivial,rand").parse_args()
+    parser = options_of_rows(__doc__, names_of_rows, seeds=(600, 10), rows=NAMES, minus="trivial,rand")
+    parser.add_argument("--device", help="the study's own unless given")
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     study = load_study(arguments.study)[0]
     steps = arguments.steps or study.budget.epochs * study.budget.steps
     if steps % (epochs := study.budget.epochs):
         raise SystemExit(f"--steps {steps}: allowed: multiples of the study's {epochs} epochs")
-    study = replace(study, budget=replace(study.budget, steps=steps // epochs))
+    budget = replace(study.budget, steps=steps // epochs)
+    study = replace(study, budget=budget, device=arguments.device or study.device)
 
     def run(asked: Sequence[tuple[str, int]]) -> Iterator[dict]:
         return run_rows(made_ready(study), steps, asked, arguments.json)
@@ -175,9 +196,12 @@ def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | 
     settings, limits = ready.space.settings(), ready.space.limits
     if name in ("twice", "trivial"):
         return ready.reference(name, settings), None
-    if name == "rand":
-        return rand_augment(limits, ready.space.fill), None
-    if name not in ("default", "start_4"):
+    if name in ("rand", "geometry"):
+        mine = {op: limit for op, limit in limits.items() if name == "rand" or op in GROUPS["geometry"]}
+        return rand_augment(mine, ready.space.fill), None
+    if name.startswith("two") or name == "start_2":
+        settings = replace(settings, **TWO)
+    elif name not in ("default", "default_floor_1", "start_4"):
         settings = replace(settings, operations_per_image=len(limits), probability=SHARE)
     policy = ready.policy(settings)
     if name not in LEARNED:
@@ -186,7 +210,7 @@ def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | 
         tie(policy)
     if name == "free":
         return policy, None
-    flips = None if name in ("default", "all") else FLIPS
+    flips = None if settings.operations_per_image <= FLIPS or name == "all" else FLIPS
     return policy, replace(ready.policy_steps(settings), flips=flips, **LEARNED[name])
 
 
@@ -205,7 +229,7 @@ class FreeGates:
 
     def __call__(self, student: Outputs, teacher: Outputs, views: ViewBatch) -> Tensor:
         self.count += 1
-        nothing = torch.zeros(len(views))
+        nothing = student.logits.new_zeros(len(views))
         if self.count <= self.steps.warm_up * self.total or views.draw is None:
             return nothing
         size, policy = len(views) // 2, self.policy
@@ -215,9 +239,9 @@ class FreeGates:
             base, second = aim.double().split(size)
             p = policy.probability
             gates = views.draw.gates.double() - p[views.draw.chosen]
-            gates = torch.zeros(size, len(p), dtype=torch.float64).scatter(1, views.draw.chosen, gates)
+            gates = gates.new_zeros(size, len(p)).scatter(1, views.draw.chosen, gates)
             known = torch.cat([gates, (base - base.mean())[:, None]], 1)
-            ridge = 1e-3 * size * torch.eye(known.shape[1], dtype=torch.float64)
+            ridge = 1e-3 * size * torch.eye(known.shape[1]).to(known)
             slope = torch.linalg.solve(known.T @ known + ridge, known.T @ (second - second.mean()))[:-1]
             violation = (ce[size:].mean() - self.clean).item() - (self.steps.floor or 0.0)
             self.dual = max(0.0, self.dual + self.steps.floor_rate / self.steps.interval * violation)
@@ -241,7 +265,7 @@ def tie(policy: kd.Policy) -> None:
         place = torch.tensor([order.index(kind) for kind in names])
         share = torch.nn.functional.one_hot(place, len(order)).double()
         mean = share / share.sum(0) @ share.T  # of each group, (S, S)
-        parameter.register_hook(lambda gradient, mean=mean: mean @ gradient)
+        parameter.register_hook(lambda gradient, mean=mean: mean.to(gradient) @ gradient)
 
 
 def show(rows: list[dict], names: Sequence[str], minus: Sequence[str]) -> None:
