@@ -547,7 +547,7 @@ def ready(teacher: nn.Module, **changes: Any) -> Ready:
         **changes,
     )
     base = BaseView(as_base(study.base) if study.base != "auto" else None, "", "")
-    held, space = Teacher(teacher), SearchSpace.load("default")
+    held, space = Teacher(teacher), SearchSpace.load("wide")
     probe = Probe(held, study.search_validation, TASK, {"invert": None})
     return Ready(study, TASK, held, space, TeacherMeasurement(0.9, 0.01, 2.0, 0.1), probe, 1, base_view=base)
 

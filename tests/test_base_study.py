@@ -117,7 +117,7 @@ def test_every_run_has_the_base_that_the_folder_keeps(searched: Result) -> None:
     kept, folder = read_base(searched.folder), searched.folder
     assert kept and kept.asked == "auto" and kept.policy and kept.fused and kept.loss_rise
     policies = {path.parent.name: kd.PolicySpec.load(path) for path in folder.rglob("policy.json")}
-    assert {*policies} == {"0000", "twice", "trivial", "start"}
+    assert {*policies} == {"0000", "twice", "trivial", "rand_augment", "start"}
     for name, spec in policies.items():
         own = spec if name == "twice" else spec.base  # which is the base, over images as they are
         assert own and own.final == kept.policy.final and own.fill == kept.policy.fill
@@ -222,7 +222,7 @@ def test_each_seed_of_the_confirmation_has_versions_of_its_own(
 
     monkeypatch.setattr(confirmation, "run_trial", run)
     spec = ready.policy(ready.space.settings()).freeze()
-    assert len([*confirmation.confirm(ready, tmp_path, 0, ready.space.settings(), spec, lambda *_: None)]) == 2 * 6
+    assert len([*confirmation.confirm(ready, tmp_path, 0, ready.space.settings(), spec, lambda *_: None)]) == 2 * 7
     assert len(seeds) == 2 and all(seed == base_seed for seed, base_seed in seeds)
     banks = {ready.phase(None, base_seed=seed).base_seed for seed, _ in seeds} | {ready.phase(None).base_seed}
     assert len(banks) == 3
@@ -245,7 +245,7 @@ def test_a_transform_is_a_base_that_files_of_policies_do_not_keep(study: Study, 
 def test_twice_is_not_run_where_a_transform_would_have_to_show_its_geometry(study: Study, tmp_path: Path) -> None:
     weak = replace(study, base=half, views=kd.Views(teacher="weak"))
     found = preflight(weak, tmp_path)
-    assert found.ready.references == ("identity", "trivial", "start")
+    assert found.ready.references == ("identity", "trivial", "rand_augment", "start")
     assert any("`twice` is not run" in warning for warning in found.warnings)
     assert "twice" in reference_names(weak, base_of_parts(["shift"]))
 
@@ -267,12 +267,12 @@ def test_a_folder_of_before_goes_on_bare_and_bit_for_bit(study: Study, tmp_path:
     steps = ready.policy_steps(replace(settings, interval=2, warm_up=0.0))
     new = preflight(study, tmp_path / "new").ready
     names = [run_name(one, one.phase(steps), student) for one in (ready, new)]
-    assert not any(
-        word in name for name in names for word in ("second_from", "flips")
-    )  # by which no checkpoint was known
+    assert not any("second_from" in name for name in names)  # by which no checkpoint was known
+    whole = run_name(new, new.phase(replace(steps, flips=None)), student)
+    assert "flips" not in whole
     image = replace(new.phase(steps), views=kd.Views(second_from="image"))
     few = new.phase(replace(steps, flips=2))
-    assert len({*names, *(run_name(new, phase, student) for phase in (image, few))}) == 4
+    assert len({*names, whole, *(run_name(new, phase, student) for phase in (image, few))}) == 5
 
     def trained(ready: Ready) -> dict[str, Tensor]:
         outcome = run_trial(ready, None, policy=ready.policy(settings), policy_steps=steps, seed=3)
@@ -329,7 +329,7 @@ def test_auto_is_bare_where_the_teacher_cannot_tell_or_the_data_augment(study: S
         ({"train": Noisy(study.train)}, r"\(train augments its items by itself\)"),
     ):
         found = preflight(replace(study, **changes, base_versions=2, bare_reference=True), tmp_path)
-        assert found.ready.references == ("identity", "trivial", "start")
+        assert found.ready.references == ("identity", "trivial", "rand_augment", "start")
         assert found.ready.base_view.base is None
         assert re.search(f"^base: none {said}", found.ready.base_view.said)
         for name in ("base_versions", "bare_reference"):
@@ -403,7 +403,7 @@ def test_check_says_the_base_and_what_it_costs_and_writes_nothing(
     said = capsys.readouterr().out
     risen = f"all in all the teacher's cross-entropy rises by {found.base_loss_rise:.2f} nats"
     assert f"base: {found.base}; {risen}" in said
-    assert "4 references" in said and not (tmp_path / "run").exists()
+    assert "5 references" in said and not (tmp_path / "run").exists()
 
 
 # Trained with

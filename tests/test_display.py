@@ -43,7 +43,8 @@ def test_each_epoch_of_each_run_is_told_and_a_logger_that_fails_ends_nothing(
 ) -> None:
     told: list[tuple[str, int, bool]] = []
     folder = tmp_path / "run"
-    places = {name: f"references/{name}" for name in ("identity", "trivial", "start")} | {"trial 0": "trials/0000"}
+    references = ("identity", "trivial", "rand_augment", "start")
+    places = {name: f"references/{name}" for name in references} | {"trial 0": "trials/0000"}
 
     def on_record(run: str, record: EpochRecord) -> None:
         assert isinstance(record, EpochRecord)
@@ -53,8 +54,10 @@ def test_each_epoch_of_each_run_is_told_and_a_logger_that_fails_ends_nothing(
             raise (ValueError if len(told) == 1 else SystemExit)("no route to the logger")
 
     result = kd.search(shortest, out=folder, on_record=on_record)
-    confirmed = [f"confirm {name}" for name in ("learned", "frozen", "identity", "trivial", "start")]
-    runs = [*places, *(confirmed if (folder / "confirmation.json").exists() else [])]  # no student at chance is
+    runs = [*places]
+    if (folder / "confirmation.json").exists():  # no student at chance is confirmed
+        runs += [f"confirm {name}" for name in ("learned", "frozen", "start")]
+        runs[len(references) : len(references)] = [f"confirm {name}" for name in references[:-1]]  # before the trial
     assert result.best is not None and told == [(run, epoch, True) for run in runs for epoch in (1, 2)]
     said = capsys.readouterr().out
     assert said.count("on_record") == 1

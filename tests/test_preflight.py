@@ -183,7 +183,8 @@ def test_a_batch_that_does_not_fit_is_refused_with_the_one_that_does(tiny_study,
     assert memory_problem(ready, batch, fits, policy_batch=32) is None
     assert 100 < fits < 300_000
     assert memory_problem(ready, batch, fits) is None and memory_problem(ready, batch, fits + 1)
-    needed = max(largest_batch(step, fits, 2**40).needed for step in costs._steps(ready, batch, 1)[1:])
+    steps = zip(costs._steps(ready, batch, 1)[1:], (fits, fits // 2), strict=True)  # of student and policy
+    needed = max(largest_batch(step, images, 2**40).needed for step, images in steps)
     assert needed < 2**30 / 1.2  # some room is left
     monkeypatch.setattr(costs, "available_bytes", lambda device: 2**10)
     assert memory_problem(ready, batch, 300_000).endswith("allowed: smaller images or networks")

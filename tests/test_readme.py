@@ -82,7 +82,7 @@ def test_the_study_file_runs_from_the_command_line_and_from_python_with_its_own_
     assert "resuming: 1 of 2 trials is done" in said and re.search(r"(?s)trial [01] .*\bconfirmed\b", said)
     tables = kd.frames(tmp_path / "runs" / "rare")
     assert tables["studies"]["metric"].tolist() == ["balanced_accuracy"]
-    assert tables["trials"]["state"].tolist() == ["COMPLETE"] * 5
+    assert tables["trials"]["state"].tolist() == ["COMPLETE"] * 6
     assert {*tables["losses"]["loss"]} == {"kd, temperature 4", "hint, second to second"}
 
 

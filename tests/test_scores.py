@@ -237,7 +237,7 @@ def test_references_and_each_operation_are_ranked_without_a_student(ranked, fini
     tables = kd.frames(finished.folder)
     operations = json.loads(tables["studies"]["operations"].iloc[0])
     kinds = dict(zip(ranked["policy"], ranked["kind"], strict=True))
-    assert kinds == dict.fromkeys(("identity", "trivial", "start"), "reference") | dict.fromkeys(
+    assert kinds == dict.fromkeys(("identity", "trivial", "rand_augment", "start"), "reference") | dict.fromkeys(
         operations, "operation"
     )
     assert {column: str(dtype) for column, dtype in ranked.dtypes.items()} == dict(SCORES)
@@ -247,7 +247,7 @@ def test_references_and_each_operation_are_ranked_without_a_student(ranked, fini
 
 
 def test_those_that_keep_the_floor_come_first_by_their_ratio(ranked):
-    keeps = ranked["teacher_loss_rise"] <= 0.3
+    keeps = ranked["teacher_loss_rise"] <= 1.0
     assert keeps.any()
     assert not keeps.all()
     assert list(ranked["keeps_floor"]) == list(keeps) == sorted(keeps, reverse=True)
@@ -269,7 +269,8 @@ def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
     limits = {name: limit for name, limit in SearchSpace.load("default").limits.items() if name != "saturation"}
     at = Baseline.of(kd.networks.Teacher(tiny_study.teacher), tiny_study.train, kd.Classification.of(10))
     wanted = {
-        "start": kd.Policy(limits, 4),
+        "start": kd.Policy(limits, 16, probability=0.2),
+        "rand_augment": kd.presets.rand_augment(limits),
         "trivial": kd.presets.trivial(limits),
         "rotate": kd.presets.trivial({"rotate": 30.0}),
         "invert": pixels(lambda image: 1 - image),
@@ -277,7 +278,7 @@ def test_policies_are_what_a_search_trains_with(ranked, tiny_study):
     }
     rows = ranked.set_index("policy")
     for name, policy in wanted.items():
-        score = scores.score_policy(policy, at, floor=0.3)
+        score = scores.score_policy(policy, at, floor=1.0)
         for number in MEASURED:
             pair = rows.loc[name, [number, f"{number}_se"]].tolist()
             assert pair == pytest.approx(list(getattr(score, number)), abs=1e-6), (name, number)
@@ -394,9 +395,9 @@ def test_bad_input_of_rank_is_one_message(how, said, tiny_study, tmp_path, monke
 
 def test_the_sentence_says_what_the_order_means(ranked):
     said = explain_ranking(ranked)
-    assert "at most the floor of 0.3 nats come first" in said
+    assert "at most the floor of 1 nat come first" in said
     assert "no student was trained" in said
-    close = ranked[(ranked["teacher_loss_rise"] - 0.3).abs() < 2 * ranked["teacher_loss_rise_se"]]["policy"]
+    close = ranked[(ranked["teacher_loss_rise"] - 1.0).abs() < 2 * ranked["teacher_loss_rise_se"]]["policy"]
     assert said.endswith(f"Within two standard errors of the floor: {', '.join(close)}.")
     assert 0 < len(close) < len(ranked)
     free = explain_ranking(ranked.assign(floor=math.nan))
@@ -416,9 +417,9 @@ def test_the_picture_has_the_rows_of_the_table(ranked):
         assert [point.get_markerfacecolor() != "white" for point in points] == list(ranked["keeps_floor"])
         widths = [np.ptp(bar.lines[2][0].get_segments()[0][:, 0]) / 2 for bar in axes.containers]
         assert widths == pytest.approx(list(ranked[f"{column}_se"]))
-    assert [line.get_xdata()[0] for line in rise.lines if line.get_linestyle() == ":"] == [0.3]
+    assert [line.get_xdata()[0] for line in rise.lines if line.get_linestyle() == ":"] == [1.0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["reference", "operation", "over the floor of 0.3 nats"]
+    assert legend == ["reference", "operation", "over the floor of 1 nat"]
     free = plots.plot_scores(ranked.assign(floor=math.nan, keeps_floor=True))
     assert [text.get_text() for text in free.legends[0].get_texts()] == ["reference", "operation"]
 
@@ -451,9 +452,9 @@ def test_the_command_prints_the_table_and_what_it_means(mine, kdsearch):
     out = kdsearch("rank", "./mine.py", "policy.json", "--views", 1, "--table", "t.csv", "--picture", "p.png")
     lines = out.splitlines()
     table = pd.read_csv("t.csv")
-    assert lines[0] == "12 policies on 64 of the 64 training images of study mine, 1 draw for each image"
+    assert lines[0] == "13 policies on 64 of the 64 training images of study mine, 1 draw for each image"
     head = next(i for i, line in enumerate(lines) if line.startswith("policy  "))
-    shown = [line.split() for line in lines[head + 1 : head + 13]]
+    shown = [line.split() for line in lines[head + 1 : head + 14]]
     assert [words[0] for words in shown] == list(table["policy"])
     assert [words[1] for words in shown] == ["kept" if keeps else "broken" for keeps in table["keeps_floor"]]
     for words, row in zip(shown, table.to_dict("records"), strict=True):
@@ -468,7 +469,7 @@ def test_the_command_prints_the_table_and_what_it_means(mine, kdsearch):
 
 def test_the_command_without_floor_on_other_images(mine, kdsearch):
     out = kdsearch("rank", "./free.py", "--on", "search-validation", "--most", 32, "--table", "t.parquet")
-    assert "11 policies on 32 of the 64 search-validation images of study mine, 2 draws" in out
+    assert "12 policies on 32 of the 64 search-validation images of study mine, 2 draws" in out
     assert "kept" not in out
     table = pd.read_parquet("t.parquet")
     assert {column: str(dtype) for column, dtype in table.dtypes.items()} == dict(SCORES)

@@ -38,7 +38,7 @@ def test_a_file_that_names_the_least_has_the_rest_as_the_study_says(load):
     told = {"learning_rate": 0.1, "prior_strength": 0.3, "operations_per_image": 1, "interval": 3}
     assert space.numbers == told and space.pauses == () and not space.ranges
     rest = Settings(
-        **told, pauses=(), passes=None, warm_up=0.1, probability=0.5, extent=0.5, floor=0.3, objective=dict(TST)
+        **told, pauses=(), passes=None, warm_up=0.1, probability=0.5, extent=0.5, floor=1.0, objective=dict(TST)
     )
     assert space.settings() == rest
     filled = space.with_defaults({"divergence": 0.5}, None)
@@ -80,7 +80,7 @@ def test_settings_as_flat_plain_values(load):
     flat = load(toml(interval=None, pauses="[0.125, 0.375]", passes="5", prior_strength="false")).settings().numbers()
     assert flat == {
         "learning_rate": 0.1, "prior_strength": None, "operations_per_image": 1, "interval": None, "passes": 5,
-        "warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, "pauses": "0.125, 0.375", **TST,
+        "warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 1.0, "pauses": "0.125, 0.375", **TST,
     }  # fmt: skip
     assert load(toml()).settings().numbers()["pauses"] is None
 
@@ -323,9 +323,9 @@ def test_every_number_of_a_trial_fixes_a_search(tiny_study, load, tmp_path):
         after = fixed(load(text).with_defaults(tiny_study.objective, tiny_study.floor))
         assert after not in seen, text
         seen.append(after)
-    assert fixed(load(toml()).with_defaults({"student_wrong": 1.0}, 0.3)) != before
-    assert fixed(load(toml(floor="0.3")).with_defaults(TST, 9.0)) == before
-    assert before["policy.floor"] == 0.3 and before["objective.student_wrong"] == 1.0
+    assert fixed(load(toml()).with_defaults({"student_wrong": 1.0}, 1.0)) != before
+    assert fixed(load(toml(floor="1.0")).with_defaults(TST, 9.0)) == before
+    assert before["policy.floor"] == 1.0 and before["objective.student_wrong"] == 1.0
     assert not {"objective", "floor", "space"} & set(before)
 
 

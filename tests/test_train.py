@@ -29,6 +29,7 @@ from kdsearch.core.locks import lock_folder
 from kdsearch.distill.distiller import Distiller
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study import preflight as looks
+from kdsearch.study.fingerprint import policy_numbers
 from kdsearch.study.run import CHECKPOINT, describe_transform, run_trial
 from kdsearch.study.run_folder import read_epochs, read_policy, read_result
 from kdsearch.study.study import Study
@@ -162,6 +163,26 @@ def test_a_callable_stands_in_the_place_of_a_policy_and_none_for_images_as_they_
         kd.train(study, lambda image: image // 4, epochs=2, out=tmp_path / "again", quiet=True)
 
 
+def test_without_a_policy_it_is_a_fixed_one_over_the_operations_that_suit_the_images(
+    study: Study, tmp_path: Path, capsys: Any, kdsearch: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named = {name: kd.train(study, *given, epochs=1, out=tmp_path / name)
+             for name, given in {"rand_augment": [], "trivial": ["trivial"]}.items()}  # fmt: skip
+    said = capsys.readouterr().out
+    assert "steps with rand_augment: about" in said and "steps with trivial: about" in said
+    specs = {name: kd.PolicySpec.load(tmp_path / name / "policy.json") for name in named}
+    limits = {name: one.limit for name, one in specs["rand_augment"].operations.items()}
+    assert "saturation" not in limits and len(limits) == 16  # of gray images
+    for name, function in kd.presets.FIXED.items():
+        policy = Policy.from_spec(specs[name])
+        assert policy_numbers(policy) == policy_numbers(function(limits))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(job, "load_study", lambda name: (study, Path(name)))
+    assert "with rand_augment" in kdsearch("train", "tiny", "--epochs", 1)
+    weights = load_file("runs/tiny/train/student.safetensors")
+    assert same(load_file(named["rand_augment"].student_path), weights)
+
+
 class Darker(nn.Module):
     def __init__(self, factor: Any) -> None:
         super().__init__()
@@ -226,6 +247,10 @@ def test_wrong_input_is_one_sentence_before_anything_is_trained(
         ({"policy": 3}, "policy: '3' is none; allowed: the path of a policy file or run folder, PolicySpec"),
         ({"policy": FixedTransform}, "policy: .* is none; allowed"),
         ({"policy": tmp_path / "none.json"}, r"cannot read the policy .*none\.json: no such file"),
+        (
+            {"policy": "rand_augmnet"},
+            r"'rand_augmnet'; did you mean 'rand_augment'\? Allowed too: the path of a policy",
+        ),
         ({"epochs": 0}, "study tiny: 1 problem\n  budget.epochs is 0; allowed: whole numbers, 1 or more"),
         (
             {"out": finished.folder},

@@ -16,10 +16,11 @@ WORDS = {  # of references, in the order in which they are told
     "identity": "an identity second view",  # both views are one draw of the base view
     "twice": "a second draw of the base view",
     "trivial": "TrivialAugment's rule",
+    "rand_augment": "RandAugment's kind",
     "start": "its own unlearned start",
     "bare": "bare images without a base view",
 }
-ALWAYS = ("identity", "trivial", "start")  # what every search runs; `twice` and `bare` are there where they are run
+ALWAYS = ("identity", "trivial", "start")  # what every folder has; the others are there where they were run
 BESIDE = ("bare",)  # told, and no part of the verdict: what is gained over it is the base view's as well
 SAME = 1e-9  # of their size, by which differences that are equal may differ
 

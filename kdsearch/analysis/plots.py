@@ -21,12 +21,13 @@ from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import format_range
 from kdsearch.core.errors import KdsearchError
 from kdsearch.core.files import write_bytes
-from kdsearch.core.terminal import escape_unprintable
+from kdsearch.core.terminal import escape_unprintable, format_nats
 from kdsearch.tasks.metrics import ACCURACY
 
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 REFERENCES = {  # their colours, in the order in which they are drawn
-    "bare": "#ddaa77", "identity": "#bbbbbb", "twice": "#66ccee", "trivial": "#ccbb44", "start": "#228833",
+    "bare": "#ddaa77", "identity": "#bbbbbb", "twice": "#66ccee", "trivial": "#ccbb44",
+    "rand_augment": "#4477aa", "start": "#228833",
 }  # fmt: skip
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
 LONGEST_NAME = 40  # letters of a policy's name in a legend
@@ -260,7 +261,8 @@ def plot_scores(table: pd.DataFrame) -> ShownFigure:
     if floor == floor:
         grid[1].axvline(floor, color="black", lw=1, ls=":")
     marks = [(kind, color, color) for kind, color in KINDS.items() if (table["kind"] == kind).any()]
-    marks += [(f"over the floor of {floor:g} nats", GRAY, "white")] * (not table["keeps_floor"].all())
+    over = f"over the floor of {format_nats(floor)}"
+    marks += [(over, GRAY, "white")] * (not table["keeps_floor"].all())
     handles = [Line2D([], [], color=c, mfc=inside, marker="o", ls="", label=label) for label, c, inside in marks]
     figure.legend(handles=handles, loc="upper center", ncols=4, fontsize=8, frameon=False)
     return figure

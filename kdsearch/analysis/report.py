@@ -18,6 +18,7 @@ from kdsearch.analysis.compare import (
     paired_differences,
 )
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
+from kdsearch.analysis.headroom import describe_headroom
 from kdsearch.analysis.regions import sort_regions
 from kdsearch.analysis.scale import Scale, scale_columns
 from kdsearch.analysis.sheet import policy_sheet
@@ -81,6 +82,7 @@ def write_page(folder: Path, tables: Mapping[str, pd.DataFrame], *, images: bool
     page = _PAGE.get_template("report.html").render(
         study={**study.to_dict(), "dropped": ", ".join(json.loads(study["dropped"]))},
         sentence=describe_outcome(tables),
+        headroom=describe_headroom(tables["evaluations"], study["metric"]) or "",
         memory_note=memory_note(tables),
         notes=collect_notes(tables),
         pictures=pictures,

@@ -19,6 +19,7 @@ from kdsearch.commands.display import Display
 from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
+from kdsearch.core.terminal import format_nats
 from kdsearch.data.batches import ArrayData, first_batch, place_data
 from kdsearch.data.items import MapStyle
 from kdsearch.probe.scores import Baseline, Score, score_policy
@@ -122,7 +123,7 @@ def explain_ranking(table: Frame) -> str:
     """What the order of a ranking means, in a sentence; and for which policies the floor is not clear."""
     floor = table["floor"].iloc[0]
     kept = "" if floor != floor else (
-        f"policies that raise the teacher's cross-entropy by at most the floor of {floor:g} nats come first; "
+        f"policies that raise the teacher's cross-entropy by at most the floor of {format_nats(floor)} come first; "
         "among them and among the others, "
     )  # fmt: skip
     said = (

@@ -79,8 +79,12 @@ def search(
 def train(
     study: Name,
     policy: Annotated[
-        Path, typer.Option(**PATH, help="A policy.json, or a run folder for its best policy; it is held still.")
-    ],
+        str,
+        typer.Option(
+            help="A policy.json, or a run folder for its best policy, which is held still; or a second view of which "
+            "nothing was learned, rand_augment or trivial."
+        ),
+    ] = "rand_augment",
     epochs: Annotated[int | None, typer.Option(help="The study's by default.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
     device: Device = None,

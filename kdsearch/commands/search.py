@@ -9,6 +9,7 @@ from typing import Any
 
 from kdsearch.analysis.compare import describe_outcome
 from kdsearch.analysis.frames import frames, write_frames
+from kdsearch.analysis.headroom import describe_headroom
 from kdsearch.analysis.report import write_page
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.check import adapt_study, describe_costs, describe_findings, run_preflight
@@ -23,7 +24,7 @@ from kdsearch.core.terminal import escape_unprintable, number_of, option
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.base_view import keep_base
-from kdsearch.study.confirmation import confirm, confirmed_runs, rows_of_winner
+from kdsearch.study.confirmation import confirm, confirmed_runs, missing_shared, rows_of_winner, run_shared
 from kdsearch.study.facts import search_facts, search_identity
 from kdsearch.study.hpo import (
     Best,
@@ -41,7 +42,7 @@ from kdsearch.study.hpo import (
     translate_storage_errors,
 )
 from kdsearch.study.preflight import Findings
-from kdsearch.study.references import missing_references, run_references
+from kdsearch.study.references import find_learned, missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import TRAINING, WRITERS, ResultFile, read_result, trial_folder
 from kdsearch.study.study import Study, load_study
@@ -144,6 +145,7 @@ def search(
             search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts, on_record)
             search_.begin(source)
             search_.references()
+            search_.headroom()
             search_.trials()
             search_.confirm()
         except BaseException as error:
@@ -239,6 +241,19 @@ class _Search:
                     self.display.say(f"  {chance_reasons(found.student, steps, self.budget.batch)}")
                     told = True
             self.display.expect(self._seconds_left())
+
+    def headroom(self) -> None:
+        """Second views that no search changes on the seeds of the confirmation: what there is to find."""
+        seeds, learned = self.budget.confirmation, find_learned(self.ready, self.folder)
+        if not seeds or not learned:  # where no student is better than chance there is nothing to compare
+            return
+        missing = missing_shared(self.ready, self.folder)
+        if missing:
+            self.display.say(f"{number_of(missing, 'run')} of fixed second views on {number_of(seeds, 'fresh seed')}")
+        for _ in run_shared(self.ready, self.folder, self._show):
+            self.display.expect(self._seconds_left())
+        if said := describe_headroom(rows_of_winner(self.folder, None), metric_name(self.study.metric)):
+            self.display.say(said)
 
     def trials(self) -> None:
         """Optuna trials up to the budget."""
@@ -374,15 +389,15 @@ class _Search:
     def _best(self) -> Best | None:
         return best_trial(self.optuna)
 
-    def _confirmed(self, best: Best) -> list[str]:
-        """The runs of the confirmation that are done, on whatever seed."""
-        done, runs = rows_of_winner(self.folder, best.number), confirmed_runs(self.ready)
+    def _confirmed(self, best: Best | None) -> list[str]:
+        """The runs of the confirmation that are done, on whatever seed; without a best trial, those of any."""
+        done, runs = rows_of_winner(self.folder, best.number if best else None), confirmed_runs(self.ready)
         return [row["run"] for row in done if row["run"] in runs]
 
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
         best, seeds = self._best(), self.budget.confirmation
-        confirmed = self._confirmed(best) if best else []
+        confirmed = self._confirmed(best)
         again = confirmed.count("learned")
         learned = max(0, self.budget.trials - self._done()) + max(0, seeds - again)
         plain = len(missing_references(self.ready, self.folder))

@@ -15,11 +15,12 @@ from kdsearch.augment.bases import as_base
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
+from kdsearch.augment.presets import FIXED
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.check import adapt_study, run_preflight
 from kdsearch.commands.console import policy_path
 from kdsearch.commands.display import Display, format_duration
-from kdsearch.core.errors import Diverged, KdsearchError, quote, translate_machine_errors
+from kdsearch.core.errors import Diverged, KdsearchError, quote, translate_machine_errors, unknown_name
 from kdsearch.core.files import absolute_path, as_path, to_json_values, write_json
 from kdsearch.core.interrupts import Interrupts
 from kdsearch.core.locks import lock_folder
@@ -57,7 +58,7 @@ class Training:
 @usual_modes()
 def train(
     study: Study | str | Path,
-    policy: PolicySpec | Path | str | Policy | FixedTransform | Callable[[Any], Any] | None,
+    policy: PolicySpec | Path | str | Policy | FixedTransform | Callable[[Any], Any] | None = "rand_augment",
     *,
     epochs: int | None = None,
     out: Path | str | None = None,
@@ -76,7 +77,8 @@ def train(
     Args:
         study: A `Study`, the name of a shipped one, or the path of a study file.
         policy: A frozen policy, the path of a policy file or of a run folder for its best policy; or in its place any
-            transform of one image (`kd.FixedTransform` says of what kind); None for images as they are.
+            transform of one image (`kd.FixedTransform` says of what kind); None for images as they are; or the name of
+            a fixed policy over the operations of the study's space, "rand_augment" or "trivial".
         epochs: By default the study's. The learning rate falls over all of them, so that more are another training.
         out: The folder; `./runs/<study name>/train` by default.
         seed: Of the student's start, the batches and the draws; by default the study's.
@@ -115,7 +117,7 @@ def train(
 
 def _train(
     study: Study,
-    policy: Frozen,
+    policy: Frozen | str,
     run: Path | None,
     folder: Path,
     told: Sequence[str],
@@ -127,6 +129,9 @@ def _train(
     if isinstance(study.teacher, Recipe):
         teacher = _teacher_folder(study, folder, run)
     checked = run_preflight(study, teacher, display, folder)
+    described = policy if isinstance(policy, str) else _describe(policy)
+    if isinstance(policy, str):
+        policy = FIXED[policy](checked.ready.space.limits, fill=checked.ready.space.fill)
     result = _begin(folder, checked, policy)
     if result and not (folder / STUDENT).exists():
         say(f"{folder} is finished, but its {STUDENT} is gone: it is trained again")
@@ -136,7 +141,7 @@ def _train(
         for warning in (*told, *checked.warnings, *_changes(checked.ready, policy, run)):
             say(f"warning: {warning}")
         say(f"study {study.name}: {number_of(epochs, 'epoch')} of {number_of(study.budget.steps, 'step')} with "
-            f"{_describe(policy)}: about {format_duration(checked.seconds_per_reference)}")  # fmt: skip
+            f"{described}: about {format_duration(checked.seconds_per_reference)}")  # fmt: skip
         display.expect(checked.seconds_per_reference)
         seconds: list[float] = []
 
@@ -204,13 +209,18 @@ def _take_base(study: Study, spec: PolicySpec) -> tuple[Study, list[str]]:
     return study, [f"base: the study's is taken ({taken}), and the policy has another ({other})"]
 
 
-def _freeze(policy: Any) -> tuple[Frozen, Path | None, PolicySpec | None]:
-    """A policy held still, or what stands in its place; the run folder that its file lies in; the policy's numbers.
+def _freeze(policy: Any) -> tuple[Frozen | str, Path | None, PolicySpec | None]:
+    """A policy held still, what stands in its place or its name; the run folder its file lies in; its numbers.
 
     Raises:
         KdsearchError: it is none; a file or run folder that is none.
     """
     run = None
+    if isinstance(policy, str) and policy in FIXED:
+        return policy, None, None
+    if isinstance(policy, str) and "/" not in policy and "." not in policy and not Path(policy).exists():
+        known = unknown_name("policy", policy, FIXED)
+        raise KdsearchError(f"{known} Allowed too: the path of a policy file or run folder")
     if isinstance(policy, Path | str):
         path = policy_path(as_path(policy))
         policy, run = PolicySpec.load(path), _run_folder(path)
@@ -224,7 +234,7 @@ def _freeze(policy: Any) -> tuple[Frozen, Path | None, PolicySpec | None]:
         return FixedTransform(policy), None, None
     raise KdsearchError(
         f"policy: {quote(policy)} is none; allowed: the path of a policy file or run folder, PolicySpec, Policy, "
-        "FixedTransform or a callable on one image, or None for images as they are"
+        f"FixedTransform or a callable on one image, {' or '.join(FIXED)} by name, or None for images as they are"
     )
 
 

@@ -41,6 +41,14 @@ def number_of(count: int, thing: str, things: str | None = None) -> str:
     return f"{count} {thing if count == 1 else things or thing + 's'}"
 
 
+def format_nats(value: float) -> str:
+    """
+    >>> format_nats(1.0), format_nats(0.3)
+    ('1 nat', '0.3 nats')
+    """
+    return f"{value:g} nat{'' if value == 1 else 's'}"
+
+
 def format_number(value: float) -> str:
     """At most three digits, two of a small one.
 

@@ -42,7 +42,7 @@ class PolicySteps:
     learning_rate: float = 0.1  # of Adam, on logits; falls as a cosine over the run, or over each pause
     prior_strength: float | None = 0.3  # nats, about the loss difference worth moving for; None for no prior
     objective: Mapping[str, float] = field(default_factory=lambda: TST)  # weights of terms in OBJECTIVES
-    floor: float | None = 0.3  # nats by which the teacher's cross-entropy may rise over its own on images as they are
+    floor: float | None = 1.0  # nats by which the teacher's cross-entropy may rise over its own on images as they are
     floor_rate: float = (
         0.5  # step of the dual variable per nat of violation; at .1 a run of 90 policy steps ends over it
     )

@@ -1,15 +1,21 @@
-"""The winner and the references on fresh seeds, paired: what the best of several noisy trials cannot say by itself."""
+"""The winner and the references on fresh seeds, paired: what the best of several noisy trials cannot say by itself.
+
+The references that no search changes run before the trials: they say what there is for a search to find.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+from kdsearch.augment.bases import Base
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
 from kdsearch.core.maths import derive_seed
+from kdsearch.distill.phase import PolicySteps
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
@@ -17,12 +23,8 @@ from kdsearch.study.run_folder import SHIFTED, read_confirmation
 from kdsearch.study.space import Settings
 
 RUNS = ("learned", "frozen", *REFERENCES)  # of each seed, those that the study has
-SHARED = (
-    "identity",
-    "twice",
-    "trivial",
-    "bare",
-)  # nothing of the winner's is in them; the study, its budget and seeds are the folder's
+SHARED = tuple(name for name in REFERENCES if name != "start")
+"""Nothing of the winner's is in them; the study, its budget and seeds are the folder's."""
 
 
 def confirm(
@@ -41,38 +43,82 @@ def confirm(
         spec: The winner's policy, held still for `frozen`.
         show: Told each epoch, with the name of the run.
     """
+
+    def second_view(name: str) -> tuple[Base | None, PolicySteps | None]:
+        policy = Policy.from_spec(spec) if name == "frozen" else ready.reference(name, settings)
+        return policy, ready.policy_steps(settings) if name == "learned" else None
+
     rows = rows_of_winner(folder, winner)
-    budget = ready.study.budget
-    seeds = [derive_seed(ready.study.seed, "confirmation", i) % 2**31 for i in range(budget.confirmation)]
-    for seed in seeds:
-        for name in confirmed_runs(ready):
-            if any(row["run"] == name and row["seed"] == seed for row in rows):
-                continue
-            policy_steps = ready.policy_steps(settings) if name == "learned" else None
-            policy = Policy.from_spec(spec) if name == "frozen" else ready.reference(name, settings)
-            checkpoint = folder / CHECKPOINT
-            row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
-            try:
-                outcome = run_trial(
-                    ready,
-                    None,
-                    policy=policy,
-                    policy_steps=policy_steps,
-                    run=name,
-                    seed=seed,
-                    base_seed=seed,
-                    checkpoint=checkpoint,
-                    on_record=partial(show, f"confirm {name}"),
-                )
-                row |= {"value": outcome.value, "seconds": outcome.seconds, "at_chance": outcome.at_chance}
-                if found := outcome.inheritance:
-                    row |= {name: getattr(found, name) for name in SHIFTED} | {"shifts_version": found.version}
-            except Diverged:
-                pass
-            rows = sorted([*rows, row], key=partial(_order, seeds))
-            write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
-            checkpoint.unlink(missing_ok=True)
-            yield
+    yield from _run_missing(ready, folder, winner, rows, confirmed_runs(ready), second_view, show)
+
+
+def run_shared(ready: Ready, folder: Path, show: Callable[[str, EpochRecord], None]) -> Iterator[None]:
+    """As `confirm`, of the runs that are the same whichever trial wins, before there is one."""
+    settings, found = ready.space.settings(), read_confirmation(folder)
+    rows = [dict(row) for row in found.rows] if found else []
+    winner = found.winner if found else None
+    yield from _run_missing(
+        ready, folder, winner, rows, _shared(ready), lambda name: (ready.reference(name, settings), None), show
+    )
+
+
+def missing_shared(ready: Ready, folder: Path) -> int:
+    """How many of them are still to be run."""
+    done = {(row["run"], row["seed"]) for row in rows_of_winner(folder, None)}
+    return sum((name, seed) not in done for name in _shared(ready) for seed in confirmation_seeds(ready))
+
+
+def _run_missing(
+    ready: Ready,
+    folder: Path,
+    winner: int | None,
+    rows: list[dict[str, Any]],
+    names: Sequence[str],
+    second_view: Callable[[str], tuple[Base | None, PolicySteps | None]],
+    show: Callable[[str, EpochRecord], None],
+) -> Iterator[None]:
+    """The named runs on each seed of the confirmation, but for those of the rows.
+
+    Args:
+        second_view: Of the name of a run, its policy and how that learns.
+    """
+    seeds = confirmation_seeds(ready)
+    for seed, name in product(seeds, names):
+        if any(row["run"] == name and row["seed"] == seed for row in rows):
+            continue
+        policy, policy_steps = second_view(name)
+        checkpoint = folder / CHECKPOINT
+        row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
+        try:
+            outcome = run_trial(
+                ready,
+                None,
+                policy=policy,
+                policy_steps=policy_steps,
+                run=name,
+                seed=seed,
+                base_seed=seed,
+                checkpoint=checkpoint,
+                on_record=partial(show, f"confirm {name}"),
+            )
+            row |= {"value": outcome.value, "seconds": outcome.seconds, "at_chance": outcome.at_chance}
+            if found := outcome.inheritance:
+                row |= {name: getattr(found, name) for name in SHIFTED} | {"shifts_version": found.version}
+        except Diverged:
+            pass
+        rows = sorted([*rows, row], key=partial(_order, seeds))
+        write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
+        checkpoint.unlink(missing_ok=True)
+        yield
+
+
+def _shared(ready: Ready) -> list[str]:
+    return [name for name in ready.references if name in SHARED]
+
+
+def confirmation_seeds(ready: Ready) -> list[int]:
+    study = ready.study
+    return [derive_seed(study.seed, "confirmation", i) % 2**31 for i in range(study.budget.confirmation)]
 
 
 def confirmed_runs(ready: Ready) -> tuple[str, ...]:

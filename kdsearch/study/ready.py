@@ -7,7 +7,7 @@ from torch import nn
 from kdsearch.augment.bases import Base
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
-from kdsearch.augment.presets import trivial
+from kdsearch.augment.presets import FIXED
 from kdsearch.distill.answers import AnswerTables
 from kdsearch.distill.phase import Phase, PolicySteps
 from kdsearch.networks.outputs import arrange_network
@@ -20,7 +20,7 @@ from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.study.study import Study
 from kdsearch.tasks import Classification
 
-REFERENCES = ("identity", "twice", "trivial", "start", "bare")
+REFERENCES = ("identity", "twice", "trivial", "rand_augment", "start", "bare")
 
 
 def reference_names(study: Study, base: Base | None) -> tuple[str, ...]:
@@ -82,13 +82,13 @@ class Ready:
         """What makes the second view of a reference, never learned.
 
         Nothing (`identity`: both views are one draw of the base; `bare`: both are the image), another draw of the base
-        (`twice`, of the image), TrivialAugment's rule, or the policy at its start.
+        (`twice`, of the image), TrivialAugment's rule, RandAugment's kind, or the policy at its start.
         """
         if name in ("identity", "bare"):
             return None
         if name == "twice":
             return self.base_view.base
-        return trivial(self.space.limits, fill=self.space.fill) if name == "trivial" else self.policy(settings)
+        return FIXED[name](self.space.limits, fill=self.space.fill) if name in FIXED else self.policy(settings)
 
     def policy_steps(self, settings: Settings) -> PolicySteps:
         return PolicySteps(

@@ -10,6 +10,7 @@ from kdsearch.core.maths import derive_seed
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
+from kdsearch.study.run_folder import read_result
 
 
 def missing_references(ready: Ready, folder: Path) -> list[str]:
@@ -52,6 +53,12 @@ def run_references(
             write_json(place / "result.json", {"fail_reason": f"nan: {error}"})
         (place / CHECKPOINT).unlink(missing_ok=True)
         yield name, found
+
+
+def find_learned(ready: Ready, folder: Path) -> list[str]:
+    """The references whose students came to more than chance."""
+    results = {name: read_result(folder, _place(folder, name)) for name in ready.references}
+    return [name for name, result in results.items() if result and result.value is not None and not result.at_chance]
 
 
 def _place(folder: Path, name: str) -> Path:

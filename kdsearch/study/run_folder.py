@@ -261,7 +261,7 @@ class ConfirmationFile(BaseModel):
 
     model_config = _READ
 
-    winner: Count
+    winner: Count | None  # None: no trial has won yet
     rows: list[EvaluationRow]
 
 

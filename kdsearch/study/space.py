@@ -77,7 +77,7 @@ POLICY: Mapping[str, Allowed] = {
 NEEDED = ("learning_rate", "prior_strength", "operations_per_image")
 NUMBERS: Mapping[str, Allowed] = {**POLICY, **dict.fromkeys(OBJECTIVES, Allowed(0))}  # of a policy, weights of terms
 WHOLE = {name for name, allowed in NUMBERS.items() if allowed.whole}
-UNNAMED: Mapping[str, float | None] = {"warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 0.3, **TST}
+UNNAMED: Mapping[str, float | None] = {"warm_up": 0.1, "probability": 0.5, "extent": 0.5, "floor": 1.0, **TST}
 assert not {*POLICY, "pauses", "objective"} & set(OBJECTIVES)  # they share one name space in trials and frames
 
 

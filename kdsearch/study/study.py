@@ -132,7 +132,7 @@ class Study:
     device: str = "cpu"
     readers: int = 0
     objective: Mapping[str, float] = field(default_factory=lambda: dict(TST))
-    floor: float | None = 0.3
+    floor: float | None = 1.0
     seed: int = 0
 
     def __repr__(self) -> str:
