@@ -41,7 +41,7 @@ from shifted import shifted_accuracy
 
 import kdsearch as kd
 from kdsearch.augment.bases import Base, as_base
-from kdsearch.augment.spec import Setting, Snapshot
+from kdsearch.augment.presets import rand_augment
 from kdsearch.distill.answers import AnswerTables
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
@@ -69,7 +69,7 @@ BASES: Mapping[str, Variant] = {
 SECONDS = ("identity", "twice", "trivial", "rand", "start_4", "start_all", "learned_4", "learned_all")
 NAMES = [f"{base}/{second}" for base in BASES for second in SECONDS if (base, second) != ("bare", "twice")]
 ROWS = [name for name in NAMES if name.startswith(("bare/", "auto/"))]
-EXTENT = 0.6  # of the limits, of what RandAugment's kind applies
+FLOOR = 0.3  # nats, of those that learn: the default when these rows were measured
 SHARE = 0.2  # of images that each operation is applied to at first, where all are drawn
 
 
@@ -151,26 +151,15 @@ def over_base(ready: Ready, variant: Variant, steps: int) -> Ready:
 
 def second_view(ready: Ready, second: str) -> tuple[Base | None, kd.PolicySteps | None]:
     """The policy of a second view, and how it learns."""
-    settings, limits = ready.space.settings(), ready.space.limits
+    limits = ready.space.limits
+    settings = replace(ready.space.settings(), floor=FLOOR, flips=None, operations_per_image=4, probability=0.5)
     if second in ("identity", "twice", "trivial"):
         return ready.reference(second, settings), None
     if second == "rand":
-        return rand_augment(limits, ready.space.fill), None
+        return rand_augment(limits, fill=ready.space.fill), None
     if second.endswith("_all"):
         settings = replace(settings, operations_per_image=len(limits), probability=SHARE)
     return ready.policy(settings), ready.policy_steps(settings) if second.startswith("learned") else None
-
-
-def rand_augment(limits: Mapping[str, float | None], fill: str) -> kd.Policy:
-    """Two operations an image, always applied, at one share of their limits.
-
-    Reference:
-        Cubuk et al., RandAugment: practical automated data augmentation with a reduced search space, NeurIPS 2020
-    """
-    start = kd.Policy(limits, 2, fill=fill)
-    at = {name: EXTENT * limit or None for name, limit in zip(start.operations, start.limit.tolist(), strict=True)}
-    settings = {name: Setting(probability=1.0, low=value, high=value) for name, value in at.items()}
-    return kd.Policy.from_spec(start.freeze([Snapshot(progress=1.0, settings=settings)]))
 
 
 def show(rows: list[dict], names: Sequence[str], minus: Sequence[str]) -> None:

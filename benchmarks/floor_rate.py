@@ -1,6 +1,6 @@
 """Does a default run end inside the floor? The digits study learned online, by the rate of the floor's dual variable.
 
-"in steps" is the teacher's cross-entropy on the images of policy steps, over its clean one and the floor of .3 nats,
+"in steps" is the teacher's cross-entropy on the images of policy steps, over its clean one and the floor,
 mean of the last three epochs; "at the end" that of the policy a run ends with, on 30,000 views of training images over
 their base views; test accuracy beside it, paired by seed. Below, of the default's rate, what the teacher loses by each
 operation alone on all images, and what that makes at the rate at which the policy applies it.

@@ -39,6 +39,7 @@ from kdsearch.probe.tolerance import find_tolerance
 
 TASK = kd.Classification.of(10)
 EPOCHS, STEPS, BATCH = 10, 60, 64
+SHARE, LEARNS = 0.2, kd.PolicySteps(flips=4)  # as the default space has it
 STEP = 1.14  # of a policy step, in student steps (results/distill.md)
 NEAR, GAIN, HARM = 0.2, 0.75, -0.5  # of the measured end; of the teacher's advantage; points of clean accuracy
 MAGNITUDES = 20  # that the end is looked for among
@@ -108,9 +109,9 @@ def recover(cases: Cases, case: Case, seed: int) -> dict:
     for kind, augment in (("null", None), ("planted", planted)):
         network = digits_teacher("recovery", seed, augment)
         teacher = Teacher(network)
-        policy = kd.Policy(limits, 4)
+        policy = kd.Policy(limits, len(limits), probability=SHARE)
         base = find_tolerance(teacher, kd.data.digits()[1], TASK, seed=seed).policy
-        student = train(teacher, policy, base, seed, kd.PolicySteps())
+        student = train(teacher, policy, base, seed, LEARNS)
         high = policy.ranges()[1]
         row[kind] = {
             name: (p * h / limit, h) if limit else (p, 0.0)
@@ -120,7 +121,7 @@ def recover(cases: Cases, case: Case, seed: int) -> dict:
         }
         row[f"{kind} teacher"], row[f"{kind} student"] = (accuracy(net, planted) for net in (network, student))
         row[f"{kind} clean"] = accuracy(student, None)
-    steps = kd.PolicySteps().count(EPOCHS, STEPS, len(kd.data.digits()[0]), BATCH)
+    steps = LEARNS.count(EPOCHS, STEPS, len(kd.data.digits()[0]), BATCH)
     more = round((EPOCHS * STEPS + STEP * steps) / EPOCHS)
     row["plain clean"] = accuracy(train(teacher, None, base, seed, None, more), None)
     row["ends"] = {name: measured_end(network, name, limits[name] or 0.0) for name in case.plants}
@@ -162,7 +163,7 @@ def accuracy(network: torch.nn.Module, policy: kd.Policy | None) -> float:
 @torch.no_grad()
 def measured_end(teacher: torch.nn.Module, name: str, limit: float) -> float:
     """The largest magnitude at which the teacher's cross-entropy on training images is within the floor of its own."""
-    train, floor = kd.data.digits()[0], kd.PolicySteps().floor or 0.0
+    train, floor = kd.data.digits()[0], LEARNS.floor or 0.0
     labels = train.labels
 
     def loss(images: torch.Tensor) -> float:

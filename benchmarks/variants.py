@@ -1,100 +1,84 @@
-"""Does learning pay over a good base, and which learning? Variants of the learner, paired seeds, test images.
+"""Does learning pay over a good base, and which learning? Rows of variants.toml, paired seeds, test images.
 
-Rows beside the learned ones: a second draw of the base view (`twice`), TrivialAugment's rule (`trivial`), two
-operations at .6 of their limits (`rand`), two geometric ones at the same (`geometry`), and the policies that learn,
-before they do (`start_4`, `start_all`, `start_2`). The learned ones:
-
-    default       as a study has it: 4 operations an image, each at .5 at first
-    default_floor_1  the same with a floor of 1 nat
-    all           all operations drawn, each at .2 at first
-    few           the same, 4 gates of an image flipped in a policy step
-    capped        few, `student_wrong` at most 2 log K, as the teacher's term is
-    gap           few, CE of the student less CE of the teacher, each at most 2 log K
-    kl            few, the divergence of the student from the teacher in place of both terms
-    entropy       few, the teacher's entropy sought as well, at a weight of 1
-    prior_.03     few, a prior of .03 nats; `prior_1` of 1 nat
-    floor_1       few, a floor of 1 nat; `floor_2` of 2 nats, `no_floor` without one
-    kl_floor_1    kl with a floor of 1 nat; `entropy_floor_1`, `two_floor_1` likewise, `prior_1_floor_1` with both
-    groups        few, one probability and one range for all operations of a group, as `spread.py` has them
-    varied        few, no probability under .1 after an epoch
-    frozen        the policy of `few` that another seed learned, held still
-    two           starts as a strong and varied policy: 2 operations an image, each at .9 at first and up to .8 of its
-                  limit, so that no rate can grow much, and learning says what to leave out; `two_kl` by the divergence,
-                  `two_gap` by the gap, `two_prior_.03` with a prior of .03 nats
-    free          no policy steps: probabilities learn from the student's own steps, in which the logits of each image
-                  under a known draw are at hand, by regression of the objective on (gate - p); ranges stay
-
-Where gates are flipped and ranges learn by the pixels or from both ends, what is subtracted from the loss of an image
-whatever is drawn changes nothing: an objective as a difference to the base view of the same image is the objective.
+The file has second views of which nothing is learned, and policies that learn beside a student: what they seek, what
+the teacher may lose, how they start, how far they may go, how they are estimated. Where gates are flipped and ranges
+learn by the pixels or from both ends, what is subtracted from the loss of an image whatever is drawn changes nothing:
+an objective as a difference to the base view of the same image is the objective, and has no row.
 
 Rows are written to the file one by one; those that are there are not run again. Inherited: inherited competence on the
 test images; differences are paired by seed, with 95 % t intervals. Seconds of `frozen` are those of both runs.
 
-Run:  python benchmarks/variants.py [--study digits] [--steps 300] [--seeds 600 10] [--rows default,few,...]
-          [--minus trivial,rand] [--show] [--json FILE]      (25 minutes for digits on one core)
+Run:  python benchmarks/variants.py [--study digits] [--steps 300] [--seeds 600 10] [--rows learned,former,...]
+          [--minus trivial,rand_augment] [--device cpu] [--show] [--json FILE]      (45 minutes for digits on one core)
 """
 
 import argparse
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Literal
 from unittest.mock import patch
 
 import torch
-from base import SHARE, mean_and_error, rand_augment
+from base import mean_and_error
 from common import accuracy, interval, made_ready, options_of_rows, read_rows, rows_of
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from spread import GROUPS
-from torch import Tensor
+from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.augment.bases import Base
-from kdsearch.core.values import Outputs, ViewBatch
+from kdsearch.augment.presets import rand_augment
+from kdsearch.core.values import Draw, Outputs, ViewBatch
 from kdsearch.losses.loss import Loss
 from kdsearch.losses.objectives import TABLE, Objective, student_wrong, teacher_right
 from kdsearch.probe.shifts import VERSION
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import run_trial
+from kdsearch.study.space import Settings
 from kdsearch.study.study import load_study
 
-FLIPS, LEAST = 4, 0.1
-FIXED = ("twice", "trivial", "rand", "geometry", "start_4", "start_all", "start_2")
-TWO: Mapping[str, Any] = {"operations_per_image": 2, "probability": 0.9, "extent": 0.8}
-GAP = {"teacher_right": 1.0, "student_loss": 1.0}
+LEAST = 0.1  # probability, of a policy that is kept varied
+WARM_UP = 0.1
 TST = {"teacher_right": 1.0, "student_wrong": 1.0}
-LEARNED: Mapping[str, Mapping[str, Any]] = {  # what differs in the policy steps
-    "default": {},
-    "default_floor_1": {"floor": 1.0},
-    "all": {},
-    "few": {},
-    "capped": {"objective": {"teacher_right": 1.0, "student_wrong_capped": 1.0}},
-    "gap": {"objective": GAP},
-    "kl": {"objective": {"divergence": 1.0}},
-    "entropy": {"objective": {**TST, "teacher_entropy": 1.0}},
-    "prior_.03": {"prior_strength": 0.03},
-    "prior_1": {"prior_strength": 1.0},
-    "floor_1": {"floor": 1.0},
-    "floor_2": {"floor": 2.0},
-    "no_floor": {"floor": None},
-    "kl_floor_1": {"objective": {"divergence": 1.0}, "floor": 1.0},
-    "entropy_floor_1": {"objective": {**TST, "teacher_entropy": 1.0}, "floor": 1.0},
-    "prior_1_floor_1": {"prior_strength": 1.0, "floor": 1.0},
-    "groups": {},
-    "varied": {},
-    "frozen": {},
-    "two": {},
-    "two_kl": {"objective": {"divergence": 1.0}},
-    "two_gap": {"objective": GAP},
-    "two_prior_.03": {"prior_strength": 0.03},
-    "two_floor_1": {"floor": 1.0},
-    "free": {},
-}
-NAMES = (*FIXED, *LEARNED)
+Switch = float | Literal[False]
+
+
+class Variant(BaseModel):
+    """A row of the file: how a policy starts, and how it learns unless it is fixed."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    about: str
+    fixed: Literal["", "twice", "trivial", "rand_augment", "geometry", "start"] = ""
+    how: Literal["learned", "free", "groups", "varied", "ranges held", "frozen"] = "learned"
+    operations_per_image: int | Literal["all"] = "all"
+    probability: float = 0.2
+    extent: float = 0.5
+    floor: Switch = 1.0
+    prior_strength: Switch = 0.3
+    flips: int | Literal[False] = 4
+    gates: str = "flip"
+    interval: int = 3
+    learning_rate: float = 0.1
+    objective: dict[str, float] = TST
+
+    def settings(self, ready: Ready) -> Settings:
+        """Of a trial."""
+        numbers = self.model_dump(exclude={"about", "fixed", "how", "gates"})
+        off = {name: None for name in numbers if numbers[name] is False}
+        count = len(ready.space.limits)
+        n = count if self.operations_per_image == "all" else min(self.operations_per_image, count)
+        return replace(ready.space.settings(), **{**numbers, **off, "operations_per_image": n}, warm_up=WARM_UP)
+
+
+FILE = Path(__file__).with_suffix(".toml")
+VARIANTS = TypeAdapter(dict[str, Variant]).validate_python(tomllib.loads(FILE.read_text()))
 
 
 def student_wrong_capped(student: Tensor, teacher: Tensor, target: Tensor) -> Tensor:
@@ -110,7 +94,8 @@ TERMS = {term.__name__: Objective(term.__name__, term, "", "", "") for term in (
 
 
 def main() -> None:
-    parser = options_of_rows(__doc__, names_of_rows, seeds=(600, 10), rows=NAMES, minus="trivial,rand")
+    rows = list(VARIANTS)
+    parser = options_of_rows(__doc__, names_of_rows, seeds=(600, 10), rows=rows, minus="trivial,rand_augment")
     parser.add_argument("--device", help="the study's own unless given")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -130,8 +115,8 @@ def main() -> None:
 def names_of_rows(text: str) -> list[str]:
     """The names after commas, each that of a row."""
     names = text.split(",")
-    if unknown := [name for name in names if name not in NAMES]:
-        raise argparse.ArgumentTypeError(f"row {unknown[0]!r}; allowed: {', '.join(NAMES)}")
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise argparse.ArgumentTypeError(f"row {unknown[0]!r}; allowed: {', '.join(VARIANTS)}")
     return names
 
 
@@ -156,7 +141,7 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
             "held_out": 100 * found.held_out,
             "seconds": seconds,  # of the CPU
             "rates": dict(zip(policy.operations, policy.rate.tolist(), strict=True))
-            if name in LEARNED and policy
+            if isinstance(policy, kd.Policy) and not VARIANTS[name].fixed
             else {},
         }
         print({key: value for key, value in row.items() if key != "rates"}, flush=True)
@@ -166,63 +151,63 @@ def run_rows(ready: Ready, steps: int, asked: Sequence[tuple[str, int]], file: P
         yield row
 
 
-def train(ready: Ready, name: str, seed: int) -> tuple[torch.nn.Module, Any]:
+def train(ready: Ready, name: str, seed: int) -> tuple[nn.Module, Base | None]:
     """One student, and the policy that it ended with."""
-    if name == "frozen":  # by another seed's
-        _, learned = train(ready, "few", seed + 1)
-        policy: Base | None = kd.Policy.from_spec(learned.freeze())
-        learns = None
-    else:
-        policy, learns = second_view(ready, name)
+    policy, learns = second_view(ready, name)
+    if VARIANTS[name].how == "frozen":
+        assert isinstance(policy, kd.Policy)
+        run(ready, name, seed + 1, policy, learns)
+        policy, learns = kd.Policy.from_spec(policy.freeze()), None
+    return run(ready, name, seed, policy, learns), policy
+
+
+def run(ready: Ready, name: str, seed: int, policy: Base | None, learns: kd.PolicySteps | None) -> nn.Module:
+    """A student."""
+    variant = VARIANTS[name]
 
     def keep_varied(record: object) -> None:
-        if name == "varied" and isinstance(policy, kd.Policy):
+        if variant.how == "varied" and isinstance(policy, kd.Policy):
             with torch.no_grad():
                 policy.logit.clamp_(min=math.log(LEAST / (1 - LEAST)))
 
-    if name == "free":
+    if variant.how == "free":
         assert isinstance(policy, kd.Policy)
-        watch = Loss("free gates", FreeGates(policy, ready), weight=0.0)
+        watch = Loss("free gates", FreeGates(policy, ready, ready.policy_steps(variant.settings(ready))), weight=0.0)
         ready = replace(ready, study=replace(ready.study, loss=(*ready.study.losses, watch)))
     student = run_trial(
-        ready, None, policy=policy, policy_steps=learns, run=name, seed=seed, on_record=keep_varied
+        ready, None, policy=policy, policy_steps=learns, run=variant.fixed or name, seed=seed, on_record=keep_varied
     ).student
     assert student is not None
-    return student, policy
+    return student
 
 
 def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | None]:
     """The policy of a second view, and how it learns."""
-    settings, limits = ready.space.settings(), ready.space.limits
-    if name in ("twice", "trivial"):
-        return ready.reference(name, settings), None
-    if name in ("rand", "geometry"):
-        mine = {op: limit for op, limit in limits.items() if name == "rand" or op in GROUPS["geometry"]}
-        return rand_augment(mine, ready.space.fill), None
-    if name.startswith("two") or name == "start_2":
-        settings = replace(settings, **TWO)
-    elif name not in ("default", "default_floor_1", "start_4"):
-        settings = replace(settings, operations_per_image=len(limits), probability=SHARE)
+    variant, limits = VARIANTS[name], ready.space.limits
+    settings = variant.settings(ready)
+    if variant.fixed == "geometry":
+        return rand_augment(
+            {name: limits[name] for name in GROUPS["geometry"] if name in limits}, fill=ready.space.fill
+        ), None
+    if variant.fixed:
+        return ready.reference(variant.fixed, settings), None
     policy = ready.policy(settings)
-    if name not in LEARNED:
-        return policy, None
-    if name == "groups":
+    if variant.how == "groups":
         tie(policy)
-    if name == "free":
-        return policy, None
-    flips = None if settings.operations_per_image <= FLIPS or name == "all" else FLIPS
-    return policy, replace(ready.policy_steps(settings), flips=flips, **LEARNED[name])
+    if variant.how == "ranges held":
+        for parameter in (policy.a, policy.b):
+            parameter.register_hook(torch.zeros_like)
+    return policy, None if variant.how == "free" else replace(ready.policy_steps(settings), gates=variant.gates)
 
 
 class FreeGates:
     """Told each student step as a loss of no weight: the probabilities learn of a policy that draws all operations.
 
-    The objective of the second views, less that of the base views by a fitted coefficient, is regressed on all gates at
-    once: the slope of a gate is what its operation adds, in training mode, over the other decisions of these images.
+    What an operation adds is a slope of `free_slope`, of the objective in training mode; `free.py` measures it.
     """
 
-    def __init__(self, policy: kd.Policy, ready: Ready) -> None:
-        budget, self.steps = ready.study.budget, kd.PolicySteps()
+    def __init__(self, policy: kd.Policy, ready: Ready, steps: kd.PolicySteps) -> None:
+        budget, self.steps = ready.study.budget, steps
         self.policy, self.clean, self.task = policy, ready.clean.loss, ready.task
         self.count, self.total, self.dual = 0, budget.epochs * budget.steps, 0.0
         self.adam = torch.optim.Adam([policy.logit], lr=self.steps.learning_rate)
@@ -236,13 +221,8 @@ class FreeGates:
         with torch.no_grad():
             ce = self.task.supervised(teacher, views.target)
             aim = self.task.objective(TST, student, teacher, views.target) + self.dual * ce
-            base, second = aim.double().split(size)
             p = policy.probability
-            gates = views.draw.gates.double() - p[views.draw.chosen]
-            gates = gates.new_zeros(size, len(p)).scatter(1, views.draw.chosen, gates)
-            known = torch.cat([gates, (base - base.mean())[:, None]], 1)
-            ridge = 1e-3 * size * torch.eye(known.shape[1]).to(known)
-            slope = torch.linalg.solve(known.T @ known + ridge, known.T @ (second - second.mean()))[:-1]
+            slope = free_slope(aim, views.draw, p)
             violation = (ce[size:].mean() - self.clean).item() - (self.steps.floor or 0.0)
             self.dual = max(0.0, self.dual + self.steps.floor_rate / self.steps.interval * violation)
         for group in self.adam.param_groups:
@@ -255,6 +235,25 @@ class FreeGates:
         return nothing
 
 
+def free_slope(aim: Tensor, draw: Draw, probability: Tensor) -> Tensor:
+    """What each operation adds to an objective, (S,), over the other decisions of a batch of B images.
+
+    The objective of the second views, less that of the base views by a fitted coefficient, is regressed on all gates at
+    once.
+
+    Args:
+        aim: (2 B,), of the base views and then of the second views.
+        draw: Of the second views.
+        probability: (S,) of the gates.
+    """
+    base, second = aim.cpu().double().chunk(2)
+    gates = draw.gates.double() - probability[draw.chosen]
+    gates = gates.new_zeros(len(draw), len(probability)).scatter(1, draw.chosen, gates)
+    known = torch.cat([gates, (base - base.mean())[:, None]], 1)
+    ridge = 1e-3 * len(draw) * torch.eye(known.shape[1]).to(known)
+    return torch.linalg.solve(known.T @ known + ridge, known.T @ (second - second.mean()))[:-1]
+
+
 def tie(policy: kd.Policy) -> None:
     """One gradient for the operations of a group, which start alike and so stay alike."""
     group = {name: kind for kind, names in GROUPS.items() for name in names}
@@ -263,7 +262,7 @@ def tie(policy: kd.Policy) -> None:
     for parameter, names in ((policy.logit, kinds), (policy.a, ranges), (policy.b, ranges)):
         order = list(dict.fromkeys(names))
         place = torch.tensor([order.index(kind) for kind in names])
-        share = torch.nn.functional.one_hot(place, len(order)).double()
+        share = nn.functional.one_hot(place, len(order)).double()
         mean = share / share.sum(0) @ share.T  # of each group, (S, S)
         parameter.register_hook(lambda gradient, mean=mean: mean.to(gradient) @ gradient)
 

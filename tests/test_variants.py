@@ -19,19 +19,40 @@ def variants(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
     return load_benchmark("variants")
 
 
-def test_every_row_trains_and_none_twice(variants: ModuleType, tiny_study: kd.Study, tmp_path: Path) -> None:
+TRAINED = ("rand_augment", "geometry", "start_4", "learned", "former", "gap", "prior_1", "groups", "varied",
+           "ranges_held", "frozen", "free", "score")  # fmt: skip
+
+
+def test_a_row_of_each_kind_trains_and_none_twice(variants: ModuleType, tiny_study: kd.Study, tmp_path: Path) -> None:
     test = kd.data.digits()[2].subset(torch.arange(40))
     ready = preflight(replace(tiny_study, test=test, base="auto"), tmp_path / "tiny").ready
-    file, asked = tmp_path / "rows.jsonl", [(name, 3) for name in variants.NAMES]
+    file, asked = tmp_path / "rows.jsonl", [(name, 3) for name in TRAINED]
     rows = list(variants.run_rows(ready, 8, asked, file))
     assert not {*variants.TERMS} & {*TABLE}
-    assert [row["row"] for row in rows] == list(variants.NAMES) and not list(variants.run_rows(ready, 8, asked, file))
+    assert [row["row"] for row in rows] == list(TRAINED) and not list(variants.run_rows(ready, 8, asked, file))
+    assert {variants.VARIANTS[name].how for name in TRAINED} == {one.how for one in variants.VARIANTS.values()}
     found = {row["row"]: row["rates"] for row in rows}
-    assert len({tuple(found[name].values()) for name in ("default", "few", "gap", "kl", "prior_1", "groups")}) == 6
+    told_apart = ("learned", "former", "gap", "prior_1", "groups", "score")
+    assert len({tuple(found[name].values()) for name in told_apart}) == len(told_apart)
     groups = [{round(found["groups"][name], 9) for name in names if name in found["groups"]}
               for names in variants.GROUPS.values()]  # fmt: skip
     assert all(len(group) <= 1 for group in groups) and max(map(len, groups)) == 1
-    assert len({*found["few"].values()}) > len(groups)
+    assert len({*found["learned"].values()}) > len(groups)
+
+
+def test_every_row_of_the_file_says_what_it_is_and_differs(variants: ModuleType, tiny_study: kd.Study) -> None:
+    rows = variants.VARIANTS.values()
+    assert all(row.about for row in rows)
+    assert len({repr(row.model_copy(update={"about": ""})) for row in rows}) == len(rows)
+
+
+def test_held_ranges_stay(variants: ModuleType, tiny_study: kd.Study, tmp_path: Path) -> None:
+    ready = preflight(replace(tiny_study, base="auto"), tmp_path / "tiny").ready
+    policies = {name: variants.train(ready, name, 3)[1] for name in ("learned", "ranges_held")}
+    start = ready.policy(variants.VARIANTS["learned"].settings(ready))
+    assert torch.equal(policies["ranges_held"].a, start.a) and torch.equal(policies["ranges_held"].b, start.b)
+    assert not torch.equal(policies["learned"].a, start.a)
+    assert not torch.equal(policies["ranges_held"].logit, start.logit)
 
 
 def test_the_terms_are_what_they_are_called(variants: ModuleType) -> None:
