@@ -42,6 +42,7 @@ def rand_augment(
     Reference:
         Cubuk et al., RandAugment: practical automated data augmentation with a reduced search space, NeurIPS 2020
 
+    >>> import torch
     >>> rand_augment({"rotate": 30.0, "shear_x": 0.3, "invert": None})(torch.rand(4, 3, 8, 8)).shape
     torch.Size([4, 3, 8, 8])
     """
