@@ -47,7 +47,7 @@ def test_nothing_is_said_where_all_is_well() -> None:
 
 
 def test_on_one_view_the_teacher_is_compared_with_what_it_knows_of_the_training_images() -> None:
-    one = replace(FINE, teacher_clean_accuracy=float("nan"), teacher_accuracy=0.85)
+    one = replace(FINE, teacher_clean_accuracy=float("nan"), teacher_accuracy=0.45)
     policy = Policy(["rotate"], 1)
     assert policy_warnings([one], policy, 0.94) == () != policy_warnings([one], policy, 0.96)
 
@@ -56,7 +56,7 @@ def test_on_one_view_the_teacher_is_compared_with_what_it_knows_of_the_training_
     ("changes", "said"),
     [
         ({"emptied": 0.04}, "4% of the augmented images are empty, 2% saturated"),
-        ({"teacher_accuracy": 0.89}, "the teacher is right on 89% of the augmented images, on 100% of the base views"),
+        ({"teacher_accuracy": 0.49}, "the teacher is right on 49% of the augmented images, on 100% of the base views"),
         ({"floor_violation": 0.11}, "the teacher's cross-entropy is 0.11 nats over the floor"),
     ],
 )

@@ -16,6 +16,7 @@ GRAY, ACCENT = "#9a9a9a", "#a03070"
 SECOND_VIEWS = {
     "identity": "base view\nalone",
     "trivial": "Trivial-\nAugment",
+    "rand_augment": "Rand-\nAugment",
     "start": "policy\nunlearned",
     "frozen": "policy\nlearned",
 }
@@ -26,7 +27,7 @@ def main() -> None:
     folder, target = map(Path, sys.argv[1:])
     tables = kd.frames(folder)
     figure = Figure(figsize=(13, 3.8), layout="constrained", dpi=110)
-    first, second, third = figure.subplots(1, 3, width_ratios=(1, 1.1, 1.2))
+    first, second, third = figure.subplots(1, 3, width_ratios=(1.25, 1.1, 1.2))
     show_students(first, tables["evaluations"])
     best = int(tables["studies"].iloc[0]["best_trial"])
     policies = tables["policies"]
@@ -37,6 +38,7 @@ def main() -> None:
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(left=False, bottom=False, labelsize=9)
         axes.title.set_fontsize(10.5)
+    first.tick_params(axis="x", labelsize=8)
     figure.savefig(target)
 
 

@@ -94,4 +94,4 @@ def describe_headroom(evaluations: Rows, metric: str) -> str | None:
     text = f"Headroom over {WORDS[first.over]}, best fixed second view{seeds}: {'; '.join(parts)}"
     if shown or first.seeds == 1:
         return text
-    return f"{text}. None is shown: no policy can be expected to show more at this length with these images"
+    return f"{text}. None is shown: a search will hardly show a gain at this length with these images"

@@ -75,7 +75,9 @@ def _plot_seeds(axes: Axes, wide: pd.DataFrame, scale: Scale, label: str) -> Non
         axes.hlines(y, i - 0.25, i + 0.25, color=ALONE if run == "learned" else "black", lw=2.5)
         axes.annotate(text, (i + 0.28, y), va="center", fontsize=9)
     without = wide.isna().sum()
-    names = [f"{run}\n({without[run]} of {len(wide)} without value)" if without[run] else run for run in order]
+    named = {run: run.replace("_", "\n") for run in order}
+    names = [f"{name}\n({without[run]} of {len(wide)} without value)" if without[run] else name
+             for run, name in named.items()]  # fmt: skip
     axes.set_xticks(range(len(order)), names)
     axes.set_xlim(-0.5, len(order) - 0.3)
     axes.set_ylabel(label)
