@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -326,3 +327,21 @@ def test_a_notebook_without_widgets_is_not_told_of_them() -> None:
     """
     said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stderr
     assert "IProgress" not in said and "what a user is told" in said
+
+
+def test_interrupted_before_the_first_trial_there_is_a_report(
+    tiny_study: kd.Study, tmp_path: Path, capsys: Any
+) -> None:
+    study = replace(
+        tiny_study, budget=replace(tiny_study.budget, trials=1, epochs=1, confirmation=1, look_operations=0)
+    )
+
+    def stop(run: str, record: EpochRecord) -> None:
+        if run in ("confirm trivial", "start"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        kd.search(study, out=tmp_path / "run", on_record=stop)
+    said = capsys.readouterr().out
+    assert "no report" not in said and "No trial finished" in said
+    assert (tmp_path / "run" / "report.html").exists()

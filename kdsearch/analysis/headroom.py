@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdsearch.analysis.compare import WORDS, confirmation_rows, seed_table
+from kdsearch.analysis.compare import SAME, WORDS, confirmation_rows, seed_table
 from kdsearch.analysis.scale import Scale
 from kdsearch.augment.presets import FIXED
+from kdsearch.core.terminal import number_of
 from kdsearch.tasks.metrics import ACCURACY
 
 LEAST = ("twice", "identity")  # what a second view has to be better than, the first of them that was run
@@ -34,9 +35,9 @@ class Headroom:
 def find_headroom(evaluations: Rows, of: str = "value") -> Headroom | None:
     """The headroom of a pair, from runs paired by seed; None where too few runs have values.
 
-    The error of a difference is that of a two-way analysis of variance over runs and seeds. The interval is of the
-    largest of the differences: it holds for each of them at once (Bonferroni), so that taking the best costs nothing.
-    Seeds vary in it; the images are those of search-validation.
+    The error of a difference is that of a two-way analysis of variance over these runs and seeds, which takes them to
+    vary alike. The interval is of the largest of the differences: it holds for each of them at once (Bonferroni), so
+    that taking the best costs nothing. Seeds vary in it; the images are those of search-validation.
 
     Args:
         evaluations: With columns `run`, `seed` and `of`, as in the frame `evaluations`.
@@ -54,24 +55,25 @@ def find_headroom(evaluations: Rows, of: str = "value") -> Headroom | None:
     fixed = [name for name in FIXED if name in table]
     if over is None or not fixed or table.empty:
         return None
-    differences, half = differences_of_runs(table[[over, *fixed]].to_numpy(), table.to_numpy())
+    differences, half = differences_of_runs(table[[over, *fixed]].to_numpy())
     best, largest = int(differences.argmax()), float(differences.max())
     return Headroom(fixed[best], over, len(table), largest, largest - half, largest + half)
 
 
-def differences_of_runs(values: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, float]:
+def differences_of_runs(values: np.ndarray) -> tuple[np.ndarray, float]:
     """Mean differences of all runs to the first, and half the width of intervals that hold all of them at once, 95 %.
+
+    It is NaN with a single seed, and where all seeds have the same differences.
 
     Args:
         values: (seeds, runs).
-        known: (seeds, runs) of all that say something of the error; those of `values` among them.
     """
-    means, (seeds, runs) = values.mean(0), known.shape
-    if seeds == 1:
+    means, (seeds, runs) = values.mean(0), values.shape
+    rest = values - means - values.mean(1, keepdims=True) + values.mean()
+    if seeds == 1 or np.abs(rest).max() <= SAME * np.abs(values).max():
         return means[1:] - means[0], math.nan
-    rest = known - known.mean(0) - known.mean(1, keepdims=True) + known.mean()
     freedom = (seeds - 1) * (runs - 1)
-    quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / (values.shape[1] - 1), freedom)
+    quantile = stats.t.ppf(1 - (1 - LEVEL) / 2 / (runs - 1), freedom)
     return means[1:] - means[0], float(quantile * math.sqrt((rest**2).sum() / freedom * 2 / seeds))
 
 
@@ -83,15 +85,15 @@ def describe_headroom(evaluations: Rows, metric: str) -> str | None:
     ) if headroom}  # fmt: skip
     if not found:
         return None
+    whole = [*found.values()][-1][1]
+    found = {words: (scale, one) for words, (scale, one) in found.items()
+             if (one.over, one.seeds) == (whole.over, whole.seeds)}  # fmt: skip
     parts, shown = [], False
     for words, (scale, headroom) in found.items():
         shown |= headroom.low > 0
         by = f"{scale.difference(headroom.difference)} in {words} with {WORDS[headroom.best]}"
         interval = f"95 % interval {scale.interval(headroom.low, headroom.high)}"
-        parts.append(f"{by} ({'one seed, no interval' if math.isnan(headroom.low) else interval})")
-    first = next(iter(found.values()))[1]
-    seeds = f", {first.seeds} seeds" if first.seeds > 1 else ""
-    text = f"Headroom over {WORDS[first.over]}, best fixed second view{seeds}: {'; '.join(parts)}"
-    if shown or first.seeds == 1:
-        return text
-    return f"{text}. None is shown: a search will hardly show a gain at this length with these images"
+        parts.append(f"{by} ({'no interval' if math.isnan(headroom.low) else interval})")
+    seeds = number_of(whole.seeds, "seed")
+    text = f"Headroom over {WORDS[whole.over]}, best fixed second view, {seeds}: {'; '.join(parts)}"
+    return text if shown or whole.seeds == 1 else f"{text}. None is shown on so many seeds"

@@ -316,7 +316,7 @@ def _whole_numbers(axes: Axes, numbers: pd.Series) -> None:
     """An x axis that counts; a single number stands in the middle of it."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     low, high = numbers.min(), numbers.max()
-    if low == high:
+    if not numbers.empty and low == high:
         axes.set_xticks([low])
         axes.set_xlim(low - 0.75, low + 0.75)
 

@@ -99,7 +99,7 @@ def search(
         study: A `Study`, the name of a shipped one, or the path of a study file.
         trials: COMPLETE + PRUNED in all, interrupted ones not counted; by default the study's.
         epochs: Per run, in place of the study's.
-        confirmation: Fresh seeds for the winner and the references at the end, in place of the study's.
+        confirmation: Fresh seeds for the winner and the references, in place of the study's.
         device: In place of the study's.
         out: The run folder; `./runs/<study name>` by default.
         storage: Database URL; SQLite in the run folder by default.

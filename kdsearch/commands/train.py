@@ -218,9 +218,12 @@ def _freeze(policy: Any) -> tuple[Frozen | str, Path | None, PolicySpec | None]:
     run = None
     if isinstance(policy, str) and policy in FIXED:
         return policy, None, None
-    if isinstance(policy, str) and "/" not in policy and "." not in policy and not Path(policy).exists():
+    if isinstance(policy, str) and "/" not in policy and "." not in policy and not os.path.exists(policy):
         known = unknown_name("policy", policy, FIXED)
-        raise KdsearchError(f"{known} Allowed too: the path of a policy file or run folder")
+        end = "" if known.endswith("?") else "."
+        raise KdsearchError(
+            f"{known}{end} Allowed too: the path of a policy file or run folder, and there is none here"
+        )
     if isinstance(policy, Path | str):
         path = policy_path(as_path(policy))
         policy, run = PolicySpec.load(path), _run_folder(path)
