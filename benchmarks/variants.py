@@ -9,7 +9,7 @@ Rows are written to the file one by one; those that are there are not run again.
 test images; differences are paired by seed, with 95 % t intervals. Seconds of `frozen` are those of both runs.
 
 Run:  python benchmarks/variants.py [--study digits] [--steps 300] [--seeds 600 10] [--rows learned,former,...]
-          [--minus trivial,rand_augment] [--device cpu] [--show] [--json FILE]      (45 minutes for digits on one core)
+          [--minus trivial,rand_augment] [--device cpu] [--show] [--json FILE]    (digits: about an hour on one core)
 """
 
 import argparse

@@ -40,7 +40,7 @@ def test_a_row_of_each_kind_trains_and_none_twice(variants: ModuleType, tiny_stu
     assert len({*found["learned"].values()}) > len(groups)
 
 
-def test_every_row_of_the_file_says_what_it_is_and_differs(variants: ModuleType, tiny_study: kd.Study) -> None:
+def test_every_row_of_the_file_says_what_it_is_and_differs(variants: ModuleType) -> None:
     rows = variants.VARIANTS.values()
     assert all(row.about for row in rows)
     assert len({repr(row.model_copy(update={"about": ""})) for row in rows}) == len(rows)

@@ -64,8 +64,7 @@ def run_shared(ready: Ready, folder: Path, show: Callable[[str, EpochRecord], No
 
 def missing_shared(ready: Ready, folder: Path) -> int:
     """How many of them are still to be run."""
-    done = {(row["run"], row["seed"]) for row in rows_of_winner(folder, None)}
-    return sum((name, seed) not in done for name in _shared(ready) for seed in confirmation_seeds(ready))
+    return len(_missing(rows_of_winner(folder, None), confirmation_seeds(ready), _shared(ready)))
 
 
 def _run_missing(
@@ -83,9 +82,7 @@ def _run_missing(
         second_view: Of the name of a run, its policy and how that learns.
     """
     seeds = confirmation_seeds(ready)
-    for seed, name in product(seeds, names):
-        if any(row["run"] == name and row["seed"] == seed for row in rows):
-            continue
+    for seed, name in _missing(rows, seeds, names):
         policy, policy_steps = second_view(name)
         checkpoint = folder / CHECKPOINT
         row: dict[str, Any] = {"run": name, "seed": seed, "value": None, "seconds": None}
@@ -110,6 +107,12 @@ def _run_missing(
         write_json(folder / "confirmation.json", {"winner": winner, "rows": rows})
         checkpoint.unlink(missing_ok=True)
         yield
+
+
+def _missing(rows: Sequence[Mapping[str, Any]], seeds: Sequence[int], names: Sequence[str]) -> list[tuple[int, str]]:
+    """Seeds and names that have no row yet, seed by seed."""
+    done = {(row["seed"], row["run"]) for row in rows}
+    return [run for run in product(seeds, names) if run not in done]
 
 
 def _shared(ready: Ready) -> list[str]:
