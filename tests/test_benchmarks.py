@@ -12,7 +12,7 @@ from kdsearch.networks.teachers import Teacher
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if "def main(" in path.read_text())
-PARTS_OF_OTHERS = {"common", "peers", "peers_on_cpu"}
+PARTS_OF_OTHERS = {"cifar10_gray", "common", "peers", "peers_on_cpu"}
 
 
 @pytest.fixture
