@@ -55,8 +55,8 @@ class Variant(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
     about: str
-    fixed: Literal["", "twice", "trivial", "rand_augment", "geometry", "start"] = ""
-    how: Literal["learned", "free", "groups", "varied", "ranges held", "frozen"] = "learned"
+    fixed: Literal["", "identity", "twice", "trivial", "rand_augment", "geometry", "start"] = ""
+    how: Literal["learned", "free", "groups", "varied", "ranges held", "whole batch", "frozen"] = "learned"
     operations_per_image: int | Literal["all"] = "all"
     probability: float = 0.2
     extent: float = 0.5
@@ -197,7 +197,10 @@ def second_view(ready: Ready, name: str) -> tuple[Base | None, kd.PolicySteps | 
     if variant.how == "ranges held":
         for parameter in (policy.a, policy.b):
             parameter.register_hook(torch.zeros_like)
-    return policy, None if variant.how == "free" else replace(ready.policy_steps(settings), gates=variant.gates)
+    if variant.how == "free":
+        return policy, None
+    learns = replace(ready.policy_steps(settings), gates=variant.gates)
+    return policy, replace(learns, batch=ready.study.budget.batch) if variant.how == "whole batch" else learns
 
 
 class FreeGates:

@@ -20,7 +20,7 @@ def variants(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
 
 
 TRAINED = ("rand_augment", "geometry", "start_4", "learned", "former", "gap", "prior_1", "groups", "varied",
-           "ranges_held", "frozen", "free", "score")  # fmt: skip
+           "ranges_held", "frozen", "free", "score", "whole_batch", "identity")  # fmt: skip
 
 
 def test_a_row_of_each_kind_trains_and_none_twice(variants: ModuleType, tiny_study: kd.Study, tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_row_of_each_kind_trains_and_none_twice(variants: ModuleType, tiny_stu
     assert [row["row"] for row in rows] == list(TRAINED) and not list(variants.run_rows(ready, 8, asked, file))
     assert {variants.VARIANTS[name].how for name in TRAINED} == {one.how for one in variants.VARIANTS.values()}
     found = {row["row"]: row["rates"] for row in rows}
-    told_apart = ("learned", "former", "gap", "prior_1", "groups", "score")
+    told_apart = ("learned", "former", "gap", "prior_1", "groups", "score", "whole_batch")
     assert len({tuple(found[name].values()) for name in told_apart}) == len(told_apart)
     groups = [{round(found["groups"][name], 9) for name in names if name in found["groups"]}
               for names in variants.GROUPS.values()]  # fmt: skip
