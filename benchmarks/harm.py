@@ -23,7 +23,7 @@ from kdsearch.study.study import load_study
 def main() -> None:
     arguments = options(__doc__, seeds=15).parse_args()
     study, _ = load_study("digits")
-    ready = made_ready(replace(study, train=kd.data.digits()[0], teacher=digits_teacher("plain", 0)))
+    ready = made_ready(replace(study, train=kd.data.digits()[0], confirm=None, teacher=digits_teacher("plain", 0)))
     rows = kept(runs(ready, arguments.seeds), arguments.json)
     table = Table("second view", "test accuracy, %", box=None)
     for name in ("identity", "learned"):

@@ -78,5 +78,5 @@ study = kd.Study(
     teacher_saw="both",
     classes=CLASSES,
     optimizer=partial(torch.optim.AdamW, lr=1e-2, weight_decay=1e-2, fused=True),
-    budget=kd.Budget(trials=8, epochs=12, steps=150, batch=64, confirmation=3),
+    budget=kd.Budget(trials=8, epochs=12, steps=150, batch=64, confirmation=4),
 )

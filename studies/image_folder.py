@@ -33,5 +33,5 @@ study = kd.Study(
     teacher_saw="train",  # of these pictures: "none", "train" or "both"
     test=None,  # kd.data.image_folder("path/to/test", size=SIDE), for `kdsearch evaluate`
     readers=2,  # processes that read pictures
-    budget=kd.Budget(trials=8, epochs=10, steps=50, batch=32, confirmation=3),
+    budget=kd.Budget(trials=8, epochs=10, steps=50, batch=32, confirmation=4),
 )

@@ -172,6 +172,7 @@ def tiny_study(teacher):
         name="tiny",
         train=train.subset(torch.arange(100)),
         search_validation=validation.subset(torch.arange(100)),
+        confirm=validation.subset(torch.arange(100, 140)),
         test=Untouchable(),
         teacher=teacher(),
         student=quick_student,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import kdsearch as kd
 from kdsearch.analysis import plots
-from kdsearch.analysis.compare import WORDS, describe_outcome
+from kdsearch.analysis.compare import WORDS, comparison_rows, describe_outcome
 from kdsearch.analysis.frames import make_frame
 from kdsearch.augment.bases import as_base, base_of_parts
 from kdsearch.augment.fixed import FixedTransform
@@ -46,16 +46,19 @@ OTHERS = {"identity": [0.5, 0.51], "trivial": [0.6, 0.61], "start": [0.6, 0.62]}
 
 
 def outcome(values: dict[str, list[float]], references: tuple[str, ...] = ()) -> str:
-    """What is said of a confirmation on two seeds, where the policy has .9."""
-    study = {"study": "x", "metric": "accuracy", "best_trial": 0, "best_value": 0.9, "budget_confirmation": 2}
+    """What is said of a confirmation on four seeds, these two twice, where the policy has .9."""
+    study = {"study": "x", "metric": "accuracy", "best_trial": 0, "best_value": 0.9, "budget_confirmation": 4}
     rows = [
         {"run": run, "seed": seed, "value": value}
         for run, column in {"learned": [0.9, 0.93], **values}.items()
-        for seed, value in enumerate(column)
+        for seed, value in enumerate(column * 2)
     ]
     run = [{"run": name, "state": "COMPLETE", "origin": "reference", "value": 0.5} for name in references]
     tables = {"studies": [study], "trials": run, "evaluations": rows}
-    return describe_outcome({name: make_frame(name, table) for name, table in tables.items()})
+    made = {name: make_frame(name, table) for name, table in tables.items()}
+    return describe_outcome(
+        {**made, "comparisons": make_frame("comparisons", comparison_rows(Path(), rows, "accuracy"))}
+    )
 
 
 def test_a_reference_is_told_where_the_study_runs_it() -> None:
@@ -63,9 +66,9 @@ def test_a_reference_is_told_where_the_study_runs_it() -> None:
     said = outcome({**OTHERS, "twice": [0.7, 0.71]})
     assert "beats a second draw of the base view by 21.0 points" in said and said.endswith("It helped.")
     said = outcome({**OTHERS, "twice": [0.95, 0.96]})
-    assert "misses a second draw" in said and said.endswith("No help is shown over a second draw of the base view.")
+    assert "misses a second draw" in said and "; no help is shown over a second draw of the base view" in said
     said = outcome(OTHERS, references=("identity", "twice", "trivial", "start"))  # not confirmed yet
-    assert "is not compared with a second draw of the base view (twice is missing on both seeds)" in said
+    assert "is not compared with a second draw of the base view (twice is missing on all 4 seeds)" in said
     assert "It helped" not in said
 
 
@@ -221,6 +224,7 @@ def test_each_seed_of_the_confirmation_has_versions_of_its_own(
         return runs.Outcome(0.5, 0.1, 1.0)
 
     monkeypatch.setattr(confirmation, "run_trial", run)
+    monkeypatch.setattr(confirmation, "_measure", lambda *_: ({"value": 0.5}, {"value": torch.ones(4)}))
     spec = ready.policy(ready.space.settings()).freeze()
     assert len([*confirmation.confirm(ready, tmp_path, 0, ready.space.settings(), spec, lambda *_: None)]) == 2 * 7
     assert len(seeds) == 2 and all(seed == base_seed for seed, base_seed in seeds)

@@ -267,9 +267,9 @@ def test_an_exported_policy_says_what_it_does(to: str) -> None:
 def test_options_are_called_as_whoever_runs_a_search_gives_them(finished: kd.Result) -> None:
     tables = kd.frames(finished.folder)
     tables["evaluations"] = tables["evaluations"].iloc[:0]
-    assert "(confirmation=3 does it)" in describe_outcome(tables)
+    assert "(confirmation=4 does it)" in describe_outcome(tables)
     with on_command_line():
-        assert "(--confirmation 3 does it)" in describe_outcome(tables)
+        assert "(--confirmation 4 does it)" in describe_outcome(tables)
 
 
 def test_what_is_transparent_is_black_and_what_is_opaque_as_it_was() -> None:

@@ -218,11 +218,10 @@ def test_teacher_and_students_are_measured_on_the_test_split_and_each_reading_is
     assert re.search(r"was read 2 times before, last on \d{4}-\d\d-\d\d \d\d:\d\d UTC by kdsearch evaluate: it is no",
                      capsys.readouterr().out)  # fmt: skip
     kept = kd.frames(run)["evaluations"]
-    assert [*kept["split"]] == ["search-validation"] * 12 + ["test"] * 3 * len(rows)
+    assert [*kept["split"]] == ["confirm"] * 12 + ["test"] * 3 * len(rows)
     assert kept["read_at"].nunique() == 3
     assert describe_outcome(kd.frames(run)) == describe_outcome(before)
-    differences = [kd.analysis.paired_differences(table, "learned") for table in (before["evaluations"], kept)]
-    pd.testing.assert_frame_equal(*differences)
+    pd.testing.assert_frame_equal(before["comparisons"], kd.frames(run)["comparisons"])
 
 
 def test_only_the_study_that_is_named_is_run_and_a_student_trained_there_is_measured(

@@ -127,7 +127,7 @@ def test_trials_are_compared_and_told_by_the_metric(tiny_study, tmp_path, capsys
     assert trials["last_value"].dropna().tolist() == trials.query("origin != 'reference'")["value"].tolist()
     assert result.value == trials.query("origin != 'reference'")["value"].max() < 0
     assert tables["studies"]["metric"].tolist() == ["misses"] and (tables["evaluations"]["value"] < 0).all()
-    assert "brings the student to a misses of -" in result.sentence and "%" not in result.sentence.split("95 %")[0]
+    assert "brings students to a misses of -" in result.sentence and "%" not in result.sentence.split("95 %")[0]
     assert "  misses -" in capsys.readouterr().out
     assert "Misses on search-validation" in (result.folder / "report.html").read_text()
     with pytest.raises(KdsearchError, match='metric: stored "misses", now "accuracy"'):

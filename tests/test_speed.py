@@ -305,7 +305,7 @@ def test_a_study_s_arrays_go_to_the_device_after_it_was_looked_at(
         "kdsearch.study.study.place_data", lambda data, *, readers, device: placed.append((readers, device)) or data
     )
     preflight(replace(tiny_study, readers=2), tmp_path, device="cpu:0")
-    assert placed == [(2, "cpu:0")] * 2
+    assert placed == [(2, "cpu:0")] * 3
     nowhere = replace(tiny_study, device="gpu")
     for run in (kd.search, kd.rank):
         with pytest.raises(KdsearchError, match="device 'gpu' cannot be used"):

@@ -693,6 +693,7 @@ def test_a_new_winner_is_confirmed_beside_the_references_that_do_not_depend_on_i
         return Outcome(0.5 + seed % 7 / 100, 0.01, 1.0)
 
     monkeypatch.setattr(confirmation, "run_trial", run)
+    monkeypatch.setattr(confirmation, "_measure", lambda *_: ({"value": 0.5}, {"value": torch.ones(4)}))
     monkeypatch.setattr(confirmation.Policy, "from_spec", lambda spec: None)
     space = kd.SearchSpace.load("default")
     ready: Any = Ready(tiny_study, TASK, None, space, None, None, 1)  # type: ignore[arg-type]

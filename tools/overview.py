@@ -44,7 +44,7 @@ def main() -> None:
 
 def show_students(axes: Axes, evaluations: pd.DataFrame) -> None:
     """Each fresh student of the confirmation, by its second view."""
-    rows = evaluations[evaluations["split"] == "search-validation"]
+    rows = evaluations[evaluations["split"] != "test"]
     for place, run in enumerate(SECOND_VIEWS):
         values = 100 * rows.loc[rows["run"] == run, "inherited"]
         axes.plot([place] * len(values), values, "o", color=GRAY, alpha=0.7)

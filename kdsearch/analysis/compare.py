@@ -1,15 +1,17 @@
 """Did it help? Paired differences between the searched policy and the references."""
 
-import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
-from scipy import stats
 
 from kdsearch.analysis.scale import Scale
-from kdsearch.core.terminal import option
+from kdsearch.core.crossed import holm
+from kdsearch.core.looks import plan_looks
+from kdsearch.core.terminal import number_of, option
+from kdsearch.study.comparisons import BESIDE, compare, deciding
 from kdsearch.tasks.metrics import ACCURACY
 
 WORDS = {  # of references, in the order in which they are told
@@ -21,56 +23,45 @@ WORDS = {  # of references, in the order in which they are told
     "bare": "bare images without a base view",
 }
 ALWAYS = ("identity", "trivial", "start")  # what every folder has; the others are there where they were run
-BESIDE = ("bare",)  # told, and no part of the verdict: what is gained over it is the base view's as well
-SAME = 1e-9  # of their size, by which differences that are equal may differ
+RUNS = ("learned", "frozen")  # of the searched policy, that are compared with all others
 
 
-def paired_differences(evaluations: pd.DataFrame, run: str, of: str = "value") -> pd.DataFrame:
-    """`run` against every other run, paired by seed: mean difference and its 95 % t interval.
+def comparison_rows(folder: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Rows of the frame `comparisons`: the learned and the frozen policy less each other run of a confirmation.
+
+    Intervals of 95 % are over seeds and images (`core.crossed`), in folders of before over seeds alone; `p` is
+    one-sided, `p_holm` the same corrected for the number of references.
 
     Args:
-        evaluations: With columns `run`, `seed`, `value`; a run that diverged has no value. Rows of the test split are
-            passed over: they are of one student each.
-        of: The column that is compared, such as "inherited".
-
-    Returns:
-        One row per other run: `against`, `n` seeds on which both have a value, `seeds` in all, `difference`, `low`,
-        `high` in the unit of the values, and a `note` where the interval is not that of all seeds. The bounds are
-        missing with a single seed, and where the difference is the same on all of them.
+        folder: The run folder.
+        rows: Of the confirmation.
+        metric: The name of the study's metric.
     """
-    evaluations = confirmation_rows(evaluations)
-    wide = seed_table(evaluations, of)
-    rows = []
-    for other in wide.columns.drop(run, errors="ignore") if run in wide.columns else []:
-        d = (wide[run] - wide[other]).dropna().to_numpy()
-        size = float(wide[[run, other]].abs().max().max())
-        alike = len(d) > 0 and float(np.ptp(d)) <= SAME * size
-        low, high = (math.nan, math.nan) if len(d) < 2 or alike else map(float, t_interval(d))
-        notes = [_lacking(evaluations, name) for name in (run, other)]
-        notes += [_no_interval(len(d), len(wide))] if len(d) and math.isnan(low) else []
-        note = "; ".join(filter(None, notes)) or None
-        rows.append((other, len(d), len(wide), d.mean() if len(d) else math.nan, low, high, note))
-    columns = {"against": "str", "n": "Int64", "seeds": "Int64", "difference": "float64", "low": "float64",
-               "high": "float64", "note": "str"}  # fmt: skip
-    return pd.DataFrame(rows, columns=list(columns)).astype(columns)
-
-
-def t_interval(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Ends of the 95 % t interval of a mean, over the last axis (..., n), n at least 2.
-
-    >>> [round(float(end), 2) for end in t_interval(np.array([1.0, 2.0, 3.0]))]
-    [-0.48, 4.48]
-    """
-    n = differences.shape[-1]
-    half = stats.t.ppf(0.975, n - 1) * differences.std(-1, ddof=1) / math.sqrt(n)
-    return differences.mean(-1) - half, differences.mean(-1) + half
+    found, decides, seeds = [], deciding(rows, metric), len({row["seed"] for row in rows})
+    names = list(dict.fromkeys(row["run"] for row in rows))
+    columns = ["value", *(["inherited"] if any(row.get("inherited") is not None for row in rows) else [])]
+    for run, of in product([name for name in RUNS if name in names], columns):
+        made = {other: compare(folder, rows, run, other, of) for other in names if other != run}
+        references = [other for other in made if other in WORDS and other not in BESIDE]
+        corrected = dict(zip(references, holm([made[other].p_over() for other in references]), strict=True))
+        for other, one in made.items():
+            low, high = one.interval()
+            known = {"low": low, "high": high, "p": one.p_over(), "p_holm": corrected.get(other),
+                     "detectable": one.detectable()}  # fmt: skip
+            found.append({
+                "run": run, "against": other, "of": metric if of == "value" else of, "decides": of == decides,
+                "seeds": one.seeds, "of_seeds": seeds, "images": one.images if one.images > 1 else None,
+                "difference": one.mean, **(known if one.error > 0 else {}),
+            })  # fmt: skip
+    return found
 
 
 def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     """By how much the searched policy beats or misses each reference, with an interval; a verdict where there is one.
 
-    "It helped" takes values of the policy and of all references but `bare` on two seeds or more, with every lower bound
-    above 0; on how many seeds a run diverged is said. A reference that the study does not run is passed over.
+    "It helped" is said where the policy is better than every reference but `bare`, each at the level of the look at
+    which the confirmation ended (`core.looks`); what is said of single references is corrected for their number. On how
+    many seeds a run diverged is said. A reference that the study does not run is passed over.
     """
     study, evaluations = tables["studies"].iloc[0], confirmation_rows(tables["evaluations"])
     if pd.isna(study["best_trial"]):
@@ -86,28 +77,80 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
         return (
             f"{name} reached {_named(scale, best)} on search-validation{f' ({others})' if others else ''}; the best of "
             "several noisy trials is too good, and this is not confirmed on fresh seeds "
-            f"({option('confirmation', 3)} does it)."
+            f"({option('confirmation', 4)} does it)."
         )
+    learned = evaluations.query("run == 'learned'")
     seeds, wanted = evaluations["seed"].nunique(), study["budget_confirmation"]
-    of = "" if pd.isna(wanted) or wanted <= seeds else f" of {wanted}"
-    start = f"On {seeds}{of} fresh {'seed' if f'{seeds}{of}' == '1' else 'seeds'} the searched policy ({name})"
-    own = _lacking(evaluations, "learned")
-    values = evaluations.query("run == 'learned'")["value"].dropna()
-    if values.empty:
-        return f"{start}: {own or 'learned is missing'}: nothing is confirmed.{_frozen(scale, evaluations)}"
-    differences = paired_differences(evaluations, "learned").set_index("against")
+    looks = plan_looks(int(seeds if pd.isna(wanted) else max(seeds, wanted)))
+    looked = [look for look in looks if look.seeds <= learned["seed"].nunique()]
+    of = f" of {looks[0].seeds}" if not looked else ""
+    images = study["confirm_images"]
+    where = f" and {number_of(int(images), 'image')} that no trial saw" if not pd.isna(images) and images else ""
+    start = f"On {seeds}{of} fresh {'seed' if f'{seeds}{of}' == '1' else 'seeds'}{where} the searched policy ({name})"
+    own, frozen = _lacking(evaluations, "learned"), _frozen(scale, tables)
+    if learned["value"].dropna().empty:
+        return f"{start}: {own or 'learned is missing'}: nothing is confirmed.{frozen}"
+    lacking, compared = f" ({own})" if own else "", _comparisons(tables, "learned")
     references = _references(tables["trials"], evaluations)
-    parts = [_part(scale, evaluations, differences, reference) for reference in references]
-    shown = [name for name in references if name in differences.index and differences.loc[name, "low"] > 0]
-    rest = [WORDS[reference] for reference in references if reference not in (*shown, *BESIDE)]
-    over = " or ".join(filter(None, (", ".join(rest[:-1]), *rest[-1:])))
-    verdict = f"No help is shown over {over}" if rest else f"It helped{' where it ended' if own else ''}"
-    if evaluations.query("run == 'learned'")["at_chance"].notna().any():
+    parts = [_part(scale, evaluations, compared, reference) for reference in references]
+    judged = [reference for reference in references if reference not in BESIDE]
+    level = looked[-1].level if looked else 0.0
+    shown = {name for name in judged if name in compared.index and compared.loc[name, "p_holm"] <= level}
+    helps = all(name in compared.index and compared.loc[name, "p"] <= level for name in judged)
+    verdict = f"It helped{' where it ended' if own else ''}" if helps else _not_shown(compared, judged, shown)
+    if learned["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
-    return (
-        f"{start} brings the student to {_named(scale, values.mean())} on search-validation{f' ({own})' if own else ''}"
-        f"; it {', '.join(parts)}. {verdict}.{_frozen(scale, evaluations)}"
-    )
+    told = _brings(scale, learned, compared) + ("" if where else " on search-validation")
+    beside = _beside(scale, tables, judged)
+    return f"{start} brings students to {told}{lacking}; it {', '.join(parts)}. {verdict}.{beside}{frozen}"
+
+
+def _comparisons(tables: Mapping[str, pd.DataFrame], run: str, *, decides: bool = True) -> pd.DataFrame:
+    """A run less each other, by what the verdict is on or by the other number, a row for each."""
+    rows = tables["comparisons"]
+    return rows[(rows["run"] == run) & (rows["decides"] == decides)].set_index("against")
+
+
+def _brings(scale: Scale, learned: pd.DataFrame, compared: pd.DataFrame) -> str:
+    """What students come to."""
+    value = _named(scale, learned["value"].mean())
+    if compared.empty or compared["of"].iloc[0] != "inherited":
+        return value
+    inherited = Scale(ACCURACY).text(learned["inherited"].mean())
+    return f"{inherited} of what the teacher gets right on shifted images (inherited competence), {value} as they are"
+
+
+def _not_shown(compared: pd.DataFrame, judged: Sequence[str], shown: Collection[str]) -> str:
+    """Over which references there is help, over which none is shown, and what could have been seen."""
+    rest = [reference for reference in judged if reference not in shown]
+    texts = [_listed([WORDS[name] for name in judged if (name in shown) == is_shown]) for is_shown in (True, False)]
+    better = f"It is better than {texts[0].replace(' or ', ' and ')}; no" if shown else "No"
+    corrected = f", corrected for {len(judged)} comparisons" if len(judged) > 1 else ""
+    seen = compared["detectable"].reindex(rest).max()
+    scale = Scale(ACCURACY if compared.empty or compared["of"].iloc[0] == "inherited" else compared["of"].iloc[0])
+    could = "" if pd.isna(seen) else f", where {scale.by(seen)} would be seen in four of five cases"
+    return f"{better} help is shown over {texts[1]}{corrected}{could}"
+
+
+def _beside(scale: Scale, tables: Mapping[str, pd.DataFrame], judged: Sequence[str]) -> str:
+    """The same differences in the number that the verdict is not on."""
+    rows = _comparisons(tables, "learned", decides=False)
+    rows = rows.loc[[name for name in judged if name in rows.index]].dropna(subset="low")
+    if rows.empty:
+        return ""
+    of = rows["of"].iloc[0]
+    scale = Scale(ACCURACY) if of == "inherited" else scale
+    parts = [f"{scale.difference(row.difference)} ({scale.interval(row.low, row.high)}) over {WORDS[str(row.Index)]}"
+             for row in rows.itertuples()]  # fmt: skip
+    return f" In {'inherited competence' if of == 'inherited' else of}: {', '.join(parts)}."
+
+
+def _listed(words: Sequence[str]) -> str:
+    """
+    >>> _listed(["a", "b", "c"]), _listed(["a"])
+    ('a, b or c', 'a')
+    """
+    return " or ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
 
 
 def collect_notes(tables: Mapping[str, pd.DataFrame]) -> list[str]:
@@ -135,18 +178,21 @@ def _references(trials: pd.DataFrame, evaluations: pd.DataFrame) -> list[str]:
     return [name for name in WORDS if name in ALWAYS or name in run]
 
 
-def _frozen(scale: Scale, evaluations: pd.DataFrame) -> str:
+def _frozen(scale: Scale, tables: Mapping[str, pd.DataFrame]) -> str:
     """What the exported policy does for a fresh student, against the unlearned start."""
+    evaluations = confirmation_rows(tables["evaluations"])
     rows = evaluations.query("run == 'frozen'")
     if rows.empty:
         return ""
-    start, lacking, values = " The exported policy, held fixed with fresh students,", "", rows["value"].dropna()
+    start, lacking = " The exported policy, held fixed with fresh students,", ""
     if said := _lacking(evaluations, "frozen"):
         lacking = f" ({said})"
-    if values.empty:
+    if rows["value"].dropna().empty:
         return f"{start} is not measured{lacking}."
-    part = _part(scale, evaluations, paired_differences(evaluations, "frozen").set_index("against"), "start")
-    return f"{start} brings them to {scale.text(values.mean())}{lacking}; it {part}."
+    compared = _comparisons(tables, "frozen")
+    by_inherited = not compared.empty and compared["of"].iloc[0] == "inherited"
+    value = Scale(ACCURACY).text(rows["inherited"].mean()) if by_inherited else scale.text(rows["value"].mean())
+    return f"{start} brings them to {value}{lacking}; it {_part(scale, evaluations, compared, 'start')}."
 
 
 def confirmation_rows(evaluations: pd.DataFrame) -> pd.DataFrame:
@@ -189,17 +235,18 @@ def _named(scale: Scale, value: float) -> str:
     return scale.text(value) if scale.name == ACCURACY else f"a {scale.name} of {scale.text(value)}"
 
 
-def _part(scale: Scale, evaluations: pd.DataFrame, differences: pd.DataFrame, reference: str) -> str:
+def _part(scale: Scale, evaluations: pd.DataFrame, compared: pd.DataFrame, reference: str) -> str:
     """One comparison in words, with its interval, or why there is none."""
     words, lacking = WORDS[reference], _lacking(evaluations, reference)
-    if reference not in differences.index or not differences.loc[reference, "n"]:
+    if reference not in compared.index or not compared.loc[reference, "seeds"]:
         return f"is not compared with {words} ({lacking or 'no seed has both'})"
-    row = differences.loc[reference]
-    d, n = row["difference"], int(row["n"])
+    row = compared.loc[reference]
+    scale = Scale(ACCURACY) if row["of"] == "inherited" else scale
+    d, n = row["difference"], int(row["seeds"])
     how = f"equals {words}" if scale.equal(d) else f"{'beats' if d > 0 else 'misses'} {words} by {scale.by(abs(d))}"
     if pd.isna(row["low"]):
-        interval = _no_interval(n, int(row["seeds"]))
+        interval = _no_interval(n, int(row["of_seeds"]))
     else:
         interval = f"95 % interval {scale.interval(row['low'], row['high'])}"
-        interval += f", {n} seeds" if n < row["seeds"] else ""
+        interval += f", {n} seeds" if n < row["of_seeds"] else ""
     return f"{how} ({'; '.join(filter(None, (interval, lacking)))})"

@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from kdsearch.analysis.compare import comparison_rows
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import PolicySpec
 from kdsearch.core.errors import KdsearchError, unknown_name
@@ -36,7 +37,7 @@ KEY = {"study": TEXT, "run": TEXT, "trial": WHOLE}  # `run` is "trial 3" or a re
 COLUMNS: Mapping[str, Mapping[str, str]] = {
     "studies": {
         "study": TEXT, "folder": TEXT, "metric": TEXT, "direction": TEXT, "space": TEXT, "operations": TEXT,
-        "dropped": TEXT, "classes": TEXT, "teacher_accuracy": NUMBER, "teacher_loss": NUMBER,
+        "dropped": TEXT, "classes": TEXT, "confirm_images": WHOLE, "teacher_accuracy": NUMBER, "teacher_loss": NUMBER,
         "teacher_train_accuracy": NUMBER, "teacher_clean_loss": NUMBER, "teacher_saw": TEXT, "teacher_remembers": FLAG,
         "sampler": TEXT, "pruner": TEXT, "seed": WHOLE, "budget_trials": WHOLE, "budget_epochs": WHOLE,
         "budget_steps": WHOLE, "budget_batch": WHOLE, "budget_policy_batch": WHOLE, "budget_parts": WHOLE,
@@ -78,11 +79,16 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "student_only": WHOLE, "neither": WHOLE, "teacher_only_rate": NUMBER, "teacher_only_low": NUMBER,
         "teacher_only_high": NUMBER, "clean_rate": NUMBER, "kl": NUMBER,
     },
+    "comparisons": {
+        "study": TEXT, "run": TEXT, "against": TEXT, "of": TEXT, "decides": FLAG, "seeds": WHOLE, "of_seeds": WHOLE,
+        "images": WHOLE, "difference": NUMBER, "low": NUMBER, "high": NUMBER, "p": NUMBER, "p_holm": NUMBER,
+        "detectable": NUMBER,
+    },
     "evaluations": {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
         "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
         "shifts_version": WHOLE,
-        "seconds": NUMBER, "at_chance": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
+        "seconds": NUMBER, "at_chance": TEXT, "fail_reason": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
     },
 }  # fmt: skip
 
@@ -224,10 +230,15 @@ def _read(folder: Path, storage: str | None, wanted: Collection[str]) -> dict[st
             rows["policies"] += [{**key, **row} for row in _policy(spec)]
         if "regions" in rows:
             rows["regions"] += [{**key, **row} for row in _regions(folder, path)]
-    if "evaluations" in rows and (confirmation := read_confirmation(folder)):
+    if {"evaluations", "comparisons"} & {*rows} and (confirmation := read_confirmation(folder)):
         of_best = best is not None and confirmation.winner == best.number  # not those of an earlier winner
         evaluations = confirmation.rows if of_best else []
-        rows["evaluations"] = [{**row, "study": study.study, "split": "search-validation"} for row in evaluations]
+        split = "confirm" if study.confirm_images else "search-validation"
+        if "evaluations" in rows:
+            rows["evaluations"] = [{**row, "study": study.study, "split": split} for row in evaluations]
+        if "comparisons" in rows:
+            found = comparison_rows(folder, evaluations, study.metric)
+            rows["comparisons"] = [{"study": study.study, **row} for row in found]
     if "evaluations" in rows:
         rows["evaluations"] += reading_rows(study.study, read_readings(folder))
     if "studies" in rows:

@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from kdsearch.analysis.compare import SAME, WORDS, confirmation_rows, seed_table
+from kdsearch.analysis.compare import WORDS, confirmation_rows, seed_table
 from kdsearch.analysis.scale import Scale
 from kdsearch.augment.presets import FIXED
+from kdsearch.core.crossed import SAME
 from kdsearch.core.terminal import number_of
 from kdsearch.tasks.metrics import ACCURACY
 

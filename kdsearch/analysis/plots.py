@@ -53,7 +53,8 @@ def did_it_help(tables: Frames) -> ShownFigure:
     grid = figure.subplots(1, 2 if measured else 1, squeeze=False)[0]
     for axes in grid:
         axes.spines[["top", "right"]].set_visible(False)
-    label = scale.label.replace(scale.name, f"{scale.name}\non search-validation")
+    where = "images that no trial saw" if rows["split"].eq("confirm").any() else "search-validation"
+    label = scale.label.replace(scale.name, f"{scale.name}\non {where}")
     _plot_seeds(grid[0], seed_table(rows), scale, label)
     if measured:
         _plot_seeds(

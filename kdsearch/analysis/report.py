@@ -15,7 +15,6 @@ from kdsearch.analysis.compare import (
     confirmation_rows,
     describe_outcome,
     memory_note,
-    paired_differences,
 )
 from kdsearch.analysis.frames import frames, policy_frame, regions_frame
 from kdsearch.analysis.headroom import describe_headroom
@@ -46,7 +45,7 @@ def report(folder: Path | str, *, images: bool = True, storage: str | None = Non
         KdsearchError: not a run folder, or a torn file in it.
     """
     folder = as_path(folder)
-    read = ("studies", "trials", "params", "epochs", "evaluations")
+    read = ("studies", "trials", "params", "epochs", "evaluations", "comparisons")
     return write_page(folder, frames(folder, storage=storage, only=read), images=images)
 
 
@@ -139,16 +138,15 @@ def _html(tables: Mapping[str, pd.DataFrame], final: pd.DataFrame, regions: pd.D
 
 
 def _differences(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The learned policy against each other run, by the metric and, where it was measured, by inherited competence."""
-    rows, scale = paired_differences(tables["evaluations"], "learned"), Scale(tables["studies"]["metric"].iloc[0])
-    columns = ["difference", "low", "high"]
-    unit = "points" if scale.name == ACCURACY else scale.name
-    found = rows[["against", "n"]].join((scale.factor * rows[columns]).add_suffix(f", {unit}"))
-    if confirmation_rows(tables["evaluations"])["inherited"].notna().any():
-        inherited = paired_differences(tables["evaluations"], "learned", "inherited").set_index("against")[columns]
-        found = found.join((100 * inherited).add_prefix("inherited: ").add_suffix(", points"), on="against")
-    if rows["note"].notna().any():
-        found["note"] = rows["note"]
+    """The learned policy less each other run, by the metric and, where it was measured, by inherited competence."""
+    rows, metric = tables["comparisons"].query("run == 'learned'"), tables["studies"]["metric"].iloc[0]
+    columns, found = ["difference", "low", "high"], rows[["against", "seeds"]].drop_duplicates("against")
+    for of in dict.fromkeys(rows["of"].sort_values(key=lambda names: names != "inherited")):
+        scale = Scale(ACCURACY if of == "inherited" else metric)
+        unit = "points" if scale.name == ACCURACY else scale.name
+        mine = scale.factor * rows[rows["of"] == of].set_index("against")[columns]
+        mine.columns = [f"{of}: {column}, {unit}" for column in columns]
+        found = found.join(mine, on="against")
     return found
 
 

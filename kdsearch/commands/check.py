@@ -14,6 +14,7 @@ from kdsearch.core.terminal import escape_unprintable, number_of
 from kdsearch.networks.teachers import Recipe
 from kdsearch.study.costs import MemoryEstimate
 from kdsearch.study.preflight import Findings, preflight
+from kdsearch.study.splits import keep_confirm
 from kdsearch.study.study import Budget, Study, load_study
 from kdsearch.study.wiring import check_kinds
 from kdsearch.tasks.metrics import ACCURACY, metric_name
@@ -76,6 +77,7 @@ def check(
     if not isinstance(study, Study):
         study, _ = load_study(str(study))
     study = adapt_study(study, device=device, trials=trials, epochs=epochs, confirmation=confirmation)
+    study, split = keep_confirm(study)
     folder = as_path(out or Path("runs") / study.name)
     with (
         Display(metric_name(study.metric), quiet=quiet) as display,
@@ -83,7 +85,7 @@ def check(
         translate_machine_errors(f"the check of study {study.name}"),
     ):
         trains = needs_training(study, folder)
-        findings = run_preflight(study, folder, display)
+        findings = run_preflight(study, folder, display, split=split)
         for line in describe_findings(findings):
             display.say(line)
         found = _check_of(findings)
@@ -121,17 +123,22 @@ def announce_training(study: Study, folder: Path, display: Display) -> None:
         display.say(f"training the teacher by the study's recipe, kept as {folder / 'teacher.safetensors'}")
 
 
-def run_preflight(study: Study, folder: Path, display: Display, run: Path | None = None) -> Findings:
+def run_preflight(
+    study: Study, folder: Path, display: Display, run: Path | None = None, *, split: str = ""
+) -> Findings:
     """The preflight, with a word on what takes its time.
 
     Args:
         run: The folder that the runs are kept in; `folder`, where the teacher's weights are, if None.
+        split: How images were kept for the confirmation, in words.
 
     Raises:
         KdsearchError: whatever is wrong with the study.
     """
     announce_training(study, folder, display)
     display.say("looking at the study: data, networks, memory, time")
+    if split:
+        display.say(split)
     return preflight(study, folder, device=study.device, run=run)
 
 

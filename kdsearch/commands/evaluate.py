@@ -254,8 +254,9 @@ def _teacher(folder: Path, study: Study, display: Display) -> nn.Module | None:
 def _announce(study: Study, test: MapStyle, networks: int, display: Display) -> None:
     """What is read, and whether its images are new."""
     display.say(f"study {study.name}: {number_of(networks, 'network')} on {number_of(length(test), 'test image')}")
-    for name, data in (("train", study.train), ("search-validation", study.search_validation)):
-        if share := shared_items(data, test):
+    splits = {"train": study.train, "search-validation": study.search_validation, "confirm": study.confirm}
+    for name, data in splits.items():
+        if data is not None and (share := shared_items(data, test)):
             display.say(f"warning: {share:.1%} of the test images are in {name} (the same items): they are not new")
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import Subset
 
 from kdsearch.analysis.frames import MEASURED, Frame, frames, make_frame
 from kdsearch.augment.fixed import FixedTransform
@@ -20,7 +19,7 @@ from kdsearch.core.errors import KdsearchError, problems, unknown_name
 from kdsearch.core.files import as_path
 from kdsearch.core.maths import generator, own_generators, usual_modes
 from kdsearch.core.terminal import format_nats
-from kdsearch.data.batches import ArrayData, first_batch, place_data
+from kdsearch.data.batches import first_batch, place_data, take_items
 from kdsearch.data.items import MapStyle
 from kdsearch.probe.scores import Baseline, Score, score_policy
 from kdsearch.study.preflight import LOOKED_AT, check_inputs, make_ready
@@ -203,7 +202,7 @@ def _some(data: MapStyle, most: int | None, seed: int) -> MapStyle:
     if most is None or len(data) <= most:
         return data
     index = torch.randperm(len(data), generator=generator(seed, "scored images"))[:most].sort().values
-    return data.subset(index) if isinstance(data, ArrayData) else Subset(data, index.tolist())  # type: ignore[arg-type]
+    return take_items(data, index)
 
 
 def _row(result: Score) -> dict[str, Any]:

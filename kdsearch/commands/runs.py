@@ -117,7 +117,7 @@ def status(folder: Folder, storage: Storage = None) -> None:
     from kdsearch.analysis.frames import frames
     from kdsearch.analysis.scale import scale_columns
 
-    tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations"))
+    tables = frames(folder, storage=storage, only=("studies", "trials", "evaluations", "comparisons"))
     row = tables["studies"].iloc[0]
     say(f"{row['study']}: {row['complete']} complete, {row['pruned']} pruned, {row['failed']} failed "
           f"of {number_of(row['budget_trials'], 'trial')}")  # fmt: skip

@@ -19,12 +19,20 @@ from kdsearch.core.files import absolute_path, as_path, make_folder, write_bytes
 from kdsearch.core.html import escape_html, html_paragraph
 from kdsearch.core.interrupts import Interrupts, hold_signals
 from kdsearch.core.locks import lock_folder
+from kdsearch.core.looks import plan_looks
 from kdsearch.core.maths import own_generators, usual_modes
 from kdsearch.core.terminal import escape_unprintable, number_of, option
 from kdsearch.distill.guards import chance_reasons
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.base_view import keep_base
-from kdsearch.study.confirmation import confirm, confirmed_runs, missing_shared, rows_of_winner, run_shared
+from kdsearch.study.confirmation import (
+    confirm,
+    missing_shared,
+    next_look,
+    rows_of_winner,
+    run_shared,
+    runs_left,
+)
 from kdsearch.study.facts import search_facts, search_identity
 from kdsearch.study.hpo import (
     Best,
@@ -45,6 +53,7 @@ from kdsearch.study.preflight import Findings
 from kdsearch.study.references import find_learned, missing_references, run_references
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
 from kdsearch.study.run_folder import TRAINING, WRITERS, ResultFile, read_result, trial_folder
+from kdsearch.study.splits import keep_confirm
 from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
 
@@ -119,6 +128,7 @@ def search(
     if not isinstance(study, Study):
         study, source = load_study(str(study))
     study = adapt_study(study, seed=seed, device=device, trials=trials, epochs=epochs, confirmation=confirmation)
+    study, split = keep_confirm(study)
     folder = as_path(out or Path("runs") / study.name)
     url = storage or database_url(folder)
     check_storage(url)
@@ -141,7 +151,7 @@ def search(
     ):
         search_: _Search | None = None
         try:
-            checked = run_preflight(study, folder, display)
+            checked = run_preflight(study, folder, display, split=split)
             search_ = _Search(checked, folder, url, sampler, pruner, display, interrupts, on_record)
             search_.begin(source)
             search_.references()
@@ -278,11 +288,14 @@ class _Search:
             return
         settings, seeds = self.ready.space.settings(best.params), self.budget.confirmation
         spec = PolicySpec.load(self._trial_folder(best.number) / "policy.json")
-        if len(self._confirmed(best)) < seeds * len(confirmed_runs(self.ready)):
-            self.display.say(
-                f"confirming trial {best.number} ({settings_line(best.params)}) on {number_of(seeds, 'fresh seed')}"
-            )
-        for _ in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
+        if next_look(self.ready, self.folder, best.number):
+            looks = ", ".join(str(look.seeds) for look in plan_looks(seeds)[:-1])
+            after = f", looking after {looks} too" if looks else ""
+            on = number_of(seeds, "fresh seed")
+            self.display.say(f"confirming trial {best.number} ({settings_line(best.params)}) on {on}{after}")
+        for look in confirm(self.ready, self.folder, best.number, settings, spec, self._show):
+            if look:
+                self.display.say(f"not decided yet; on to {look.seeds} seeds")
             self.display.expect(self._seconds_left())
 
     def finish_after_error(self) -> None:
@@ -389,19 +402,13 @@ class _Search:
     def _best(self) -> Best | None:
         return best_trial(self.optuna)
 
-    def _confirmed(self, best: Best | None) -> list[str]:
-        """The runs of the confirmation that are done, on whatever seed; without a best trial, those of any."""
-        done, runs = rows_of_winner(self.folder, best.number if best else None), confirmed_runs(self.ready)
-        return [row["run"] for row in done if row["run"] in runs]
-
     def _seconds_left(self) -> float:
         """From the preflight's estimate, then from the runs so far."""
-        best, seeds = self._best(), self.budget.confirmation
-        confirmed = self._confirmed(best)
-        again = confirmed.count("learned")
-        learned = max(0, self.budget.trials - self._done()) + max(0, seeds - again)
-        plain = len(missing_references(self.ready, self.folder))
-        plain += max(0, (len(confirmed_runs(self.ready)) - 1) * seeds - (len(confirmed) - again))
+        best = self._best()
+        left = runs_left(self.ready, self.folder, best.number if best else None)
+        again = left.count("learned")
+        learned = max(0, self.budget.trials - self._done()) + again
+        plain = len(missing_references(self.ready, self.folder)) + len(left) - again
         with_steps, without = (self.measured[kind] for kind in (True, False))
         a = sum(with_steps) / len(with_steps) if with_steps else self.checked.seconds_per_run
         b = sum(without) / len(without) if without else self.checked.seconds_per_reference

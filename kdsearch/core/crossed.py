@@ -12,6 +12,7 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+SAME = 1e-9  # of their size, by which differences that are equal may differ
 
 
 class Crossed(NamedTuple):
@@ -50,7 +51,8 @@ def crossed(differences: np.ndarray) -> Crossed:
     Satterthwaite's degrees of freedom, at least S - 1.
 
     Args:
-        differences: (S, N), of S seeds and N images.
+        differences: (S, N), of S seeds and N images; of a single column the error is that of seeds alone, as where it
+            is not known how single images did.
 
     Reference:
         Satterthwaite, An approximate distribution of estimates of variance components, 1946; Searle, Casella and
@@ -62,16 +64,18 @@ def crossed(differences: np.ndarray) -> Crossed:
     """
     seeds, images = differences.shape
     mean = float(differences.mean())
-    if seeds < 2 or images < 2:
+    if seeds < 2:
         return Crossed(mean, math.nan, math.nan, seeds, images)
+    if np.ptp(differences) <= SAME * np.abs(differences).max():
+        return Crossed(mean, 0.0, seeds - 1.0, seeds, images)
+    if images < 2:
+        return Crossed(mean, float(differences.std(ddof=1)) / math.sqrt(seeds), seeds - 1.0, seeds, images)
     of_seeds, of_images = differences.mean(1), differences.mean(0)
     rest = differences - of_seeds[:, None] - of_images + mean
     freedom = np.array([seeds - 1, images - 1, (seeds - 1) * (images - 1)])
     squares = np.array([images * of_seeds.var(ddof=1), seeds * of_images.var(ddof=1), (rest**2).sum() / freedom[2]])
     together = squares[0] + squares[1] - squares[2]
     largest = max(together, squares[0], squares[1])
-    if largest <= 0:
-        return Crossed(mean, 0.0, float(seeds - 1), seeds, images)
     satterthwaite = largest**2 / (squares**2 / freedom).sum()
     return Crossed(mean, math.sqrt(largest / (seeds * images)), max(float(satterthwaite), seeds - 1.0), seeds, images)
 

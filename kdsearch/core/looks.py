@@ -26,9 +26,9 @@ class Look(NamedTuple):
 def plan_looks(seeds: int) -> tuple[Look, ...]:
     """The looks of a confirmation of so many seeds: at 4, at 7, and at all of them.
 
-    "Helps" is said of a policy that is not better than every reference in at most 2.5 % of confirmations. The levels are
-    a little under the nominal ones, since the degrees of freedom are estimated: `tests/laws/test_crossed.py` simulates
-    it.
+    "Helps" is said of a policy that is not better than every reference in at most 2.5 % of confirmations, as
+    `tests/laws/test_crossed.py` simulates. The levels are a little under the nominal ones, since degrees of freedom are
+    estimated.
 
     >>> plan_looks(4)
     (Look(seeds=4, level=0.02),)

@@ -19,7 +19,7 @@ _MOVED = {
     "objectives": ["TST"],
     "operations": ["apply"],
     "presets": ["random_resized_crop", "trivial", "trivial_augment_wide"],
-    "analysis": ["paired_differences", "policy_diff", "policy_frame", "policy_sheet"],
+    "analysis": ["policy_diff", "policy_frame", "policy_sheet"],
     "probe.scores": ["Baseline", "Score"],
     "probe.disagreement": ["Probe"],
     "data.images": ["photographs"],

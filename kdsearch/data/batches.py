@@ -72,6 +72,11 @@ class ArrayData:
         return ArrayData(self.images.to(device), self.labels.to(device))
 
 
+def take_items(data: MapStyle, index: Tensor) -> MapStyle:
+    """The items at these places, (N,) int64, as a data set of the same kind or torch's `Subset`."""
+    return data.subset(index) if isinstance(data, ArrayData) else Subset(data, index.tolist())  # type: ignore[arg-type]
+
+
 def place_data(data: MapStyle, *, readers: int = 0, device: str = "cpu") -> MapStyle:
     """A data set where it is read fastest: in the device's memory, read by reader processes, or as it is.
 

@@ -21,7 +21,7 @@ from kdsearch.networks.factories import check_network, check_weights, is_unbuilt
 from kdsearch.networks.outputs import run_network
 from kdsearch.networks.teachers import Teacher, evaluation_mode
 from kdsearch.tasks import Classification, Task
-from kdsearch.tasks.metrics import Measurement, Metric, metric_value
+from kdsearch.tasks.metrics import Measurement, Metric, error_of_groups, metric_groups
 
 TASK_METHODS = ("check", "wrong", "correct")  # of a task, that measuring takes
 LEAST_BATCH = 256  # images of a forward where nothing is trained
@@ -139,10 +139,22 @@ def measure(
     Raises:
         KdsearchError: the metric fails, or gives no number.
     """
-    return measure_batches(network, batches_in_order(data, max(batch, LEAST_BATCH), device), task, device, metric)
+    return measure_images(network, data, task, batch, device, metric)[0]
 
 
-@torch.no_grad()
+def measure_images(
+    network: nn.Module,
+    data: MapStyle,
+    task: Task,
+    batch: int,
+    device: torch.device | str,
+    metric: Metric | None = None,
+) -> tuple[Measurement, Tensor]:
+    """The same, and what each image contributes to the value, (N,) on the host: of a metric, each group."""
+    batches = batches_in_order(data, max(batch, LEAST_BATCH), device)
+    return _measure(network, batches, task, device, metric, who="student")
+
+
 def measure_batches(
     network: nn.Module,
     batches: Iterable[Batch],
@@ -157,26 +169,39 @@ def measure_batches(
     Args:
         who: The subject of an error.
     """
+    return _measure(network, batches, task, device, metric, who=who)[0]
+
+
+@torch.no_grad()
+def _measure(
+    network: nn.Module,
+    batches: Iterable[Batch],
+    task: Task,
+    device: torch.device | str,
+    metric: Metric | None,
+    *,
+    who: str,
+) -> tuple[Measurement, Tensor]:
     wide = _wide(device)
-    sums, count = torch.zeros(2, device=device, dtype=wide), 0
+    rights: list[Tensor] = []
     given: list[Tensor] = []  # how often each answer is
     kept: list[tuple[Tensor, Tensor]] = []
     with evaluation_mode(network):
         for part in batches:
             answers = task.check(run_network(network, part.images, who), who)
-            right = task.correct(answers, part.target).to(wide)
-            sums += torch.stack([right.sum(), right.square().sum()])
-            count += len(part)
+            rights.append(task.correct(answers, part.target).to(wide))
             if answers.logits.ndim == 2:
                 given.append(one_hot(answers.logits.argmax(1), answers.logits.shape[1]).sum(0))
             if metric:
                 kept.append((answers.to_float32().logits, part.target))
-    rate, error = _mean(sums, count)
-    largest = torch.stack(given).sum(0).max().item() / count if given else math.nan
+    right = torch.cat(rights)
+    rate, error = _mean(torch.stack([right.sum(), right.square().sum()]), len(right))
+    largest = torch.stack(given).sum(0).max().item() / len(right) if given else math.nan
     if metric is None:
-        return Measurement(rate, error, rate, error, largest)
+        return Measurement(rate, error, rate, error, largest), right.cpu()
     logits, labels = (torch.cat(part).cpu() for part in zip(*kept, strict=True))
-    return Measurement(rate, error, *metric_value(metric, logits, labels), largest)
+    value, groups = metric_groups(metric, logits, labels)
+    return Measurement(rate, error, value, error_of_groups(groups), largest), groups
 
 
 class TeacherMeasurement(NamedTuple):

@@ -135,9 +135,13 @@ class Ruler:
             logits = self.teacher(first_batch(self.data, 1, self.device).images).logits
         return Classification.of(logits.shape[1])
 
-    @usual_modes()
     def measure(self, student: nn.Module) -> Inheritance:
         """One student on all views; it and all generators stay as they were."""
+        return self.measure_images(student)[0]
+
+    @usual_modes()
+    def measure_images(self, student: nn.Module) -> tuple[Inheritance, Tensor]:
+        """The same, and what each image contributes: (n,), whose mean is inherited competence."""
         parts = []
         with self._looking_at(student):
             for views, teacher in self._views():
@@ -145,8 +149,9 @@ class Ruler:
                 parts.append([part.view(-1, len(self.shifts.names)) for part in compared])
         seen = Seen(*_joined(parts))
         clean = seen.student[:, 0][seen.teacher[:, 0]].double().mean().item()
-        found = sum_up(seen, self._count(seen.teacher), self.shifts.names)
-        return replace(found, clean=clean, left_out=self.left_out)
+        counts = self._count(seen.teacher)
+        found = replace(sum_up(seen, counts, self.shifts.names), clean=clean, left_out=self.left_out)
+        return found, found.inherited + len(counts) * _deviations(seen, counts, self.shifts.names)
 
     @usual_modes()
     def glance(self, student: nn.Module) -> Inheritance:
@@ -255,16 +260,10 @@ def sum_up(seen: Seen, counts: Tensor, names: Sequence[str]) -> Inheritance:
     >>> found.common, found.held_out, found.inherited
     (0.5, 1.0, 0.75)
     """
-    teacher, both = (seen.teacher & counts).double(), (seen.teacher & seen.student & counts).double()
-    total = teacher.sum(0)
-    ratio = both.sum(0) / total  # NaN where the teacher is never right
-    common = torch.tensor([name in COMMON for name in names])
-    kinds = [kind & (total > 0) for kind in (common, ~common)]
+    ratio, kinds = _ratios(seen, counts, names)
     means = torch.stack([ratio[kind].mean() for kind in kinds])
-    there = [kind.double() / kind.sum() for kind in kinds if kind.any()]
-    weight = torch.stack(there).mean(0) if there else torch.zeros_like(total)
-    by_image = ((both - ratio.nan_to_num() * teacher) * weight / total.clamp(min=1)).sum(1)
-    n = int(counts.any(1).sum())
+    by_image = _deviations(seen, counts, names)
+    n, there = int(counts.any(1).sum()), any(kind.any() for kind in kinds)
     error = math.sqrt(n / (n - 1) * by_image.square().sum().item()) if n > 1 and there else math.nan
     return Inheritance(
         inherited=means.nanmean().item(),
@@ -278,6 +277,23 @@ def sum_up(seen: Seen, counts: Tensor, names: Sequence[str]) -> Inheritance:
         views=int(counts.sum()),
         by_shift={name: value for name, value in zip(names, ratio.tolist(), strict=True) if not math.isnan(value)},
     )
+
+
+def _ratios(seen: Seen, counts: Tensor, names: Sequence[str]) -> tuple[Tensor, list[Tensor]]:
+    """Of each shift "both right" by "the teacher right", (J,), NaN where it never is; which are common, which not."""
+    total = (seen.teacher & counts).sum(0)
+    ratio = (seen.teacher & seen.student & counts).sum(0).double() / total
+    common = torch.tensor([name in COMMON for name in names])
+    return ratio, [kind & (total > 0) for kind in (common, ~common)]
+
+
+def _deviations(seen: Seen, counts: Tensor, names: Sequence[str]) -> Tensor:
+    """What each image adds to the error of inherited competence, the ratios linearised: (n,), of sum 0."""
+    ratio, kinds = _ratios(seen, counts, names)
+    teacher, both = (seen.teacher & counts).double(), (seen.teacher & seen.student & counts).double()
+    there = [kind.double() / kind.sum() for kind in kinds if kind.any()]
+    weight = torch.stack(there).mean(0) if there else torch.zeros_like(ratio)
+    return ((both - ratio.nan_to_num() * teacher) * weight / teacher.sum(0).clamp(min=1)).sum(1)
 
 
 def calibration_error(confidence: Tensor, right: Tensor) -> float:

@@ -28,6 +28,7 @@ def search_facts(checked: Findings) -> dict[str, Any]:
         "operations": list(ready.space.limits),
         "dropped": list(checked.dropped),
         "classes": list(ready.task.class_names),
+        "confirm_images": 0 if study.confirm is None else len(study.confirm),
         "teacher_accuracy": checked.validation.accuracy,
         "teacher_loss": checked.validation.loss,
         "teacher_train_accuracy": checked.train.accuracy,
@@ -64,6 +65,7 @@ def search_identity(checked: Findings) -> dict[str, Any]:
         **ready.space.fingerprint(),
         "policy batch": ready.policy_batch,
         "look for disagreement": {**asdict(look), "operations": list(look.operations)},
+        "confirm images and labels": checked.content.get("confirm"),
     }
 
 

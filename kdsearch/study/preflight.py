@@ -1,9 +1,10 @@
 """Looks at a study before anything is trained: every problem in one message, effects measured, costs foreseen."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import wraps
+from itertools import combinations
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -18,6 +19,7 @@ from kdsearch.core.errors import KdsearchError, problems
 from kdsearch.core.maths import generator, usual_modes
 from kdsearch.core.values import Batch, Outputs
 from kdsearch.data.batches import first_batch
+from kdsearch.data.items import MapStyle
 from kdsearch.distill.answers import AnswerTables
 from kdsearch.distill.steps import count_parts
 from kdsearch.networks.factories import batch_norm_warning, check_fresh, check_network, check_weights
@@ -104,8 +106,9 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
         KdsearchError: whatever is wrong with data, networks, space, budget or device, before anything is trained.
     """
     looked = check_inputs(study, device)
-    if (share := shared_items(study.train, study.search_validation)) > MOST_SHARED:
-        raise KdsearchError(describe_overlap(share, "the same items"))
+    for one, other in _pairs(study):
+        if (share := shared_items(getattr(study, one), getattr(study, other))) > MOST_SHARED:
+            raise KdsearchError(describe_overlap(share, "the same items", other, one))
     batch = looked["train"].to(device)
     study = study.place_data(device)
     task = study_task(study)
@@ -117,18 +120,23 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     run = run or folder
     kept, begun = read_base(run), is_begun(run)
     fuses = None if kept is None and not begun else bool(kept and kept.fused)
-    ready, dropped, (train, validation), doubt = make_ready(study, looked, folder, device=device, fuses=fuses)
+    ready, dropped, surveys, doubt = make_ready(study, looked, folder, device=device, fuses=fuses)
+    train, validation = surveys["train"], surveys["search_validation"]
     found_on = digest_parts(network_digest(ready.teacher.network), train.digest, validation.digest, str(study.seed))
     base = find_base(study, run, ready.teacher, task, ready.channels, device=device, found_on=found_on)
     tables = AnswerTables(base.answers_looked_up, runs=study.budget.trials + 1)
     own = base.base.operations if isinstance(base.base, Policy) else ()
     known = {*ready.space.limits, *own}
     ruler = Ruler(ready.teacher, study.search_validation, task, known=known, device=device)
-    ready = replace(ready, base_view=base, tables=tables, ruler=ruler)
-    if (share := shared_images(train, validation)) > MOST_SHARED:
-        raise KdsearchError(describe_overlap(share, "the same pixels"))
-    if share:
-        doubt.append(describe_overlap(share, "the same pixels"))
+    confirm = study.confirm
+    confirm_ruler = None if confirm is None else Ruler(ready.teacher, confirm, task, known=known, device=device)
+    ready = replace(ready, base_view=base, tables=tables, ruler=ruler, confirm_ruler=confirm_ruler)
+    for one, other in _pairs(study):
+        share = shared_images(surveys[one], surveys[other])
+        if share > MOST_SHARED:
+            raise KdsearchError(describe_overlap(share, "the same pixels", other, one))
+        if share:
+            doubt.append(describe_overlap(share, "the same pixels", other, one))
     if found := _wrong_layers(study, student, ready.teacher.network, batch.images[:2]):
         raise problems(f"study {study.name}: losses", found)
     memory = check_memory(ready, batch)
@@ -142,7 +150,7 @@ def preflight(study: Study, folder: Path, *, device: str = "cpu", run: Path | No
     if not doubt and validation.known.accuracy < DOUBTFUL:
         told += [f"the teacher is right on {validation.known.accuracy:.1%} of search-validation; {reason}"
                  for reason in likely_reasons(ready.teacher, study.search_validation, task, device)[:1]]  # fmt: skip
-    content = {"train": train.digest, "search-validation": validation.digest}
+    content = {name.replace("_", "-"): seen.digest for name, seen in surveys.items()}
     of_splits = train.known, validation.known
     asked = _describe_asking(ready)
     return Findings(ready, dropped, *of_splits, content, remembers, *seconds, memory, tuple(told), asked)
@@ -153,7 +161,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     """Look at data, space, budget and device, without any network.
 
     Returns:
-        The first items of `train` and `search_validation`, on the host.
+        The first items of each split but `test`, on the host.
 
     Raises:
         KdsearchError: whatever is wrong with them.
@@ -164,7 +172,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
     space = SearchSpace.load(str(study.space)).with_defaults(study.objective, study.floor)
     found = wrong_numbers(study, space)
     looked = {}
-    for name, data in (("train", study.train), ("search_validation", study.search_validation)):
+    for name, data in _splits(study).items():
         try:
             looked[name] = first_batch(data, LOOKED_AT)
         except KdsearchError as error:
@@ -172,7 +180,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
         else:
             found += [f"{name}: {wrong}" for wrong in _wrong_batch(looked[name], task)]
     if len({tuple(batch.images.shape[1:]) for batch in looked.values()}) > 1:
-        found.append("train and search_validation have images of different shapes")
+        found.append(f"{' and '.join(looked)} have images of different shapes")
     if found:
         raise problems(f"study {study.name}", found)
     return looked
@@ -181,7 +189,7 @@ def check_inputs(study: Study, device: str = "cpu") -> Mapping[str, Batch]:
 @_names_study
 def make_ready(
     study: Study, looked: Mapping[str, Batch], folder: Path, *, device: str = "cpu", fuses: bool | None = False
-) -> tuple[Ready, Mapping[str, str], tuple[Survey, Survey], list[str]]:
+) -> tuple[Ready, Mapping[str, str], Mapping[str, Survey], list[str]]:
     """A checked study with its teacher at hand and without the operations that have no effect; no student is made.
 
     Args:
@@ -190,7 +198,7 @@ def make_ready(
         fuses: Does the teacher answer by a copy with BatchNorm fused into its convolutions? None: where that is safe.
 
     Returns:
-        The study, why operations were dropped, what there is in train and in search-validation, and what is doubtful.
+        The study, why operations were dropped, what there is in each split, and what is doubtful.
 
     Raises:
         KdsearchError: the teacher's logits are not what the study needs, or it knows nothing of the images; an image or
@@ -209,16 +217,16 @@ def make_ready(
         odd = _check_logits(teacher(images[:2]), task, "teacher")
     dropped = ineffective_operations(images, space.limits, space.fill)
     space = space.drop(dropped)
-    splits = {"train": study.train, "search_validation": study.search_validation}
     _check_answers(teacher, images[:TRIED], space, task)
-    train, validation = (
-        survey_split(name, data, looked[name], teacher, task, study.budget.batch, device)
-        for name, data in splits.items()
-    )
+    surveys = {
+        name: survey_split(name, data, looked[name], teacher, task, study.budget.batch, device)
+        for name, data in _splits(study).items()
+    }
+    train, validation = surveys["train"], surveys["search_validation"]
     doubt = [
         f"{name}: its items are others each time they are read, so that a search that goes on cannot see whether they "
         "have changed: it compares labels, their number and the data set's repr"
-        for name, seen in (("train", train), ("search_validation", validation))
+        for name, seen in surveys.items()
         if not seen.repeats
     ]
     doubt += odd
@@ -236,7 +244,18 @@ def make_ready(
     probe = Probe(teacher, study.search_validation, task, space.limits, fill=space.fill, look=look, seed=study.seed,
                   device=device)  # fmt: skip
     ready = Ready(study, task, teacher, space, train.known, probe, channels, device, validation.known.labels)
-    return ready, dropped, (train, validation), doubt
+    return ready, dropped, surveys, doubt
+
+
+def _splits(study: Study) -> dict[str, MapStyle]:
+    """The data sets that a search reads, by the names of their fields."""
+    found = {"train": study.train, "search_validation": study.search_validation}
+    return found if study.confirm is None else {**found, "confirm": study.confirm}
+
+
+def _pairs(study: Study) -> Iterator[tuple[str, str]]:
+    """Splits that are to have no images in common."""
+    return combinations(_splits(study), 2)
 
 
 def _decide_answers(ready: Ready) -> None:

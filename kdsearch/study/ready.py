@@ -49,6 +49,7 @@ class Ready:
     labels: tuple[int, ...] = ()  # how often each is on search-validation
     base_view: BaseView = BARE
     ruler: Ruler | None = None  # of inherited competence
+    confirm_ruler: Ruler | None = None  # the same on the images that the winner is confirmed on
     tables: AnswerTables = field(default_factory=AnswerTables, repr=False)
 
     @property

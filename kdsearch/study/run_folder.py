@@ -14,14 +14,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Literal, Required, TypeVar
 
+import numpy as np
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load
+from safetensors.torch import save
 from torch import Tensor
 from typing_extensions import TypedDict  # before Python 3.12 that of typing lacks what pydantic needs
 
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.spec import NESTED, PolicySpec
 from kdsearch.core.errors import KdsearchError
-from kdsearch.core.files import to_json_values, write_bytes
+from kdsearch.core.files import make_folder, to_json_values, write_bytes
 from kdsearch.data.images import load_images
 
 MOST_BYTES = 32 * 2**20  # of a JSON file; 21,000 classes make 14 MB of regions
@@ -29,6 +33,7 @@ MOST_IMAGES = 64 * 2**20  # bytes of the images kept beside a policy
 INT64 = 2**63
 READINGS = "test_readings.jsonl"  # of the test split
 TRAINING = "training.json"  # in a folder that `kdsearch train` made
+ANSWERS = "confirmation"  # a folder, of a file for each run of the confirmation
 BASE = "base.json"  # what a run folder was begun with
 WRITERS = "search or evaluation"  # that hold the lock "search" of a run folder
 
@@ -67,6 +72,7 @@ class StudyFile(BaseModel):
     operations: list[str] = []
     dropped: list[str] = []
     classes: list[str] = []
+    confirm_images: Count | None = None
     teacher_accuracy: Number = None
     teacher_loss: Number = None
     teacher_train_accuracy: Number = None
@@ -223,13 +229,15 @@ class RegionRow(TypedDict, total=False):
 
 
 class EvaluationRow(TypedDict, total=False):
-    """A run of the confirmation."""
+    """A run of the confirmation, measured on the images that are kept for it."""
 
     __pydantic_config__ = _READ  # type: ignore[misc]
 
     run: Required[str]
     seed: Required[Annotated[int, Field(ge=-INT64, lt=INT64)]]
     value: Required[Number]
+    value_se: Number
+    images: Count | None
     inherited: Number
     inherited_se: Number
     calibration_error: Number
@@ -237,6 +245,7 @@ class EvaluationRow(TypedDict, total=False):
     shifts_version: Count | None
     seconds: Number
     at_chance: str | None
+    fail_reason: str | None
 
 
 class ReadingRow(TypedDict, total=False):
@@ -377,6 +386,30 @@ def read_regions(folder: Path, run: Path) -> list[RegionRow]:
 def read_confirmation(folder: Path) -> ConfirmationFile | None:
     """Winner and references on fresh seeds."""
     return _read(folder, folder / "confirmation.json", _CONFIRMATION)
+
+
+def keep_answers(folder: Path, run: str, seed: int, answers: Mapping[str, Tensor]) -> None:
+    """Keep what single images contributed to the numbers of a run of the confirmation, (N,) each."""
+    write_bytes(make_folder(folder / ANSWERS) / f"{run}_{seed}.safetensors", save(dict(answers)))
+
+
+def read_answers(folder: Path, run: str, seed: int) -> Mapping[str, np.ndarray]:
+    """The same as it was kept; empty where it was not, as in folders of before.
+
+    Raises:
+        KdsearchError: it cannot be read, or is not what is kept there.
+    """
+    path = folder / ANSWERS / f"{run}_{seed}.safetensors"
+    content = read_bytes(folder, path, MOST_BYTES)
+    if content is None:
+        return {}
+    try:
+        found = {name: np.asarray(values, dtype=np.float64) for name, values in load(content).items()}
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise KdsearchError(f"cannot read {path}: {error}") from None
+    if any(values.ndim != 1 or not len(values) for values in found.values()):
+        raise KdsearchError(f"cannot read {path}: one number for each image is needed")
+    return found
 
 
 def read_policy(folder: Path, run: Path) -> PolicySpec | None:

@@ -44,7 +44,8 @@ class Budget:
         epochs: Of a run; after each the student is measured on search-validation.
         steps: Student steps of an epoch: one batch, forward, backward and the optimizer.
         batch: Images of a student step.
-        confirmation: Fresh seeds for the winner and the references; 0 leaves the confirmation out.
+        confirmation: At most so many fresh seeds for the winner and the references, with a look at the first 4 and 7 of
+            10 or more; 0 leaves the confirmation out.
         policy_batch: Images of a policy step; half as many as of a student step where None.
         parts: Of a batch, one after another, for batches that do not fit into memory at once.
         look_images: Of search-validation, that each bin of the look for disagreement at a run's end sees, at random.
@@ -58,7 +59,7 @@ class Budget:
     epochs: int = 10
     steps: int = 30
     batch: int = 64
-    confirmation: int = 3
+    confirmation: int = 4
     policy_batch: int | None = None
     parts: int = 1
     look_images: int | None = None
@@ -79,6 +80,8 @@ class Study:
         teacher: Any network from images in [0, 1] to logits, or a `Recipe` that trains one on the spot.
         student: Makes a fresh student.
         classes: How many, or their names.
+        confirm: What the winner is confirmed on, images that no trial is compared on; a third of search_validation,
+            which is then smaller, where None.
         test: Never touched by a search; for your own last measurement.
         space: Name of a shipped search space, or path of a TOML file.
         base: The base view that every image goes through before the policy, drawn afresh at each visit: "auto" for
@@ -115,6 +118,7 @@ class Study:
     teacher: nn.Module | Recipe
     student: Callable[[], nn.Module]
     classes: int | Sequence[str]
+    confirm: MapStyle | None = None
     test: MapStyle | None = None
     space: str = "default"
     base: Any = "auto"
@@ -148,6 +152,7 @@ class Study:
             "name": repr(self.name),
             "train": describe_object(self.train),
             "search_validation": describe_object(self.search_validation),
+            "confirm": describe_object(self.confirm),
             "test": describe_object(self.test),
             "teacher": describe_object(self.teacher),
             "student": describe_object(self.student),
@@ -182,10 +187,11 @@ class Study:
 
     def place_data(self, device: str) -> "Study":
         """The same study, its images in the device's memory, or read by its reader processes."""
-        train, validation = (
-            place_data(data, readers=self.readers, device=device) for data in (self.train, self.search_validation)
-        )
-        return replace(self, train=train, search_validation=validation)
+        splits = {"train": self.train, "search_validation": self.search_validation}
+        if self.confirm is not None:
+            splits["confirm"] = self.confirm
+        placed = {name: place_data(data, readers=self.readers, device=device) for name, data in splits.items()}
+        return replace(self, **placed)  # type: ignore[arg-type]
 
 
 def describe_object(thing: object) -> str:

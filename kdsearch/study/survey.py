@@ -18,7 +18,7 @@ from kdsearch.probe.evaluation import LEAST_BATCH, TeacherMeasurement, measure_t
 from kdsearch.study.fingerprint import digest_parts, image_keys, stable_repr
 from kdsearch.tasks import Task
 
-MOST_SHARED = 0.05  # of search-validation, that may be in train too; data sets have a few images twice
+MOST_SHARED = 0.05  # of a split, that may be in another too; data sets have a few images twice
 
 
 @dataclass(frozen=True)
@@ -114,23 +114,26 @@ def wrong_targets(batch: Batch, task: Task) -> str | None:
     return f"item {int(batch.ids[at])}: {task.wrong(batch.target[at : at + 1]) or found}"
 
 
-def shared_items(train: MapStyle, validation: MapStyle) -> float:
+def shared_items(one: MapStyle, other: MapStyle) -> float:
     """The share of the second data set's items that are items of the first: of one object, or files of one path."""
-    there = set(_origins(train))
-    own = _origins(validation)
+    there = set(_origins(one))
+    own = _origins(other)
     return sum(origin in there for origin in own) / max(1, len(own))
 
 
-def shared_images(train: Survey, validation: Survey) -> float:
+def shared_images(one: Survey, other: Survey) -> float:
     """The share of the second split's images that are pixel for pixel in the first."""
-    return torch.isin(validation.keys, train.keys).double().mean().item()
+    return torch.isin(other.keys, one.keys).double().mean().item()
 
 
-def describe_overlap(share: float, how: str) -> str:
-    """What is to be said of a share of search-validation that is in train."""
+def describe_overlap(share: float, how: str, split: str = "search_validation", other: str = "train") -> str:
+    """What is to be said of a share of one split that is in another."""
+    what = "learn from" if other == "train" else "were chosen by"
+    who = "trials would be compared" if split == "search_validation" else "the winner would be confirmed"
+    whose = "students" if other == "train" else "trials"
     return (
-        f"{share:.1%} of search_validation's images are in train ({how}): trials would be compared on what students "
-        "learn from; allowed: other images in each"
+        f"{share:.1%} of {split}'s images are in {other} ({how}): {who} on what {whose} {what}; allowed: other images "
+        "in each"
     )
 
 

@@ -101,15 +101,16 @@ def study_task(study: Study) -> Classification:
         KdsearchError: classes that are no number and no names, two of one name, or others than the data sets'.
     """
     classes = study.classes
-    known = {name: names_of(name, getattr(study, name)) for name in ("train", "search_validation")}
+    known = {name: names_of(name, getattr(study, name)) for name in ("train", "search_validation", "confirm")}
     own = {name: names for name, names in known.items() if names is not None}
-    if len({*own.values()}) > 1:
-        one, other = own.values()
-        differ = ", ".join(sorted({*one} ^ {*other})[:8]) or "the same names in another order"
-        raise KdsearchError(
-            f"classes: train has {len(one)} and search_validation {len(other)}, so that their labels mean different "
-            f"things (not in both: {differ}); allowed: the same classes in both, such as the same folders"
-        )
+    for split, other in own.items():
+        first, one = next(iter(own.items()))
+        if other != one:
+            differ = ", ".join(sorted({*one} ^ {*other})[:8]) or "the same names in another order"
+            raise KdsearchError(
+                f"classes: {first} has {len(one)} and {split} {len(other)}, so that their labels mean different "
+                f"things (not in both: {differ}); allowed: the same classes in both, such as the same folders"
+            )
     whose, names = next(iter(own.items()), ("", ()))
     if isinstance(classes, int) and not isinstance(classes, bool):
         if not 2 <= classes <= MOST_CLASSES:

@@ -42,9 +42,20 @@ def metric_name(metric: Metric | None) -> str:
 
 
 def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """A metric of all images, and its standard error from leaving out one of 20 groups of images at a time.
+    """A metric of all images, and its standard error; NaN where `metric_groups` has none."""
+    value, groups = metric_groups(metric, logits, labels)
+    return value, error_of_groups(groups)
 
-    The error is NaN where the metric fails without one of the groups.
+
+def error_of_groups(groups: Tensor) -> float:
+    """The standard error of their mean; NaN of fewer than two."""
+    return (groups.std() / math.sqrt(len(groups))).item() if len(groups) > 1 else math.nan
+
+
+def metric_groups(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float, Tensor]:
+    """A metric of all images, and what each of 20 groups of them contributes: (G,), whose mean is that value.
+
+    A contribution is what leaving the group out changes; there are none where the metric fails without one of them.
 
     Raises:
         KdsearchError: the metric fails, or gives no number.
@@ -53,7 +64,7 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
         Tukey, Bias and confidence in not-quite large samples, 1958 (the jackknife)
 
     >>> logits, labels = torch.eye(2).repeat(50, 1), torch.tensor([0, 1] * 40 + [0, 0] * 10)
-    >>> metric_value(lambda x, y: (x.argmax(1) == y).double().mean(), logits, labels)[0]
+    >>> metric_groups(lambda x, y: (x.argmax(1) == y).double().mean(), logits, labels)[0]
     0.9
     """
     asked = (
@@ -70,6 +81,6 @@ def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float,
         with user_call(what, asked):
             left = [float(metric(logits[group != i], labels[group != i])) for i in range(groups if groups > 1 else 0)]
     except KdsearchError:  # such as a class that has but one image
-        return value, math.nan
-    spread = torch.tensor(left, dtype=torch.float64)
-    return value, ((groups - 1) / groups * (spread - spread.mean()).square().sum()).sqrt().item() if left else math.nan
+        left = []
+    without = torch.tensor(left, dtype=torch.float64)
+    return value, value - (groups - 1) * (without - without.mean())
