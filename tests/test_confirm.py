@@ -19,7 +19,7 @@ from kdsearch.study.confirmation import confirm, confirmation_seeds, confirmed_r
 from kdsearch.study.preflight import preflight
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import Outcome
-from kdsearch.study.run_folder import read_answers
+from kdsearch.study.run_folder import keep_answers, read_answers
 from kdsearch.study.splits import keep_confirm
 from kdsearch.study.study import Study
 
@@ -147,3 +147,18 @@ def test_it_ends_at_the_look_that_decides(
         count = len(answers.runs)
         assert [*confirm(ready, tmp_path, 1, settings, spec, lambda _, record: told.append(record))]
         assert {run for run, _ in answers.runs[count:]} == {"learned", "frozen", "start"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None])
+def test_answers_that_are_none_are_refused_and_nothing_else_is_read(tmp_path: Path, content: bytes | None) -> None:
+    keep_answers(tmp_path, "learned", 3, {"value": torch.rand(5)})
+    assert len(read_answers(tmp_path, "learned", 3)["value"]) == 5 and read_answers(tmp_path, "learned", 4) == {}
+    assert read_answers(tmp_path, "../confirmation/learned", 3) == {}
+    path = tmp_path / "confirmation" / "learned_3.safetensors"
+    for values in (torch.tensor([1.0, torch.nan]), torch.rand(2, 2), torch.rand(0)):
+        keep_answers(tmp_path, "learned", 3, {"value": values})
+        with pytest.raises(KdsearchError, match="one number for each image is needed"):
+            read_answers(tmp_path, "learned", 3)
+    path.write_bytes(path.read_bytes()[:-3] if content is None else content)
+    with pytest.raises(KdsearchError, match="cannot read"):
+        read_answers(tmp_path, "learned", 3)

@@ -399,6 +399,8 @@ def read_answers(folder: Path, run: str, seed: int) -> Mapping[str, np.ndarray]:
     Raises:
         KdsearchError: it cannot be read, or is not what is kept there.
     """
+    if not re.fullmatch(r"[a-z_]{1,40}", run):  # no name of a run, and maybe a path
+        return {}
     path = folder / ANSWERS / f"{run}_{seed}.safetensors"
     content = read_bytes(folder, path, MOST_BYTES)
     if content is None:
@@ -407,7 +409,7 @@ def read_answers(folder: Path, run: str, seed: int) -> Mapping[str, np.ndarray]:
         found = {name: np.asarray(values, dtype=np.float64) for name, values in load(content).items()}
     except (SafetensorError, ValueError, TypeError) as error:
         raise KdsearchError(f"cannot read {path}: {error}") from None
-    if any(values.ndim != 1 or not len(values) for values in found.values()):
+    if any(values.ndim != 1 or not len(values) or not np.isfinite(values).all() for values in found.values()):
         raise KdsearchError(f"cannot read {path}: one number for each image is needed")
     return found
 
