@@ -1,10 +1,11 @@
 """Intervals over seeds and images hold their level, and so do confirmations that look several times: simulated.
 
-Differences are made of variance components, in points: of seeds, of images (policy times image), and the rest. Those of
-inherited competence were measured on digits; of images a hard case stands beside it.
+Differences are made of the variance components of `benchmarks/confirmation.py`.
 """
 
 import math
+from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -14,74 +15,58 @@ from kdsearch.core.crossed import Crossed, crossed, holm
 from kdsearch.core.looks import conditional_power, decide, plan_looks
 from tests.conftest import LONG
 
-CLEAN, INHERITED, HARD = (0.43, 3.5, 16.0), (1.1, 2.5, 12.0), (1.1, 10.0, 12.0)
 IMAGES = 300
 RUNS = 20_000 if LONG else 2_000
 
 
-def simulate(
-    random: np.random.Generator, seeds: int, components: tuple[float, ...], difference: float = 0.0
-) -> np.ndarray:
-    of_seeds, of_images, rest = components
-    return (
-        difference
-        + of_seeds * random.standard_normal((seeds, 1))
-        + of_images * random.standard_normal((1, IMAGES))
-        + rest * random.standard_normal((seeds, IMAGES))
-    )
+@pytest.fixture(scope="module")
+def simulated(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("confirmation")
 
 
 def error_of_share(share: float) -> float:
     return 3 * math.sqrt(share * (1 - share) / RUNS)
 
 
-@pytest.mark.parametrize("components", [CLEAN, INHERITED, HARD], ids=["clean", "inherited", "hard"])
+@pytest.mark.parametrize("kind", ["accuracy", "inherited", "inherited, hard"])
 @pytest.mark.parametrize("seeds", [3, 4, 10])
-def test_a_95_percent_interval_holds_the_true_difference(seeds: int, components: tuple[float, ...]) -> None:
+def test_a_95_percent_interval_holds_the_true_difference(simulated: ModuleType, seeds: int, kind: str) -> None:
     random, held = np.random.default_rng(seeds), 0
     for _ in range(RUNS // 2):
-        low, high = crossed(simulate(random, seeds, components)).interval()
+        low, high = crossed(simulated.draw(random, simulated.KINDS[kind], seeds, IMAGES)).interval()
         held += low <= 0 <= high
     assert 0.94 - error_of_share(0.94) <= held / (RUNS // 2) <= 0.99 + error_of_share(0.99)
 
 
-def test_an_interval_over_seeds_alone_does_not_hold() -> None:
+def test_an_interval_over_seeds_alone_does_not_hold(simulated: ModuleType) -> None:
     """What stood here before: images that are the same for all seeds are no part of a t interval over seeds."""
     random, held = np.random.default_rng(0), 0
     for _ in range(400):
-        means = simulate(random, 10, HARD).mean(1)
+        means = simulated.draw(random, simulated.KINDS["inherited, hard"], 10, IMAGES).mean(1)
         half = stats.t.ppf(0.975, 9) * means.std(ddof=1) / math.sqrt(10)
         held += abs(means.mean()) <= half
     assert held / 400 < 0.85
 
 
-def share_of_helps(seeds: int, components: tuple[float, ...], differences: tuple[float, ...], runs: int) -> float:
-    random, looks, helps = np.random.default_rng(1), plan_looks(seeds), 0
-    for _ in range(runs):
-        against = [simulate(random, seeds, components, difference) for difference in differences]
-        for look in looks:
-            verdict = decide([crossed(d[: look.seeds]) for d in against], look, looks)
-            if verdict != "undecided":
-                break
-        helps += verdict == "helps"
-    return helps / runs
-
-
-@pytest.mark.parametrize("components", [INHERITED, HARD], ids=["inherited", "hard"])
+@pytest.mark.parametrize("kind", ["inherited", "inherited, hard"])
 @pytest.mark.parametrize("seeds", [4, 10])
 def test_a_policy_that_is_as_good_as_one_reference_helps_in_a_fortieth(
-    seeds: int, components: tuple[float, ...]
+    simulated: ModuleType, seeds: int, kind: str
 ) -> None:
     """The other references are far below, so that they decide nothing."""
-    assert share_of_helps(seeds, components, (0.0,), RUNS) <= 0.025 + error_of_share(0.025)
+    random = np.random.default_rng(1)
+    share, _ = simulated.share_of_helps(random, simulated.KINDS[kind], seeds, IMAGES, (0.0,), RUNS)
+    assert share <= 0.025 + error_of_share(0.025)
 
 
-def test_ten_seeds_show_what_is_worth_finding() -> None:
-    """Two references tied at 2.4 points of inherited competence below."""
-    assert share_of_helps(10, INHERITED, (2.4, 2.4), RUNS // 8) >= 0.9
-    clean = share_of_helps(10, CLEAN, (1.0, 1.0), RUNS // 8)
-    print(f"a clean point over two tied references: {clean:.2f}")
-    assert 0.2 < clean < 0.6
+def test_ten_seeds_show_what_is_worth_finding(simulated: ModuleType) -> None:
+    """Two references tied, 2.4 points of inherited competence below; a point of accuracy is too little."""
+    random = np.random.default_rng(1)
+    found = {
+        kind: simulated.share_of_helps(random, parts, 10, IMAGES, (parts.worth,) * 2, RUNS // 8)[0]
+        for kind, parts in simulated.KINDS.items()
+    }
+    assert found["inherited"] >= 0.9 and 0.2 < found["accuracy"] < 0.6
 
 
 def test_the_looks_are_those_that_are_said() -> None:
@@ -112,10 +97,10 @@ def test_one_reference_that_is_as_good_keeps_the_verdict_back() -> None:
     assert decide([early], looks[0], looks) == "undecided" and decide([early, level], looks[0], looks) == "not shown"
 
 
-def test_the_difference_that_could_be_seen_is_seen_in_four_of_five() -> None:
-    random = np.random.default_rng(2)
-    detectable = np.median([crossed(simulate(random, 10, INHERITED)).detectable() for _ in range(200)])
-    seen = [crossed(simulate(random, 10, INHERITED, detectable)).p_over() <= 0.025 for _ in range(RUNS // 4)]
+def test_the_difference_that_could_be_seen_is_seen_in_four_of_five(simulated: ModuleType) -> None:
+    parts, random = simulated.KINDS["inherited"], np.random.default_rng(2)
+    detectable = np.median([crossed(simulated.draw(random, parts, 10, IMAGES)).detectable() for _ in range(200)])
+    seen = [crossed(simulated.draw(random, parts, 10, IMAGES, detectable)).p_over() <= 0.025 for _ in range(RUNS // 4)]
     assert np.mean(seen) == pytest.approx(0.8, abs=0.08)
 
 
