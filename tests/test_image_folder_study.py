@@ -17,7 +17,7 @@ SHORTER = {  # how much is trained is not what is shown
     "SIDE = 64": "SIDE = 16",
     "resnet34": "resnet18",
     "readers=2": 'space="geometric"',
-    "trials=8, epochs=10, steps=50, batch=32, confirmation=3": "1, 1, 1, 4, 0, look_operations=0",
+    "trials=8, epochs=10, steps=50, batch=32, confirmation=4": "1, 1, 1, 4, 0, look_operations=0",
 }
 MEAN, STD = (torch.tensor(v).view(-1, 1, 1) for v in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]))
 
