@@ -9,9 +9,9 @@ import pandas as pd
 
 from kdsearch.analysis.scale import Scale
 from kdsearch.core.crossed import holm
-from kdsearch.core.looks import plan_looks
+from kdsearch.core.looks import level_reached, plan_looks
 from kdsearch.core.terminal import number_of, option
-from kdsearch.study.comparisons import BESIDE, compare, deciding
+from kdsearch.study.comparisons import BESIDE, answers_of, compare, deciding
 from kdsearch.tasks.metrics import ACCURACY
 
 WORDS = {  # of references, in the order in which they are told
@@ -26,32 +26,37 @@ ALWAYS = ("identity", "trivial", "start")  # what every folder has; the others a
 RUNS = ("learned", "frozen")  # of the searched policy, that are compared with all others
 
 
-def comparison_rows(folder: Path, rows: Sequence[Mapping[str, Any]], metric: str) -> list[dict[str, Any]]:
+def comparison_rows(
+    folder: Path, rows: Sequence[Mapping[str, Any]], metric: str, planned: int | None = None
+) -> list[dict[str, Any]]:
     """Rows of the frame `comparisons`: the learned and the frozen policy less each other run of a confirmation.
 
     Intervals of 95 % are over seeds and images (`core.crossed`), in folders of before over seeds alone; `p` is
-    one-sided, `p_holm` the same corrected for the number of references.
+    one-sided, `p_holm` the same corrected for the number of references; `level` is what they are held against.
 
     Args:
         folder: The run folder.
         rows: Of the confirmation.
         metric: The name of the study's metric.
+        planned: Seeds of the confirmation; as many as there are where None.
     """
     found, decides, seeds = [], deciding(rows, metric), len({row["seed"] for row in rows})
+    answers, learned = answers_of(folder, rows), len({row["seed"] for row in rows if row["run"] == "learned"})
+    level = level_reached(plan_looks(max(seeds, planned or 0)), learned)
     names = list(dict.fromkeys(row["run"] for row in rows))
     columns = ["value", *(["inherited"] if any(row.get("inherited") is not None for row in rows) else [])]
     for run, of in product([name for name in RUNS if name in names], columns):
-        made = {other: compare(folder, rows, run, other, of) for other in names if other != run}
+        made = {other: compare(rows, answers, run, other, of) for other in names if other != run}
         references = [other for other in made if other in WORDS and other not in BESIDE]
         corrected = dict(zip(references, holm([made[other].p_over() for other in references]), strict=True))
         for other, one in made.items():
             low, high = one.interval()
             known = {"low": low, "high": high, "p": one.p_over(), "p_holm": corrected.get(other),
-                     "detectable": one.detectable()}  # fmt: skip
+                     "least_shown": one.least_shown(level / max(1, len(references)))}  # fmt: skip
             found.append({
                 "run": run, "against": other, "of": metric if of == "value" else of, "decides": of == decides,
                 "seeds": one.seeds, "of_seeds": seeds, "images": one.images if one.images > 1 else None,
-                "difference": one.mean, **(known if one.error > 0 else {}),
+                "difference": one.mean, "level": level, **(known if one.error > 0 else {}),
             })  # fmt: skip
     return found
 
@@ -94,9 +99,9 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     references = _references(tables["trials"], evaluations)
     parts = [_part(scale, evaluations, compared, reference) for reference in references]
     judged = [reference for reference in references if reference not in BESIDE]
-    level = looked[-1].level if looked else 0.0
-    shown = {name for name in judged if name in compared.index and compared.loc[name, "p_holm"] <= level}
-    helps = all(name in compared.index and compared.loc[name, "p"] <= level for name in judged)
+    held = compared[compared["p_holm"] <= compared["level"]].index
+    shown = {name for name in judged if name in held}
+    helps = {*judged} <= {*compared[compared["p"] <= compared["level"]].index}
     verdict = f"It helped{' where it ended' if own else ''}" if helps else _not_shown(compared, judged, shown)
     if learned["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
@@ -126,9 +131,9 @@ def _not_shown(compared: pd.DataFrame, judged: Sequence[str], shown: Collection[
     texts = [_listed([WORDS[name] for name in judged if (name in shown) == is_shown]) for is_shown in (True, False)]
     better = f"It is better than {texts[0].replace(' or ', ' and ')}; no" if shown else "No"
     corrected = f", corrected for {len(judged)} comparisons" if len(judged) > 1 else ""
-    seen = compared["detectable"].reindex(rest).max()
+    seen = compared["least_shown"].reindex(rest).max()
     scale = Scale(ACCURACY if compared.empty or compared["of"].iloc[0] == "inherited" else compared["of"].iloc[0])
-    could = "" if pd.isna(seen) else f", where {scale.by(seen)} would be seen in four of five cases"
+    could = "" if pd.isna(seen) else f", where {scale.by(seen)} would have been shown"
     return f"{better} help is shown over {texts[1]}{corrected}{could}"
 
 

@@ -82,7 +82,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
     "comparisons": {
         "study": TEXT, "run": TEXT, "against": TEXT, "of": TEXT, "decides": FLAG, "seeds": WHOLE, "of_seeds": WHOLE,
         "images": WHOLE, "difference": NUMBER, "low": NUMBER, "high": NUMBER, "p": NUMBER, "p_holm": NUMBER,
-        "detectable": NUMBER,
+        "level": NUMBER, "least_shown": NUMBER,
     },
     "evaluations": {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
@@ -237,7 +237,7 @@ def _read(folder: Path, storage: str | None, wanted: Collection[str]) -> dict[st
         if "evaluations" in rows:
             rows["evaluations"] = [{**row, "study": study.study, "split": split} for row in evaluations]
         if "comparisons" in rows:
-            found = comparison_rows(folder, evaluations, study.metric)
+            found = comparison_rows(folder, evaluations, study.metric, study.budget_confirmation)
             rows["comparisons"] = [{"study": study.study, **row} for row in found]
     if "evaluations" in rows:
         rows["evaluations"] += reading_rows(study.study, read_readings(folder))

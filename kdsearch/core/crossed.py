@@ -24,24 +24,22 @@ class Crossed(NamedTuple):
     seeds: int
     images: int
 
-    def interval(self, level: float = LEVEL) -> tuple[float, float]:
-        """Its ends; NaN where there is no error to go by: a single seed, or differences that are all the same."""
+    def interval(self) -> tuple[float, float]:
+        """Its 95 % ends; NaN where there is no error to go by: a single seed, or differences that are all the same."""
         if not self.error > 0:
             return math.nan, math.nan
-        half = float(stats.t.ppf((1 + level) / 2, self.freedom)) * self.error
+        half = float(stats.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.error
         return self.mean - half, self.mean + half
 
-    def p_over(self, value: float = 0.0) -> float:
-        """One-sided: how likely so large a mean is where the true one is this value; 1 where nothing is known."""
+    def p_over(self) -> float:
+        """One-sided: how likely so large a mean is where the true one is 0; 1 where nothing is known."""
         if not self.error > 0:
             return 1.0
-        return float(stats.t.sf((self.mean - value) / self.error, self.freedom))
+        return float(stats.t.sf(self.mean / self.error, self.freedom))
 
-    def detectable(self, level: float = 0.025, power: float = 0.8) -> float:
-        """The smallest true difference that a one-sided test at this level would show with this power."""
-        if not self.error > 0:
-            return math.nan
-        return float(stats.t.isf(level, self.freedom) + stats.t.ppf(power, self.freedom)) * self.error
+    def least_shown(self, level: float) -> float:
+        """The smallest mean that a one-sided test at this level would have shown, with this error; NaN of none."""
+        return float(stats.t.isf(level, self.freedom)) * self.error if self.error > 0 and level > 0 else math.nan
 
 
 def crossed(differences: np.ndarray) -> Crossed:

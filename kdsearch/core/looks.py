@@ -12,6 +12,7 @@ FUTILE = 0.10  # conditional power, under which more seeds are not worth their t
 EARLY = ((4, 0.001), (7, 0.008))  # seeds and one-sided level, of looks before the last
 LAST = (0.020, 0.020, 0.019)  # level of the last look, by how many were before it
 APART = 3  # seeds between looks, at least
+LEAST = 3  # seeds, under which nothing is shown: with two of them "helps" is wrong in nearly 4 %
 
 Verdict = Literal["helps", "undecided", "not shown"]
 
@@ -28,7 +29,7 @@ def plan_looks(seeds: int) -> tuple[Look, ...]:
 
     "Helps" is said of a policy that is not better than every reference in at most 2.5 % of confirmations, as
     `tests/laws/test_crossed.py` simulates. The levels are a little under the nominal ones, since degrees of freedom are
-    estimated.
+    estimated; of fewer than 3 seeds it is 0.
 
     >>> plan_looks(4)
     (Look(seeds=4, level=0.02),)
@@ -36,7 +37,12 @@ def plan_looks(seeds: int) -> tuple[Look, ...]:
     [4, 7, 10]
     """
     early = [Look(*look) for look in EARLY if look[0] + APART <= seeds]
-    return (*early, Look(seeds, LAST[len(early)])) if seeds else ()
+    return (*early, Look(seeds, LAST[len(early)] if seeds >= LEAST else 0.0)) if seeds else ()
+
+
+def level_reached(looks: Sequence[Look], seeds: int) -> float:
+    """The level of the last look that so many seeds have come to; 0 of none."""
+    return max((look.level for look in looks if look.seeds <= seeds), default=0.0)
 
 
 def decide(comparisons: Sequence[Crossed], look: Look, looks: Sequence[Look]) -> Verdict:

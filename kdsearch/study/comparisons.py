@@ -12,6 +12,7 @@ from kdsearch.tasks.metrics import ACCURACY
 
 BESIDE = ("bare",)  # told, and no part of the verdict: what is gained over it is the base view's as well
 Row = Mapping[str, Any]
+Answers = Mapping[tuple[str, int], Mapping[str, np.ndarray]]  # by run and seed
 
 
 def deciding(rows: Sequence[Row], metric: str) -> str:
@@ -20,13 +21,19 @@ def deciding(rows: Sequence[Row], metric: str) -> str:
     return "inherited" if metric == ACCURACY and known else "value"
 
 
-def compare(folder: Path, rows: Sequence[Row], run: str, other: str, of: str = "value") -> Crossed:
+def answers_of(folder: Path, rows: Sequence[Row]) -> Answers:
+    """What single images contributed to each row of a confirmation; empty where that was not kept."""
+    return {(row["run"], row["seed"]): read_answers(folder, row["run"], row["seed"]) for row in rows}
+
+
+def compare(rows: Sequence[Row], answers: Answers, run: str, other: str, of: str = "value") -> Crossed:
     """One run less another, on the seeds on which both have ended; the mean is NaN where there are none.
 
-    By image where the folder has what single images contributed to both, else by seed alone.
+    By image where it is known what single images contributed to both, else by seed alone.
 
     Args:
         rows: Of the confirmation, each with `run`, `seed` and the column `of`.
+        answers: Of these rows.
         of: "value" or "inherited".
     """
     ended = {(row["run"], row["seed"]): row.get(of) for row in rows}
@@ -34,7 +41,7 @@ def compare(folder: Path, rows: Sequence[Row], run: str, other: str, of: str = "
     if not seeds:
         return Crossed(np.nan, np.nan, np.nan, 0, 0)
     nothing = np.empty(0)
-    mine, theirs = ([read_answers(folder, name, seed).get(of, nothing) for seed in seeds] for name in (run, other))
+    mine, theirs = ([answers[name, seed].get(of, nothing) for seed in seeds] for name in (run, other))
     sizes = {len(values) for values in (*mine, *theirs)}
     if len(sizes) > 1 or 0 in sizes:
         mine, theirs = ([np.array([ended[name, seed]]) for seed in seeds] for name in (run, other))

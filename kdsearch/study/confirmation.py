@@ -22,7 +22,7 @@ from kdsearch.core.maths import derive_seed
 from kdsearch.distill.phase import PolicySteps
 from kdsearch.distill.records import EpochRecord
 from kdsearch.probe.evaluation import measure_images
-from kdsearch.study.comparisons import BESIDE, compare, deciding
+from kdsearch.study.comparisons import BESIDE, answers_of, compare, deciding
 from kdsearch.study.ready import REFERENCES, Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import SHIFTED, keep_answers, read_confirmation
@@ -72,7 +72,8 @@ def next_look(ready: Ready, folder: Path, winner: int | None) -> Look | None:
     for look in looks:
         if _missing(rows, confirmation_seeds(ready)[: look.seeds], confirmed_runs(ready)):
             return look
-        if decide([compare(folder, rows, "learned", name, of) for name in against], look, looks) != "undecided":
+        answers = answers_of(folder, rows)
+        if decide([compare(rows, answers, "learned", name, of) for name in against], look, looks) != "undecided":
             return None
     return None
 
