@@ -11,12 +11,12 @@ student, over the base view that the teacher tolerates. What is looked at:
     handed    of what the planted teacher is better at than the null one, on test images under the planted operations,
               the share by which its student is better than the null one's
     clean     accuracy on test images, less that of a student whose second view is the base view, with the same planted
-              teacher and as many images through it
+              teacher, trained longer by what policy steps cost on ResNets
 
 Rows are written to the file one by one; those that are there are not run again.
 
 Run:  python benchmarks/recovery.py [--cases benchmarks/recovery.toml] [--seeds 5] [--show] [--json FILE]
-          (2 hours on one core)
+          (80 minutes on one core)
 """
 
 import json

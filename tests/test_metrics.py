@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,12 @@ from kdsearch.core.maths import generator
 from kdsearch.probe.evaluation import measure
 from kdsearch.study.preflight import check_inputs
 from kdsearch.study.study import Study
-from kdsearch.tasks.metrics import metric_name, metric_value
+from kdsearch.tasks.metrics import error_of_groups, metric_groups, metric_name
+
+
+def metric_value(metric: Any, logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    value, groups = metric_groups(metric, logits, labels)
+    return value, error_of_groups(groups)
 
 
 def balanced_accuracy(logits: Tensor, labels: Tensor) -> float:

@@ -34,7 +34,7 @@ from kdsearch.probe.evaluation import measure, measure_teacher
 from kdsearch.study.facts import search_identity
 from kdsearch.study.preflight import check_inputs, preflight
 from kdsearch.study.study import Study
-from kdsearch.tasks.metrics import metric_value
+from kdsearch.tasks.metrics import error_of_groups, metric_groups
 
 FINE = EpochRecord(
     **{field.name: 0.0 for field in fields(EpochRecord)}
@@ -50,7 +50,8 @@ def test_the_jackknife_of_interleaved_classes_is_that_of_shuffled_ones() -> None
     labels = torch.arange(1000) % 20
     logits = torch.eye(20)[labels].clone()
     logits[labels < 2] = torch.eye(20)[5]  # two classes of 20 are never right
-    value, error = metric_value(right, logits, labels)
+    value, groups = metric_groups(right, logits, labels)
+    error = error_of_groups(groups)
     assert value == pytest.approx(0.9)
     assert error == pytest.approx(math.sqrt(0.9 * 0.1 / 1000), rel=0.5)
 

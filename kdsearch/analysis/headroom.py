@@ -38,7 +38,7 @@ def find_headroom(evaluations: Rows, of: str = "value") -> Headroom | None:
 
     The error of a difference is that of a two-way analysis of variance over these runs and seeds, which takes them to
     vary alike. The interval is of the largest of the differences: it holds for each of them at once (Bonferroni), so
-    that taking the best costs nothing. Seeds vary in it; the images are those of search-validation.
+    that taking the best costs nothing. Seeds vary in it; the images are those of the confirmation.
 
     Args:
         evaluations: With columns `run`, `seed` and `of`, as in the frame `evaluations`.

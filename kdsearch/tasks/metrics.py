@@ -41,12 +41,6 @@ def metric_name(metric: Metric | None) -> str:
     return f"{name}({', '.join(given)})"
 
 
-def metric_value(metric: Metric, logits: Tensor, labels: Tensor) -> tuple[float, float]:
-    """A metric of all images, and its standard error; NaN where `metric_groups` has none."""
-    value, groups = metric_groups(metric, logits, labels)
-    return value, error_of_groups(groups)
-
-
 def error_of_groups(groups: Tensor) -> float:
     """The standard error of their mean; NaN of fewer than two."""
     return (groups.std() / math.sqrt(len(groups))).item() if len(groups) > 1 else math.nan
