@@ -13,6 +13,8 @@ from safetensors.torch import load_file
 import kdsearch as kd
 from kdsearch.analysis.frames import COLUMNS, make_frame
 from kdsearch.core.errors import KdsearchError
+from kdsearch.core.maths import trial_seed
+from kdsearch.study.hpo import open_search, run_trials
 from kdsearch.study.preflight import preflight
 from kdsearch.study.run import run_trial
 
@@ -224,3 +226,40 @@ def test_a_search_that_is_done_says_so_and_foresees_nothing(finished, tiny_study
     said = capsys.readouterr().out
     assert "all of it is done; nothing is left to train" in said
     assert "about" not in said.split("\n\n")[0] and "confirming" not in said
+
+
+HELD = """
+summary = "two operations, and no policy step"
+[policy]
+interval = 1000
+learning_rate = 0.1
+prior_strength = 0.3
+operations_per_image = 2
+probability = { low = 0.1, high = 0.4, default = 0.2 }
+[operations.rotate]
+limit = 30.0
+[operations.scale]
+limit = 0.3
+"""
+
+
+@pytest.mark.parametrize("paired", [True, False])
+def test_trials_have_the_seed_of_the_references_or_each_its_own(tmp_path, paired):
+    def run(trial, report):
+        return float(trial.number)
+
+    space = kd.SearchSpace.load("default")
+    opened = open_search(f"sqlite:///{tmp_path / 'x'}.db", {}, {}, sampler="random", pruner="none", epochs=1)
+    run_trials(opened, space, run, target=3, seed=5, paired=paired, sampler="random", on_trial=lambda event: None)
+    seeds = [trial.user_attrs["seed"] for trial in opened.get_trials()]
+    assert seeds[0] == trial_seed(5, 0) and len({*seeds}) == (1 if paired else 3)
+
+
+def test_a_paired_trial_starts_as_the_references_do_and_sees_the_same_batches(tiny_study, tmp_path):
+    """A policy that stays as it starts, in a trial: the reference `start`, bit for bit."""
+    space = tmp_path / "held.toml"
+    space.write_text(HELD)
+    budget = replace(tiny_study.budget, trials=1, confirmation=0)
+    found = kd.search(replace(tiny_study, space=str(space), budget=budget), out=tmp_path / "run", quiet=True)
+    values = kd.frames(found.folder)["epochs"].set_index("run")["distillation_loss"]
+    assert [*values["trial 0"]] == [*values["start"]]

@@ -394,7 +394,9 @@ def order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         def search() -> list[tuple[Any, ...]]:
             url = f"sqlite:///{tmp_path / name}.db"
             opened = open_search(url, {}, {}, sampler="random", pruner="none", epochs=1)
-            run_trials(opened, loaded, run, target=3, seed=5, sampler="random", on_trial=lambda event: None)
+            run_trials(
+                opened, loaded, run, target=3, seed=5, paired=False, sampler="random", on_trial=lambda event: None
+            )
             rows = [t for t in opened.get_trials() if t.state.name == "COMPLETE"]
             return sorted(
                 (t.user_attrs["index"], t.user_attrs["origin"], t.user_attrs["seed"], *t.params.values()) for t in rows

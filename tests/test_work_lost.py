@@ -119,7 +119,7 @@ class Search:
         ended: list[Any] = []
         study = open_search(self.url, {}, {}, sampler="random", pruner=pruner, epochs=1)
         self.study = study
-        run_trials(study, self.space, run, target=target, seed=5, sampler="random", on_trial=ended.append)
+        run_trials(study, self.space, run, target=target, seed=5, paired=False, sampler="random", on_trial=ended.append)
         return ended
 
     @property

@@ -273,6 +273,7 @@ class _Search:
             self._trial,
             target=self.budget.trials,
             seed=self.study.seed,
+            paired=self.study.paired,
             sampler=self.sampler,
             on_trial=self._ended,
         )

@@ -23,6 +23,11 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
+def trial_seed(seed: int, index: int) -> int:
+    """The seed of a trial of a study, by its place in the order."""
+    return derive_seed(seed, "trial", index) % 2**31
+
+
 def generator(*parts: int | str) -> torch.Generator:
     """A CPU generator whose stream is fixed by `parts`."""
     return torch.Generator().manual_seed(derive_seed(*parts))

@@ -66,6 +66,7 @@ def search_identity(checked: Findings) -> dict[str, Any]:
         "policy batch": ready.policy_batch,
         "look for disagreement": {**asdict(look), "operations": list(look.operations)},
         "confirm images and labels": checked.content.get("confirm"),
+        "paired": ready.study.paired,
     }
 
 

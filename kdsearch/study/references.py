@@ -6,7 +6,7 @@ from pathlib import Path
 
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import write_json
-from kdsearch.core.maths import derive_seed
+from kdsearch.core.maths import trial_seed
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, Outcome, run_trial
@@ -32,7 +32,7 @@ def run_references(
         show: Told each epoch, with the name of the reference.
         look: Told while it is compared with the teacher: its name, images done, of how many.
     """
-    seed = derive_seed(ready.study.seed, "trial", 0) % 2**31
+    seed = trial_seed(ready.study.seed, 0)
     for name in missing_references(ready, folder):
         place = _place(folder, name)
         found: Outcome | Diverged

@@ -91,6 +91,8 @@ class Study:
             are, whatever the base.
         base_versions: As many base views of each image, drawn once for all runs (for each seed of the confirmation
             anew), so that the teacher is asked about each once; None draws afresh.
+        paired: Trials and references share the student's start, the batches and, where as many operations are drawn,
+            the draws, so that their differences are the policy's; False gives each trial its own.
         bare_reference: Run the reference `bare` too: neither a base view nor a policy.
         loss: A distillation loss out of `kdsearch.losses` or your own, or several; `loss.times(2)` weighs it twice.
         label_weight: Of the cross-entropy with the labels, beside the distillation loss of each view.
@@ -124,6 +126,7 @@ class Study:
     base: Any = "auto"
     base_versions: int | None = None
     bare_reference: bool = False
+    paired: bool = True
     budget: Budget = Budget()
     loss: Loss | Sequence[Loss] = field(default_factory=kd)
     label_weight: float = 1.0

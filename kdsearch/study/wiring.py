@@ -57,6 +57,7 @@ def check_kinds(study: Study) -> None:
         ("compiled", lambda v: isinstance(v, bool), "True or False"),
         ("base_versions", lambda v: v is None or whole(v), "a whole number, or None"),
         ("bare_reference", lambda v: isinstance(v, bool), "True or False"),
+        ("paired", lambda v: isinstance(v, bool), "True or False"),
         ("teacher_saw", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Saw))),
         ("precision", lambda v: isinstance(v, str), "text, one of " + ", ".join(get_args(Precision))),
         ("device", lambda v: isinstance(v, str), "text, such as 'cuda'"),

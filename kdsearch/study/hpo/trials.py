@@ -14,7 +14,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from kdsearch.core.errors import Diverged, KdsearchError, exception_text, is_out_of_memory, unknown_name
 from kdsearch.core.interrupts import hold_signals
-from kdsearch.core.maths import derive_seed
+from kdsearch.core.maths import derive_seed, trial_seed
 from kdsearch.core.terminal import option
 from kdsearch.distill.records import EpochRecord
 from kdsearch.study.hpo.storage import NAME, open_storage
@@ -150,6 +150,7 @@ def run_trials(
     *,
     target: int,
     seed: int,
+    paired: bool,
     sampler: str,
     on_trial: Callable[[TrialEvent], None],
 ) -> None:
@@ -157,6 +158,9 @@ def run_trials(
 
     The sampler is made anew for each trial from the seed and the number of trials before it, retries not counted, so
     that a resumed search suggests what an uninterrupted one would.
+
+    Where they are paired all trials have the seed of the first one, which is that of the references too: the student's
+    start, the batches and, with as many operations drawn, the draws are the same, and differences are the policy's.
 
     A trial that fails by itself is tried once more, at once; failing again it is failed, and the search goes on. A
     failure from outside it (of files, storage, memory, readers, data) ends the search, and so does any while no trial
@@ -173,7 +177,8 @@ def run_trials(
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             with hold_signals():
                 trial = _next_trial(study, space, seed, sampler)
-            event, error = _run_one(trial, space, run, seed, failures)
+            own_seed = trial_seed(seed, 0 if paired else _index(trial))
+            event, error = _run_one(trial, space, run, own_seed, failures)
         on_trial(event)
         if event.ends and error is not None:
             raise error
@@ -215,10 +220,10 @@ def _run_one(
     failure: Exception | None = None
     try:
         with hold_signals():
-            settings, own_seed = _suggest(trial, space), derive_seed(seed, "trial", _index(trial)) % 2**31
+            settings = _suggest(trial, space)
             trial.set_user_attr("settings", settings.numbers())
-            trial.set_user_attr("seed", own_seed)
-        value = run(Trial(trial.number, settings, own_seed, _retries(trial.study, trial.number)), report)
+            trial.set_user_attr("seed", seed)
+        value = run(Trial(trial.number, settings, seed, _retries(trial.study, trial.number)), report)
         event = replace(event, value=value)
     except Pruned:
         event = replace(event, state="PRUNED")
