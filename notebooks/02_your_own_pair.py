@@ -80,7 +80,7 @@ study
 
 # %% [markdown]
 # Before anything is trained, the search looks at all of it: data, networks, memory and time, and refuses what cannot
-# be meant in one sentence. It costs about (trials + 5 references + 7 confirmation runs a seed) x epochs x steps
+# be meant in one sentence. It costs about (trials + 6 references + 8 confirmation runs a seed) x epochs x steps
 # student steps.
 
 # %%

@@ -120,7 +120,7 @@ def test_every_run_has_the_base_that_the_folder_keeps(searched: Result) -> None:
     kept, folder = read_base(searched.folder), searched.folder
     assert kept and kept.asked == "auto" and kept.policy and kept.fused and kept.loss_rise
     policies = {path.parent.name: kd.PolicySpec.load(path) for path in folder.rglob("policy.json")}
-    assert {*policies} == {"0000", "twice", "trivial", "rand_augment", "start"}
+    assert {*policies} == {"0000", "twice", "trivial", "rand_augment", "labels_only", "start"}
     for name, spec in policies.items():
         own = spec if name == "twice" else spec.base  # which is the base, over images as they are
         assert own and own.final == kept.policy.final and own.fill == kept.policy.fill
@@ -226,7 +226,7 @@ def test_each_seed_of_the_confirmation_has_versions_of_its_own(
     monkeypatch.setattr(confirmation, "run_trial", run)
     monkeypatch.setattr(confirmation, "_measure", lambda *_: ({"value": 0.5}, {"value": torch.ones(4)}))
     spec = ready.policy(ready.space.settings()).freeze()
-    assert len([*confirmation.confirm(ready, tmp_path, 0, ready.space.settings(), spec, lambda *_: None)]) == 2 * 7
+    assert len([*confirmation.confirm(ready, tmp_path, 0, ready.space.settings(), spec, lambda *_: None)]) == 2 * 8
     assert len(seeds) == 2 and all(seed == base_seed for seed, base_seed in seeds)
     banks = {ready.phase(None, base_seed=seed).base_seed for seed, _ in seeds} | {ready.phase(None).base_seed}
     assert len(banks) == 3
@@ -249,9 +249,51 @@ def test_a_transform_is_a_base_that_files_of_policies_do_not_keep(study: Study, 
 def test_twice_is_not_run_where_a_transform_would_have_to_show_its_geometry(study: Study, tmp_path: Path) -> None:
     weak = replace(study, base=half, views=kd.Views(teacher="weak"))
     found = preflight(weak, tmp_path)
-    assert found.ready.references == ("identity", "trivial", "rand_augment", "start")
+    assert found.ready.references == ("identity", "trivial", "rand_augment", "labels_only", "start")
     assert any("`twice` is not run" in warning for warning in found.warnings)
     assert "twice" in reference_names(weak, base_of_parts(["shift"]))
+
+
+# Labels alone
+
+
+@pytest.mark.parametrize(
+    ("views", "loss", "weight"),
+    [
+        (kd.Views(), kd.losses.kd(), 1.5),  # 1 for the base view's labels and 1 for each view's distillation
+        (kd.Views.named("tst"), kd.losses.kd(), 2.0),  # means of both views
+        (kd.Views.named("one"), kd.losses.kd(), 2.0),
+        (kd.Views(), [kd.losses.kd().times(2), kd.losses.dist().times(kd.losses.Ramp(0.0, 2.0))], 3.5),
+    ],
+)
+def test_labels_alone_weigh_as_much_as_all_losses_of_other_rows(
+    study: Study, tmp_path: Path, views: kd.Views, loss: Any, weight: float
+) -> None:
+    ready = preflight(replace(study, base=None, views=views, loss=loss), tmp_path).ready
+    phase = ready.phase(None, run="labels_only")
+    assert phase.losses == () and phase.label_weight == pytest.approx(weight)
+    assert phase.views.labels == phase.views.distillation == phase.views.used == views.used
+
+
+def test_labels_alone_know_nothing_of_the_teacher(study: Study, tmp_path: Path) -> None:
+    ready = preflight(replace(study, base=None), tmp_path).ready
+    torch.manual_seed(1)
+    other = kd.networks.Teacher(kd.networks.small_convnet(3))
+    policy = ready.reference("labels_only", ready.space.settings())
+    trained = {}
+    for name in ("labels_only", "rand_augment"):
+        for i, one in enumerate((ready, replace(ready, teacher=other, ruler=None))):
+            student = run_trial(one, None, policy=policy, run=name, seed=2).student
+            trained[name, i] = torch.cat([value.flatten().float() for value in student.state_dict().values()])
+    assert torch.equal(trained["labels_only", 0], trained["labels_only", 1])
+    assert not torch.equal(trained["rand_augment", 0], trained["rand_augment", 1])
+
+
+def test_that_distillation_does_not_help_is_said() -> None:
+    assert "Distillation does not help here" not in outcome({**OTHERS, "labels_only": [0.8, 0.82]})
+    said = outcome({**OTHERS, "labels_only": [0.95, 0.975]})
+    assert "Distillation does not help here: labels alone are better." in said
+    assert "misses labels alone, without the teacher by 5.0 points" in said or "misses labels alone" in said
 
 
 # Folders that were begun before
@@ -333,7 +375,7 @@ def test_auto_is_bare_where_the_teacher_cannot_tell_or_the_data_augment(study: S
         ({"train": Noisy(study.train)}, r"\(train augments its items by itself\)"),
     ):
         found = preflight(replace(study, **changes, base_versions=2, bare_reference=True), tmp_path)
-        assert found.ready.references == ("identity", "trivial", "rand_augment", "start")
+        assert found.ready.references == ("identity", "trivial", "rand_augment", "labels_only", "start")
         assert found.ready.base_view.base is None
         assert re.search(f"^base: none {said}", found.ready.base_view.said)
         for name in ("base_versions", "bare_reference"):
@@ -407,7 +449,7 @@ def test_check_says_the_base_and_what_it_costs_and_writes_nothing(
     said = capsys.readouterr().out
     risen = f"all in all the teacher's cross-entropy rises by {found.base_loss_rise:.2f} nats"
     assert f"base: {found.base}; {risen}" in said
-    assert "5 references" in said and not (tmp_path / "run").exists()
+    assert "6 references" in said and not (tmp_path / "run").exists()
 
 
 # Trained with

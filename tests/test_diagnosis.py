@@ -56,7 +56,7 @@ def coloured(data):
 
 @pytest.fixture(scope="module")
 def good():
-    return fitted(small()).eval()
+    return fitted(small()).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def test_each_epoch_of_each_run_is_told_and_a_logger_that_fails_ends_nothing(
 ) -> None:
     told: list[tuple[str, int, bool]] = []
     folder = tmp_path / "run"
-    references = ("identity", "trivial", "rand_augment", "start")
+    references = ("identity", "trivial", "rand_augment", "labels_only", "start")
     places = {name: f"references/{name}" for name in references} | {"trial 0": "trials/0000"}
 
     def on_record(run: str, record: EpochRecord) -> None:

@@ -45,7 +45,7 @@ def test_the_disagreement_is_announced_where_it_is_looked_for(tiny_study, tmp_pa
     kd.search(study, out=tmp_path / "run")
     lines = capsys.readouterr().out.splitlines()
     said = [line.removesuffix("  looking for disagreement") for line in lines if line.endswith("disagreement")]
-    assert said == ["identity", "trivial", "rand_augment", "start", "trial 0"]  # not in the confirmation
+    assert said == ["identity", "trivial", "rand_augment", "labels_only", "start", "trial 0"]  # not in the confirmation
     assert "confirm learned  epoch 2/2" in "\n".join(lines)
     first = lines.index("trial 0  looking for disagreement")
     assert lines[first - 1].startswith("trial 0  epoch 2/2")
@@ -56,11 +56,13 @@ def test_the_disagreement_is_announced_where_it_is_looked_for(tiny_study, tmp_pa
 def test_the_references_ran_through_the_same_loop(finished):
     tables = kd.frames(finished.folder)
     references = tables["trials"].query("origin == 'reference'")
-    assert list(references["run"]) == ["identity", "trivial", "rand_augment", "start"]
+    assert list(references["run"]) == ["identity", "trivial", "rand_augment", "labels_only", "start"]
     assert references["value"].notna().all()
     start = tables["policies"].query("run == 'start'")
     assert set(start["probability"].round(6)) == {0.2}
-    assert set(tables["evaluations"]["run"]) == {"learned", "frozen", "identity", "trivial", "rand_augment", "start"}
+    assert set(tables["evaluations"]["run"]) == {
+        "learned", "frozen", "identity", "trivial", "rand_augment", "labels_only", "start",
+    }  # fmt: skip
     assert (tables["evaluations"].groupby("run")["seed"].nunique() == 2).all()
 
 

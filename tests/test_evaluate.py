@@ -161,7 +161,7 @@ def test_a_search_opens_with_what_a_check_says_and_takes_the_teacher_that_it_tra
     open_search(study, tmp_path / "run", monkeypatch)
     assert len(trained) == 1
     assert opening(said) == opening(capsys.readouterr().out)
-    assert opening(said)[-1] == "2 trials of 3 epochs, 4 references, confirmation on 1 seed"
+    assert opening(said)[-1] == "2 trials of 3 epochs, 5 references, confirmation on 1 seed"
     assert f"left out: saturation ({found.dropped['saturation']})" in said and "saturation" not in found.operations
     assert all(f"warning: {warning}" in said for warning in found.warnings) and found.warnings
     assert "a training step takes about" in said and 0 < found.memory.needed < found.memory.available
@@ -171,7 +171,7 @@ def test_a_search_opens_with_what_a_check_says_and_takes_the_teacher_that_it_tra
 def test_a_check_counts_runs_by_the_numbers_given_and_writes_nothing(tiny_study, tmp_path, capsys) -> None:
     found = kd.check(tiny_study, out=tmp_path / "run", trials=7, epochs=1, confirmation=1)
     assert (found.budget.trials, found.budget.epochs, found.budget.confirmation) == (7, 1, 1)
-    assert found.seconds == pytest.approx(8 * found.seconds_per_trial + 9 * found.seconds_per_reference)
+    assert found.seconds == pytest.approx(8 * found.seconds_per_trial + 11 * found.seconds_per_reference)
     assert capsys.readouterr().out.endswith("no student was trained; nothing was written\n")
     assert not [*tmp_path.iterdir()]
 
@@ -218,7 +218,7 @@ def test_teacher_and_students_are_measured_on_the_test_split_and_each_reading_is
     assert re.search(r"was read 2 times before, last on \d{4}-\d\d-\d\d \d\d:\d\d UTC by kdsearch evaluate: it is no",
                      capsys.readouterr().out)  # fmt: skip
     kept = kd.frames(run)["evaluations"]
-    assert [*kept["split"]] == ["confirm"] * 12 + ["test"] * 3 * len(rows)
+    assert [*kept["split"]] == ["confirm"] * 14 + ["test"] * 3 * len(rows)
     assert kept["read_at"].nunique() == 3
     assert describe_outcome(kd.frames(run)) == describe_outcome(before)
     pd.testing.assert_frame_equal(before["comparisons"], kd.frames(run)["comparisons"])

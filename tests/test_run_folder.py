@@ -62,7 +62,7 @@ def test_a_folder_may_have_any_name(name: str, run: Path, tmp_path: Path, kdsear
     place = run.rename(tmp_path / name)
     before = sorted(tmp_path.iterdir())
     assert kdsearch("status", place).startswith("tiny: 2 complete")
-    assert len(kd.frames(place)["trials"]) == 6
+    assert len(kd.frames(place)["trials"]) == 7
     assert json.loads(kdsearch("export", place, "--to", "json"))["format"] == "kdsearch-policy"
     kd.report(place, images=False)
     assert sorted(tmp_path.iterdir()) == before
@@ -161,7 +161,7 @@ def test_a_locked_database_is_waited_for(run: Path) -> None:
     writer = sqlite3.connect(run / "study.db", isolation_level=None, check_same_thread=False)
     writer.execute("BEGIN EXCLUSIVE")
     threading.Timer(0.3, lambda: writer.execute("ROLLBACK")).start()
-    assert len(kd.frames(run)["trials"]) == 6
+    assert len(kd.frames(run)["trials"]) == 7
 
 
 # Databases that are lost or damaged
@@ -312,7 +312,7 @@ def test_a_region_of_no_images_or_of_another_operation_is_refused(run: Path) -> 
 def test_fields_of_a_newer_version_are_passed_over(run: Path) -> None:
     for path in (run / "study.json", best(run) / "result.json"):
         path.write_text(json.dumps({**json.loads(path.read_text()), "newer": {"a": 1}}))
-    assert len(kd.frames(run)["trials"]) == 6
+    assert len(kd.frames(run)["trials"]) == 7
 
 
 def test_files_are_regular_and_of_a_size(run: Path) -> None:
@@ -395,11 +395,11 @@ def test_lists_in_cells_are_json_and_split_at_their_commas(run: Path, undrawn) -
 
 
 def test_a_page_of_many_trials_shows_the_references_and_the_best(run: Path, monkeypatch, undrawn) -> None:
-    monkeypatch.setattr("kdsearch.analysis.report.TRIALS_SHOWN", 5)
+    monkeypatch.setattr("kdsearch.analysis.report.TRIALS_SHOWN", 6)
     page = kd.report(run, images=False).read_text()
     shown = page[page.index("<h2>Trials") :]
-    assert "5 of 6 rows" in shown
-    runs = ("identity", "trivial", "rand_augment", "start", f"trial {int(best(run).name)}")
+    assert "6 of 7 rows" in shown
+    runs = ("identity", "trivial", "rand_augment", "labels_only", "start", f"trial {int(best(run).name)}")
     assert all(f"<td>{name}</td>" in shown for name in runs)
 
 

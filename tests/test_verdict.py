@@ -314,7 +314,7 @@ def test_a_search_that_taught_nothing_says_so_and_confirms_nothing(
     result = kd.search(replace(tiny_study, budget=budget, student=AlwaysTheSame), out=run)
     said = capsys.readouterr().out
     assert said.count("no operation is swept") == 1
-    assert said.count("warning: the student is not better than always answering 'digit 5' (18.0 %)") == 5
+    assert said.count("warning: the student is not better than always answering 'digit 5' (18.0 %)") == 6
     assert said.count("likely reasons: the budget is short (2 student steps of 16 images), BatchNorm's running") == 1
     assert "98% where they started" in said and "confirm" not in said.split("trial 0: ")[1].replace("confirmed", "")
     nothing = "trial 0 is not better than always answering 'digit 5' (18.0 %): nothing is confirmed"

@@ -19,6 +19,7 @@ WORDS = {  # of references, in the order in which they are told
     "twice": "a second draw of the base view",
     "trivial": "TrivialAugment's rule",
     "rand_augment": "RandAugment's kind",
+    "labels_only": "labels alone, without the teacher",
     "start": "its own unlearned start",
     "bare": "bare images without a base view",
 }
@@ -106,7 +107,7 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     if learned["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
     told = _brings(scale, learned, compared) + ("" if where else " on search-validation")
-    beside = _beside(scale, tables, judged)
+    beside = _beside(scale, tables, judged) + _labels_alone(compared)
     return f"{start} brings students to {told}{lacking}; it {', '.join(parts)}. {verdict}.{beside}{frozen}"
 
 
@@ -148,6 +149,13 @@ def _beside(scale: Scale, tables: Mapping[str, pd.DataFrame], judged: Sequence[s
     parts = [f"{scale.difference(row.difference)} ({scale.interval(row.low, row.high)}) over {WORDS[str(row.Index)]}"
              for row in rows.itertuples()]  # fmt: skip
     return f" In {'inherited competence' if of == 'inherited' else of}: {', '.join(parts)}."
+
+
+def _labels_alone(compared: pd.DataFrame) -> str:
+    """That the teacher is worth nothing, where that is shown."""
+    if "labels_only" not in compared.index or not compared.loc["labels_only", "high"] < 0:
+        return ""
+    return " Distillation does not help here: labels alone are better."
 
 
 def _listed(words: Sequence[str]) -> str:

@@ -27,7 +27,7 @@ from kdsearch.tasks.metrics import ACCURACY
 TEACHER, STUDENT, ALONE, GRAY = "#4477aa", "#ee6677", "#aa3377", "#888888"
 REFERENCES = {  # their colours, in the order in which they are drawn
     "bare": "#ddaa77", "identity": "#bbbbbb", "twice": "#66ccee", "trivial": "#ccbb44",
-    "rand_augment": "#4477aa", "start": "#228833",
+    "rand_augment": "#4477aa", "labels_only": "#ee8866", "start": "#228833",
 }  # fmt: skip
 KINDS = {"reference": "black", "operation": TEACHER, "given": ALONE}  # of scored policies
 LONGEST_NAME = 40  # letters of a policy's name in a legend

@@ -191,7 +191,7 @@ def _by_default(ready: Ready) -> dict[str, tuple[str, Scored]]:
     """References and single operations with their kind, by name."""
     settings = ready.space.settings()
     scored: dict[str, tuple[str, Scored]] = {
-        name: ("reference", ready.reference(name, settings)) for name in ready.references
+        name: ("reference", ready.reference(name, settings)) for name in ready.references if name != "labels_only"
     }
     alone = {name: trivial({name: limit}, fill=ready.space.fill) for name, limit in ready.space.limits.items()}
     return scored | {name: ("operation", policy) for name, policy in alone.items()}

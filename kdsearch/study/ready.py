@@ -20,7 +20,7 @@ from kdsearch.study.space import SearchSpace, Settings
 from kdsearch.study.study import Study
 from kdsearch.tasks import Classification
 
-REFERENCES = ("identity", "twice", "trivial", "rand_augment", "start", "bare")
+REFERENCES = ("identity", "twice", "trivial", "rand_augment", "labels_only", "start", "bare")
 
 
 def reference_names(study: Study, base: Base | None) -> tuple[str, ...]:
@@ -32,6 +32,13 @@ def reference_names(study: Study, base: Base | None) -> tuple[str, ...]:
     weak = study.views.teacher == "weak" and isinstance(base, FixedTransform)
     run = {"twice": base is not None and not weak, "bare": base is not None and study.bare_reference}
     return tuple(name for name in REFERENCES if run.get(name, True))
+
+
+def _weight_of_labels(study: Study) -> float:
+    """Of the labels of all views, where they stand for the distillation losses too: all weights together, midway."""
+    views, losses = study.views, sum(loss.weight_at(0.5) for loss in study.losses)
+    whole = study.label_weight * views.factor(views.labels) + losses * views.factor(views.distillation)
+    return whole / views.factor(views.used)
 
 
 @dataclass(frozen=True)
@@ -83,8 +90,11 @@ class Ready:
         """What makes the second view of a reference, never learned.
 
         Nothing (`identity`: both views are one draw of the base; `bare`: both are the image), another draw of the base
-        (`twice`, of the image), TrivialAugment's rule, RandAugment's kind, or the policy at its start.
+        (`twice`, of the image), TrivialAugment's rule, RandAugment's kind (`labels_only` too, which has no teacher), or
+        the policy at its start.
         """
+        if name == "labels_only":
+            name = "rand_augment"
         if name in ("identity", "bare"):
             return None
         if name == "twice":
@@ -119,14 +129,20 @@ class Ready:
         """
         study, budget = self.study, self.study.budget
         base = None if run == "bare" else self.base_view.base
+        losses, label_weight, views = study.losses, study.label_weight, study.views
+        if run == "twice":
+            views = replace(views, second_from="image")
+        if run == "labels_only":
+            losses, label_weight = (), _weight_of_labels(study)
+            views = replace(views, labels=views.used, distillation=views.used)
         return Phase(
-            study.losses,
+            losses,
             budget.epochs,
             budget.steps,
             budget.batch,
             policy_steps,
-            study.label_weight,
-            replace(study.views, second_from="image") if run == "twice" else study.views,
+            label_weight,
+            views,
             budget.parts,
             base,
             study.base_versions if base is not None else None,

@@ -36,7 +36,7 @@ class Budget:
     """How much a search may spend: `epochs * steps` student steps a run, of `batch` images in two views each.
 
     Run are the references once, each trial, and on each seed of the confirmation the winner, its frozen policy and the
-    references again: with a base view 5 references and 7 students a seed, without one 4 and 6, and 1 more of both with
+    references again: with a base view 6 references and 8 students a seed, without one 5 and 7, and 1 more of both with
     `bare_reference`.
 
     Args:
