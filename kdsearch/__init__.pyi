@@ -13,6 +13,7 @@ from kdsearch.augment.operations import Operation as Operation
 from kdsearch.augment.policy import Policy as Policy
 from kdsearch.augment.spec import PolicySpec as PolicySpec
 from kdsearch.commands.check import check as check
+from kdsearch.commands.compare import compare as compare
 from kdsearch.commands.rank import rank as rank
 from kdsearch.commands.search import Result as Result
 from kdsearch.commands.search import search as search

@@ -123,6 +123,7 @@ def test_the_commands_run(here, kdsearch):
     assert "kdsearch evaluate runs/digits --study digits" in COMMANDS  # here the run is of another study of that name
     shorter = [
         command.replace("--epochs 40", "--epochs 1").replace("--study digits", "--study runs/digits/study.py")
+        .replace("compare digits --seeds 5", "compare runs/digits/study.py --out runs/digits --seeds 1 --top 0")
         for command in COMMANDS
     ]
     ran = [words for words in map(shlex.split, shorter) if words[1] != "search"]

@@ -62,6 +62,7 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         **KEY, "epoch": WHOLE, "progress": NUMBER, "supervised_loss": NUMBER, "distillation_loss": NUMBER,
         "accuracy": NUMBER, "accuracy_se": NUMBER, "value": NUMBER, "value_se": NUMBER, "largest_answer": NUMBER,
         "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
+        "student_images": WHOLE, "teacher_images": WHOLE,
         "learning_rate": NUMBER, "policy_steps": WHOLE,
         "policy_objective": NUMBER, "policy_prior": NUMBER, "teacher_accuracy": NUMBER,
         "teacher_clean_accuracy": NUMBER,
@@ -88,7 +89,8 @@ COLUMNS: Mapping[str, Mapping[str, str]] = {
         "study": TEXT, "run": TEXT, "seed": WHOLE, "split": TEXT, "value": NUMBER, "value_se": NUMBER, "images": WHOLE,
         "inherited": NUMBER, "inherited_se": NUMBER, "calibration_error": NUMBER, "kl": NUMBER,
         "shifts_version": WHOLE,
-        "seconds": NUMBER, "at_chance": TEXT, "fail_reason": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT,
+        "steps": WHOLE, "student_images": WHOLE, "teacher_images": WHOLE, "seconds": NUMBER, "at_chance": TEXT,
+        "fail_reason": TEXT, "read_at": TIME, "command": TEXT, "digest": TEXT, "key": TEXT,
     },
 }  # fmt: skip
 

@@ -271,6 +271,36 @@ def plot_scores(table: pd.DataFrame) -> ShownFigure:
     return figure
 
 
+def plot_compared(table: pd.DataFrame, metric: str) -> ShownFigure:
+    """Rows of a comparison on the test split, each by its difference to the best reference, with its 95 % interval.
+
+    Args:
+        table: What `kdsearch.compare` gives as `table`.
+    """
+    panels = [("inherited", Scale(ACCURACY), "inherited competence on shifted images, points"),
+              ("value", Scale(metric), f"{metric}{', points' if metric == ACCURACY else ''}")]  # fmt: skip
+    panels = [panel for panel in panels if table[f"{panel[0]}_difference"].notna().any()]
+    figure = ShownFigure(figsize=(4 + 3.5 * max(1, len(panels)), 1 + 0.32 * len(table)), layout="constrained")
+    grid = figure.subplots(1, max(1, len(panels)), squeeze=False, sharey=True)[0]
+    names = [_short(name) for name in table["run"]]
+    for axes, (of, scale, label) in zip(grid, panels, strict=False):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.axvline(0, color=GRAY, lw=1)
+        mean, low, high = (scale.factor * table[f"{of}_{part}"].to_numpy() for part in ("difference", "low", "high"))
+        for place in range(len(table)):
+            searched = table["run"].iloc[place].split(" of ")[0] in ("online", "schedule", "final")
+            colour = ALONE if searched else "black"
+            if np.isnan(mean[place]):
+                axes.plot(0, place, "D", color=GRAY, ms=6)  # the reference itself, or a run without value
+                continue
+            axes.plot(mean[place], place, "o", color=colour, ms=5)
+            axes.hlines(place, low[place], high[place], color=colour, lw=1.5)
+        axes.set_xlabel(f"{label}\nless the best reference's")
+    grid[0].set_yticks(range(len(names)), names)
+    grid[0].invert_yaxis()
+    return figure
+
+
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure as what the name of the file ends in, such as .png or .pdf.
 

@@ -219,14 +219,18 @@ class Policy(nn.Module):
         """
         limits = {name: operation.limit for name, operation in spec.operations.items()}
         policy = cls(limits, spec.operations_per_image, fill=spec.fill)
-        settings = [spec.which(which)[name] for name in policy.operations]
-        with torch.no_grad():
-            policy.logit.copy_(torch.logit(torch.tensor([s.probability for s in settings], dtype=torch.float64)))
-        policy.fixed_low.copy_(torch.tensor([s.low or 0.0 for s in settings], dtype=torch.float64))
-        policy.fixed_high.copy_(torch.tensor([s.high or 0.0 for s in settings], dtype=torch.float64))
         policy.learned, policy.endpoint = policy.learned[:0], torch.zeros_like(policy.endpoint)
         policy.a, policy.b = nn.Parameter(policy.a[:0]), nn.Parameter(policy.b[:0])
+        policy.hold(spec.which(which))
         return policy
+
+    @torch.no_grad()
+    def hold(self, settings: Mapping[str, Setting]) -> None:
+        """Take these numbers, of each operation; for a policy whose ranges are held."""
+        held = [settings[name] for name in self.operations]
+        self.logit.copy_(torch.logit(torch.tensor([s.probability for s in held], dtype=torch.float64)))
+        self.fixed_low.copy_(torch.tensor([s.low or 0.0 for s in held], dtype=torch.float64))
+        self.fixed_high.copy_(torch.tensor([s.high or 0.0 for s in held], dtype=torch.float64))
 
 
 def _written(probability: float) -> float:

@@ -89,3 +89,16 @@ def trivial_augment_wide() -> FixedTransform:
 
 FIXED: Mapping[str, Callable[..., Policy]] = {"trivial": trivial, "rand_augment": rand_augment}
 """Of the operations of a search space, with their limits: second views that nothing is learned of, by name."""
+
+
+def _torchvision_rand_augment() -> FixedTransform:
+    from torchvision.transforms import v2  # takes seconds to import
+
+    return FixedTransform(v2.RandAugment())
+
+
+TORCHVISION: Mapping[str, Callable[[], FixedTransform]] = {
+    "trivial_augment_wide": trivial_augment_wide,
+    "torchvision_rand_augment": _torchvision_rand_augment,
+}
+"""torchvision's own, by name, as second views: image by image, so slower than those above."""

@@ -82,6 +82,10 @@ class PolicySpec(_Frozen):
     def final(self) -> dict[str, Setting]:
         return self.schedule[-1].settings
 
+    def at(self, progress: float) -> dict[str, Setting]:
+        """The numbers of the last moment until then; of the first one where all are later."""
+        return next((s.settings for s in reversed(self.schedule) if s.progress <= progress), self.schedule[0].settings)
+
     @property
     def average(self) -> Mapping[str, Setting]:
         """Mean of the snapshots of the second half of training."""

@@ -44,6 +44,7 @@ COMMANDS = (
     runs.search,
     runs.train,
     runs.evaluate,
+    runs.compare,
     runs.status,
     runs.regions,
     policies.export,

@@ -93,7 +93,7 @@ def evaluate_run(
     students = kept_students(folder, storage)
     found = adapt_study(_study_of(folder, study), device=device)
     check_device(found.device)
-    task, test = _check_study(folder, found)
+    task, test = check_own_study(folder, found)
     with (
         Display(metric_name(found.metric), quiet=quiet) as display,
         own_generators(found.device),
@@ -106,9 +106,9 @@ def evaluate_run(
         told, teacher = read_study(folder), _teacher(folder, found, display)
         check_readings(folder)
         before = read_readings(folder)
-        _announce(found, test, len(students) + (teacher is not None), display)
+        announce_test(found, test, len(students) + (teacher is not None), display)
         data = place_data(test, readers=found.readers, device=found.device)
-        digest = _digest(found, data, shape, task)
+        digest = digest_test(found, data, shape, task)
         for line in describe_readings(before, digest):
             display.say(line)
         reading = _Reading(folder, found, task, data, shape, digest, datetime.now(UTC))
@@ -143,7 +143,7 @@ class _Reading:
         """The study's metric, and its standard error."""
         start, place = time.perf_counter(), self.study.device
         arrange_network(network, place, channels=self.shape[0])
-        looked_at = _checked(self.study, self.test, self.shape, self.task)
+        looked_at = checked_batches(self.study, self.test, self.shape, self.task)
         result = measure_batches(network, looked_at, self.task, place, self.study.metric, who=run)
         row = {"run": run, "seed": seed, "value": result.value, "value_se": result.value_se,
                "images": length(self.test), "metric": metric_name(self.study.metric),
@@ -200,7 +200,7 @@ def _study_of(folder: Path, study: Study | str | Path | None) -> Study:
     raise KdsearchError(f"{folder}: evaluating runs the study: name it, {option('study', 'STUDY')}{copy}")
 
 
-def _check_study(folder: Path, study: Study) -> tuple[Classification, MapStyle]:
+def check_own_study(folder: Path, study: Study) -> tuple[Classification, MapStyle]:
     """Task and test split of a study that is the run's.
 
     Raises:
@@ -251,7 +251,7 @@ def _teacher(folder: Path, study: Study, display: Display) -> nn.Module | None:
     return network
 
 
-def _announce(study: Study, test: MapStyle, networks: int, display: Display) -> None:
+def announce_test(study: Study, test: MapStyle, networks: int, display: Display) -> None:
     """What is read, and whether its images are new."""
     display.say(f"study {study.name}: {number_of(networks, 'network')} on {number_of(length(test), 'test image')}")
     splits = {"train": study.train, "search-validation": study.search_validation, "confirm": study.confirm}
@@ -260,18 +260,18 @@ def _announce(study: Study, test: MapStyle, networks: int, display: Display) -> 
             display.say(f"warning: {share:.1%} of the test images are in {name} (the same items): they are not new")
 
 
-def _digest(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> str:
+def digest_test(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> str:
     """What tells the test split from another one; it is read once for that, and looked at before any network is."""
     try:
         first = first_batch(test, LEAST_BATCH, study.device)
     except KdsearchError as error:
         raise KdsearchError(f"test: {error}") from None
-    parts = [(image_keys(part.images), part.target.cpu()) for part in _checked(study, test, shape, task)]
+    parts = [(image_keys(part.images), part.target.cpu()) for part in checked_batches(study, test, shape, task)]
     keys, targets = (torch.cat(column) for column in zip(*parts, strict=True))
     return digest_split("test", study.test or test, first, keys, targets)[0]
 
 
-def _checked(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> Iterator[Batch]:
+def checked_batches(study: Study, test: MapStyle, shape: torch.Size, task: Classification) -> Iterator[Batch]:
     """The test split, each image and target looked at as the preflight does those of the other splits."""
     for part in batches_in_order(test, max(study.budget.batch, LEAST_BATCH), study.device):
         if found := wrong_images(part, shape) or wrong_targets(part, task):

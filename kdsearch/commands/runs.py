@@ -111,6 +111,40 @@ def evaluate(
     evaluate_run(folder, study=study, device=device, storage=storage)
 
 
+def compare(
+    study: Name,
+    seeds: Annotated[int, typer.Option(help="Fresh seeds of each row.", min=1)] = 5,
+    top: Annotated[int, typer.Option(help="So many of the best trials.", min=0)] = 1,
+    policy: Annotated[
+        list[Path] | None, typer.Option(**PATH, help="A policy file more, named after itself; may be given again.")
+    ] = None,
+    references: Annotated[
+        str | None,
+        typer.Option(
+            metavar="A,B,...",
+            help="The search's by default; also torchvision's, trivial_augment_wide and torchvision_rand_augment.",
+        ),
+    ] = None,
+    device: Device = None,
+    storage: Storage = None,
+    out: Out = None,
+) -> None:
+    """Which second view to use: the searched policy and references on fresh seeds and the test split. Resumes."""
+    from kdsearch.commands.compare import compare as run
+    from kdsearch.commands.compare import name_policies
+
+    run(
+        study,
+        seeds=seeds,
+        top=top,
+        references=None if references is None else [name.strip() for name in references.split(",") if name.strip()],
+        policies=name_policies(policy or []),
+        out=out,
+        storage=storage,
+        device=device,
+    )
+
+
 def status(folder: Folder, storage: Storage = None) -> None:
     """What a run folder holds: trials, references, the best so far."""
     from kdsearch.analysis.compare import collect_notes, describe_outcome

@@ -103,6 +103,7 @@ class Distiller:
         self._fitted: set[tuple[str, str]] = set()  # pairs of layers that were looked at
         self.dual = 0.0
         self._teacher_finite = torch.ones((), dtype=torch.bool, device=device)  # its logits so far, kept where they are
+        self._images = {"student": 0, "teacher": 0}  # that each has answered on in the steps of the epoch
         self._parts: dict[str, Any] = {}  # what a run changes, for its state
         self._epoch = 0  # of the run
         self._before = self._epochs = 0  # epochs of earlier runs, and of all so far
@@ -199,6 +200,7 @@ class Distiller:
     ) -> EpochRecord:
         """Train for one epoch of a phase and measure the student; what is random comes from the seed and `_epochs`."""
         start, learned, step = time.perf_counter(), list[PolicyStep](), (epoch - 1) * phase.steps
+        self._images = {"student": 0, "teacher": 0}
         policy, every, schedule = self.policy, stretch.every, stretch.schedule
         sums = torch.zeros(6 + len(phase.losses), device=self.device)
         seed_everything(derive_seed(self.seed, self._epochs))  # dropout of the student
@@ -260,6 +262,7 @@ class Distiller:
             inherited_se=shifted.inherited_se,
             calibration_error=shifted.calibration_error,
             kl=shifted.kl,
+            **{f"{who}_images": count for who, count in self._images.items()},
             seconds=time.perf_counter() - start,
         )
 
@@ -426,6 +429,7 @@ class Distiller:
 
     def _teach(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
         """The teacher's answers in a step."""
+        self._images["teacher"] += len(images)
         return self._note_finite(self._ask(images, layers))
 
     def _ask(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
@@ -438,7 +442,8 @@ class Distiller:
         return answers
 
     def _answer(self, images: Tensor, layers: Sequence[str] = ()) -> Outputs:
-        """The student's answers, in float32 whatever it computes in."""
+        """The student's answers in a step, in float32 whatever it computes in."""
+        self._images["student"] += len(images)
         with self._precision():
             return self.task.check(run_network(self.student, images, "student", layers), "student")
 

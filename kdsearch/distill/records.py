@@ -49,6 +49,8 @@ class EpochRecord:
     inherited_se: float = math.nan  # standard error, clustered by image
     calibration_error: float = math.nan  # of the student, expected, on the views of the glance
     kl: float = math.nan  # mean KL(teacher || student) on them, nats
+    student_images: int = 0  # that the student answered on in the steps of the epoch, those of policy steps too
+    teacher_images: int = 0  # likewise; answers that are looked up are none
 
 
 class PolicyStep(NamedTuple):

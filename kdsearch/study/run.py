@@ -14,7 +14,7 @@ from torch import nn
 
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.policy import Policy
-from kdsearch.augment.spec import Snapshot
+from kdsearch.augment.spec import PolicySpec, Snapshot
 from kdsearch.core.errors import Diverged
 from kdsearch.core.files import make_folder, to_json_values, write_bytes, write_json, write_text
 from kdsearch.core.maths import derive_seed, own_generators, seed_everything
@@ -34,6 +34,7 @@ from kdsearch.study.ready import Ready
 CHECKPOINT = "checkpoint.pt"  # of the run that a folder holds, while it is not finished
 SHOWN = 4  # images kept for the pictures of a policy
 STATES = 2  # version of what a checkpoint holds: one of another version is not gone on from
+NETWORKS = ("student", "teacher")
 MOMENTS = 16  # of a policy's schedule, at most
 
 
@@ -47,6 +48,8 @@ class Outcome:
     warnings: tuple[str, ...] = ()  # of a student at chance, and of a policy that was to learn
     at_chance: str | None = None  # what shows that the student has learned nothing
     inheritance: Inheritance | None = None  # what it is worth on shifted images
+    student_images: int = 0  # that each network answered on in training steps, those of policy steps too
+    teacher_images: int = 0
     disagreement: DisagreementReport | None = None
     student: nn.Module | None = field(default=None, compare=False, repr=False)
 
@@ -57,6 +60,7 @@ def run_trial(
     *,
     policy: Policy | FixedTransform | None,
     policy_steps: PolicySteps | None = None,
+    replayed: PolicySpec | None = None,
     run: str = "",
     seed: int = 0,
     base_seed: int | None = None,
@@ -72,6 +76,8 @@ def run_trial(
         policy: Of the second view; None for a second view that is the base view. A fixed transform leaves no
             policy.json and no pictures.
         policy_steps: How the policy learns meanwhile; None holds it as it is.
+        replayed: A policy whose schedule `policy`, which is made of it, goes through: each epoch has the numbers that
+            the last moment before it had.
         run: The name of a reference, for those with views of their own.
         seed: Of the student's start, the batches and the draws.
         base_seed: Of the versions of base views, where the study has them; the study's where None.
@@ -104,12 +110,16 @@ def run_trial(
         ruler=ready.ruler,
     )
     phase = ready.phase(policy_steps, run=run, base_seed=base_seed)
+    if replayed is not None and isinstance(policy, Policy):
+        policy.hold(replayed.at(0.0))
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     records: list[EpochRecord] = []
     named = run_name(ready, phase, distiller)
     kept = Checkpoint.load(checkpoint, named) if checkpoint else None
     if kept:
         records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds
+        if replayed is not None and isinstance(policy, Policy):
+            policy.hold(replayed.at(records[-1].progress))
     if folder:
         make_folder(folder)
         (folder / "result.json").unlink(missing_ok=True)
@@ -121,6 +131,8 @@ def run_trial(
         for record in distiller.run(phase, study.train, study.search_validation, state=state):
             if isinstance(policy, Policy):
                 schedule.append(policy.snapshot(record.progress))
+            if replayed is not None and isinstance(policy, Policy):
+                policy.hold(replayed.at(record.progress))
             records.append(record)
             if folder:
                 _write_epochs(folder, records)
@@ -138,7 +150,18 @@ def run_trial(
         found = (*([f"the student {nothing}"] if nothing else []), *found)
         inheritance = ready.ruler.measure(student) if ready.ruler else None
         spent = time.perf_counter() - start
-        outcome = Outcome(record.value, record.value_se, spent, found, nothing, inheritance, student=student)
+        student_images, teacher_images = (sum(getattr(one, f"{who}_images") for one in records) for who in NETWORKS)
+        outcome = Outcome(
+            record.value,
+            record.value_se,
+            spent,
+            found,
+            nothing,
+            inheritance,
+            student_images,
+            teacher_images,
+            student=student,
+        )
         if folder:
             outcome = _keep(ready, folder, outcome, policy, phase, _thin(schedule), provenance or {}, on_look)
     except Diverged:  # it would end in the same way again; whatever else ends it may not

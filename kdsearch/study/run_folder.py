@@ -34,6 +34,7 @@ INT64 = 2**63
 READINGS = "test_readings.jsonl"  # of the test split
 TRAINING = "training.json"  # in a folder that `kdsearch train` made
 ANSWERS = "confirmation"  # a folder, of a file for each run of the confirmation
+COMPARED = "compare"  # likewise, of each row of `kdsearch compare`
 BASE = "base.json"  # what a run folder was begun with
 WRITERS = "search or evaluation"  # that hold the lock "search" of a run folder
 
@@ -205,6 +206,8 @@ class EpochLine(TypedDict, total=False):
     inherited_se: Number
     calibration_error: Number
     kl: Number
+    student_images: Count | None
+    teacher_images: Count | None
     seconds: Number
 
 
@@ -260,6 +263,17 @@ class ReadingRow(TypedDict, total=False):
     images: Count | None
     metric: str | None
     digest: str | None  # of the images and labels that were read
+    key: str | None  # of `kdsearch compare`: what fixes the row
+    inherited: Number
+    inherited_se: Number
+    calibration_error: Number
+    kl: Number
+    shifts_version: Count | None
+    steps: Count | None
+    student_images: Count | None
+    teacher_images: Count | None
+    at_chance: str | None
+    fail_reason: str | None
     seconds: Number
     read_at: Required[Annotated[datetime, Field(strict=False), AfterValidator(_in_calendar)]]
     command: Required[str]
@@ -388,20 +402,24 @@ def read_confirmation(folder: Path) -> ConfirmationFile | None:
     return _read(folder, folder / "confirmation.json", _CONFIRMATION)
 
 
-def keep_answers(folder: Path, run: str, seed: int, answers: Mapping[str, Tensor]) -> None:
-    """Keep what single images contributed to the numbers of a run of the confirmation, (N,) each."""
-    write_bytes(make_folder(folder / ANSWERS) / f"{run}_{seed}.safetensors", save(dict(answers)))
+def keep_answers(folder: Path, run: str, seed: int, answers: Mapping[str, Tensor], *, place: str = ANSWERS) -> None:
+    """Keep what single images contributed to the numbers of a run, (N,) each.
+
+    Args:
+        place: A folder in it: `ANSWERS` of the confirmation, `COMPARED` of `kdsearch compare`, where runs are keys.
+    """
+    write_bytes(make_folder(folder / place) / f"{run}_{seed}.safetensors", save(dict(answers)))
 
 
-def read_answers(folder: Path, run: str, seed: int) -> Mapping[str, np.ndarray]:
+def read_answers(folder: Path, run: str, seed: int, *, place: str = ANSWERS) -> Mapping[str, np.ndarray]:
     """The same as it was kept; empty where it was not, as in folders of before.
 
     Raises:
         KdsearchError: it cannot be read, or is not what is kept there.
     """
-    if not re.fullmatch(r"[a-z_]{1,40}", run):  # no name of a run, and maybe a path
+    if not re.fullmatch(r"[a-z_0-9]{1,40}", run):  # no name of a run, and maybe a path
         return {}
-    path = folder / ANSWERS / f"{run}_{seed}.safetensors"
+    path = folder / place / f"{run}_{seed}.safetensors"
     content = read_bytes(folder, path, MOST_BYTES)
     if content is None:
         return {}
