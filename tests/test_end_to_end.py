@@ -28,7 +28,7 @@ def test_a_search_leaves_policy_student_report_and_frames(finished, tiny_study):
     assert finished.sentence.split(";")[0].replace("'", "&#39;") in page
     assert "data:image/png;base64," in page
     assert "http" not in page.replace("http-equiv", "")
-    assert "digit 3" in page and "sampler tpe, pruner median" in page
+    assert "digit 3" in page and "sampler tpe, pruner none" in page
     tiny_study.student().load_state_dict(load_file(finished.student_path))
 
 

@@ -51,7 +51,7 @@ def search(
     confirmation: Seeds = None,
     storage: Annotated[str | None, typer.Option(help="Database URL; SQLite in the run folder by default.")] = None,
     sampler: Annotated[str, typer.Option(metavar="<tpe|random>", help="What chooses the numbers of trials.")] = "tpe",
-    pruner: Annotated[str, typer.Option(metavar="<median|none>", help="What ends trials early.")] = "median",
+    pruner: Annotated[str, typer.Option(metavar="<median|none>", help="What ends trials early.")] = "none",
     seed: Annotated[int | None, typer.Option(help="In place of the study's.")] = None,
     device: Device = None,
     out: Out = None,

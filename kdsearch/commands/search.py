@@ -91,7 +91,7 @@ def search(
     out: Path | str | None = None,
     storage: str | None = None,
     sampler: str = "tpe",
-    pruner: str = "median",
+    pruner: str = "none",
     seed: int | None = None,
     device: str | None = None,
     quiet: bool = False,
