@@ -19,7 +19,7 @@ WORDS = {  # of references, in the order in which they are told
     "twice": "a second draw of the base view",
     "trivial": "TrivialAugment's rule",
     "rand_augment": "RandAugment's kind",
-    "labels_only": "labels alone, without the teacher",
+    "labels_only": "labels alone (no teacher)",
     "start": "its own unlearned start",
     "bare": "bare images without a base view",
 }
