@@ -444,12 +444,15 @@ def test_a_record_says_what_the_epoch_measured(data: ArrayData) -> None:
     assert last.losses == {KD.name: last.distillation_loss}
     shifted = ("inherited", "inherited_se", "calibration_error", "kl")  # without a ruler nothing is measured
     numbers = [v for r in records for name, v in vars(r).items() if not isinstance(v, dict) and name not in shifted]
-    assert all(math.isfinite(v) for v in numbers) and len(numbers) == 2 * 24
+    assert all(math.isfinite(v) for v in numbers) and len(numbers) == 2 * 26
+    images = PHASE.steps * PHASE.batch * 2  # of student steps; a policy step shows its images more than once
+    assert all(r.student_images > images and r.teacher_images > 0 for r in records)
     assert all(math.isnan(getattr(r, name)) for r in records for name in shifted)
     _, still = finished(0, data, Policy(["invert"], 1))
     assert all(math.isfinite(r.policy_objective) for r in still)
     plain = list(distiller(None).run(PHASE, data, data))
     assert all(r.policy_steps == 0 and math.isnan(r.policy_objective) for r in plain)
+    assert all(r.student_images == images for r in plain)
 
 
 def test_a_small_student_learns(digits_images: Tensor) -> None:

@@ -82,7 +82,7 @@ def test_the_study_file_runs_from_the_command_line_and_from_python_with_its_own_
     assert "resuming: 1 of 2 trials is done" in said and re.search(r"(?s)trial [01] .*\bconfirmed\b", said)
     tables = kd.frames(tmp_path / "runs" / "rare")
     assert tables["studies"]["metric"].tolist() == ["balanced_accuracy"]
-    assert tables["trials"]["state"].tolist() == ["COMPLETE"] * 6
+    assert tables["trials"]["state"].tolist() == ["COMPLETE"] * 7
     assert {*tables["losses"]["loss"]} == {"kd, temperature 4", "hint, second to second"}
 
 
@@ -122,7 +122,8 @@ def test_the_commands_run(here, kdsearch):
     assert sum("--epochs 40" in command for command in COMMANDS) == 1
     assert "kdsearch evaluate runs/digits --study digits" in COMMANDS  # here the run is of another study of that name
     shorter = [
-        command.replace("--epochs 40", "--epochs 1").replace("--study digits", "--study runs/digits/study.py")
+        command.replace("--epochs 40", "--epochs 1")
+        .replace("--study digits", "--study runs/digits/study.py")
         .replace("compare digits --seeds 5", "compare runs/digits/study.py --out runs/digits --seeds 1 --top 0")
         for command in COMMANDS
     ]
