@@ -190,6 +190,26 @@ def test_another_study_no_search_and_no_test_split_are_refused(compared: Any, st
             kd.compare(other, out=folder, quiet=True)
 
 
+def test_a_search_of_another_seed_with_its_trials_elsewhere(
+    tiny_study: kd.Study, study: kd.Study, tmp_path: Path
+) -> None:
+    """The seed and the epochs are those that were searched with; a metric of one's own is what the sentence is on."""
+    url, budget = f"sqlite:///{tmp_path / 'elsewhere.db'}", replace(study.budget, trials=1, confirmation=0)
+    mine = replace(study, budget=budget, metric=sure)
+    kd.search(mine, out=tmp_path / "run", seed=7, epochs=2, storage=url, quiet=True)
+    asked = {"seeds": 3, "references": ["identity"], "out": tmp_path / "run", "quiet": True}
+    with pytest.raises(kd.KdsearchError, match="kept outside the folder"):
+        kd.compare(mine, **asked)
+    found = kd.compare(mine, **asked, storage=url)
+    assert len(found.table) == 4 and "in sure" in found.sentence and "inherited" not in found.sentence
+    images = 2 * budget.steps * budget.batch * 2
+    assert images < found.table["student_images"].min() < 3 * images
+
+
+def sure(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    return logits.softmax(1)[torch.arange(len(labels)), labels].mean().item()
+
+
 @pytest.mark.filterwarnings("ignore:.*TrivialAugmentWide translates")
 def test_the_command_and_torchvisions_rows(
     compared: Any, study: kd.Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kdsearch: Any

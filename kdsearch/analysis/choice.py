@@ -31,7 +31,7 @@ class Choice:
     by: str  # what decided, in words
 
     def describe(self, table: pd.DataFrame, metric: str) -> str:
-        """The sentence a user needs."""
+        """The sentence a user needs: on inherited competence, or on the study's own metric where it has one."""
         rows = table.set_index("run")
         if self.reference is None or self.reference not in rows.index:
             return "No reference was measured, so that there is nothing to hold the others against."
@@ -41,7 +41,7 @@ class Choice:
                 f"The differences are to {words}, the best reference {self.by}; no searched policy is among the rows."
             )
         row = rows.loc[self.searched]
-        of = "inherited" if not pd.isna(row["inherited_difference"]) else "value"
+        of = "inherited" if metric == ACCURACY and not pd.isna(row["inherited_difference"]) else "value"
         scale, named = (Scale(ACCURACY), "inherited competence") if of == "inherited" else (Scale(metric), metric)
         difference, low, high = (row[f"{of}_{name}"] for name in ("difference", "low", "high"))
         if pd.isna(difference):

@@ -40,7 +40,7 @@ from kdsearch.probe.shifts import VERSION
 from kdsearch.study.facts import student_identity
 from kdsearch.study.fingerprint import describe_base, describe_transform, policy_numbers
 from kdsearch.study.hpo import TrialRow, read_kept_trials
-from kdsearch.study.preflight import check_inputs
+from kdsearch.study.preflight import Findings, check_inputs
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import (
@@ -134,7 +134,13 @@ def compare(
         study = load_study(str(study))[0]
     folder = as_path(out or Path("runs") / study.name)
     told = read_study(folder)
-    study = adapt_study(study, device=device, **_budget_of(told))
+    study = adapt_study(
+        study,
+        seed=told.seed,
+        device=device,
+        epochs=told.budget_epochs,
+        confirmation=told.budget_confirmation,
+    )
     check_own_study(folder, study)
     trials, facts = read_kept_trials(folder, told, storage)
     best = sorted((t for t in trials if t.value is not None), key=lambda t: (-(t.value or 0.0), t.number))[:top]
@@ -153,15 +159,10 @@ def compare(
         _check_alike(folder, facts.get("fixed"), student_identity(checked))
         rows = _rows(checked.ready, folder, best, references, policies or {})
         try:
-            return _Compared(checked.ready, folder, rows, seeds, display, interrupts, student_identity(checked)).run()
+            return _Compared(checked, folder, storage, rows, seeds, display, interrupts).run()
         except KeyboardInterrupt:
             display.say("interrupted; the same command goes on")
             raise
-
-
-def _budget_of(told: Any) -> dict[str, int | None]:
-    """Epochs and confirmation as they were searched with."""
-    return {"epochs": told.budget_epochs, "confirmation": told.budget_confirmation}
 
 
 def _check_alike(folder: Path, stored: Any, identity: Mapping[str, Any]) -> None:
@@ -255,20 +256,21 @@ class _Compared:
 
     def __init__(
         self,
-        ready: Ready,
+        checked: Findings,
         folder: Path,
+        storage: str | None,
         rows: Sequence[Row],
         seeds: int,
         display: Display,
         interrupts: Interrupts,
-        identity: Mapping[str, Any],
     ) -> None:
-        self.ready, self.folder, self.rows = ready, folder, rows
+        ready = checked.ready
+        self.ready, self.folder, self.storage, self.rows = ready, folder, storage, rows
         self.display, self.interrupts = display, interrupts
         self.seeds = [derive_seed(ready.study.seed, "compare", i) % 2**31 for i in range(seeds)]
-        self.identity = json.dumps(to_json_values(identity), sort_keys=True)
+        self.identity = json.dumps(to_json_values(student_identity(checked)), sort_keys=True)
         self.steps = ready.study.budget.steps  # of an epoch, of rows without policy steps, on the seed at hand
-        self.taken: list[float] = []  # seconds of rows so far
+        self.each, self.taken = checked.seconds_per_run, list[float]()  # seconds of a row, foreseen and of those so far
 
     def run(self) -> Comparison:
         study, say = self.ready.study, self.display.say
@@ -283,7 +285,9 @@ class _Compared:
         }
         planned = [(row, seed) for seed in self.seeds for row in self.rows]
         announce_test(study, test, len(planned), self.display)
-        ruler = Ruler(self.ready.teacher, data, task, known=self.ready.space.limits, device=study.device)
+        ruler = None  # as in the search: not of every kind of images
+        if self.ready.ruler:
+            ruler = Ruler(self.ready.teacher, data, task, known=self.ready.space.limits, device=study.device)
         read_at, found, said = datetime.now(UTC), list[dict[str, Any]](), False
         for row, seed in planned:
             kept = known.get((self._key(row), seed))
@@ -292,14 +296,19 @@ class _Compared:
                     for line in describe_readings(before, digest):
                         say(line)
                 said, done = True, len(found) + 1
+                self.display.expect(self._left(len(planned) - done + 1))
                 kept = self._train(row, seed, data, ruler, digest, read_at)
-                left = (len(planned) - done) * sum(self.taken) / len(self.taken)
+                left = self._left(len(planned) - done)
                 say(f"{row.name}, seed {self.seeds.index(seed) + 1} of {len(self.seeds)}: {self._in_words(kept)}"
                     + (f"  about {format_duration(left)} left" if done < len(planned) else ""))  # fmt: skip
             if row is self.rows[0]:
                 self._match_images(row, kept)
             found.append({**kept, "run": row.name})
         return self._finish(found)
+
+    def _left(self, rows: int) -> float:
+        """Seconds of so many rows."""
+        return rows * (sum(self.taken) / len(self.taken) if self.taken else self.each)
 
     def _match_images(self, row: Row, kept: Mapping[str, Any]) -> None:
         """Give the other rows of its seed as many steps as let their students answer on no fewer images."""
@@ -318,7 +327,7 @@ class _Compared:
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _train(
-        self, row: Row, seed: int, data: MapStyle, ruler: Ruler, digest: str, read_at: datetime
+        self, row: Row, seed: int, data: MapStyle, ruler: Ruler | None, digest: str, read_at: datetime
     ) -> dict[str, Any]:
         """Train one student, measure it on the test split, keep both."""
         study, key, start = self.ready.study, self._key(row), time.perf_counter()
@@ -362,14 +371,18 @@ class _Compared:
         checkpoint.unlink(missing_ok=True)
         return kept
 
-    def _measure(self, student: nn.Module, data: MapStyle, ruler: Ruler) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    def _measure(
+        self, student: nn.Module, data: MapStyle, ruler: Ruler | None
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """A student on the test split, and what each image contributes."""
         study, task = self.ready.study, self.ready.task
         found, by_image = measure_images(student, data, task, study.budget.batch, study.device, study.metric)
-        shifted, inherited = ruler.measure_images(student)
-        row = {"value": found.value, "value_se": found.value_se, "shifts_version": shifted.version,
-               **{name: getattr(shifted, name) for name in SHIFTED}}  # fmt: skip
-        answers = {"value": by_image.float(), "inherited": inherited.float()}
+        row: dict[str, Any] = {"value": found.value, "value_se": found.value_se}
+        answers = {"value": by_image.float()}
+        if ruler:
+            shifted, inherited = ruler.measure_images(student)
+            row |= {name: getattr(shifted, name) for name in SHIFTED} | {"shifts_version": shifted.version}
+            answers["inherited"] = inherited.float()
         return row, {name: values for name, values in answers.items() if len(values) and not values.isnan().any()}
 
     def _in_words(self, row: Mapping[str, Any]) -> str:
@@ -382,7 +395,7 @@ class _Compared:
     def _finish(self, found: list[dict[str, Any]]) -> Comparison:
         """Table, picture and sentence."""
         told, say = read_study(self.folder), self.display.say
-        tables = frames(self.folder, only=("studies", "trials", "evaluations", "comparisons"))
+        tables = frames(self.folder, storage=self.storage, only=("studies", "trials", "evaluations", "comparisons"))
         choice = choose(tables, [row.name for row in self.rows])
         table = compared_rows(self.folder, found, choice, told.metric)
         sentence = choice.describe(table, told.metric)
