@@ -31,7 +31,7 @@ study = kd.Study(
     student=student,
     classes=classes,
     teacher_saw="train",  # of these pictures: "none", "train" or "both"
-    test=None,  # kd.data.image_folder("path/to/test", size=SIDE), for `kdsearch evaluate`
+    test=None,  # kd.data.image_folder("path/to/test", size=SIDE), for `kdsearch evaluate` and `compare`
     readers=2,  # processes that read pictures
     budget=kd.Budget(trials=8, epochs=10, steps=50, batch=32, confirmation=4),
 )
