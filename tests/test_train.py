@@ -244,7 +244,7 @@ def test_wrong_input_is_one_sentence_before_anything_is_trained(
     monkeypatch.setattr(Distiller, "_run_epoch", None)
     known: dict[str, Any] = {"study": study, "policy": finished.best, "out": tmp_path / "student", "quiet": True}
     for change, message in (
-        ({"policy": 3}, "policy: '3' is none; allowed: the path of a policy file or run folder, PolicySpec"),
+        ({"policy": 3}, "policy: '3' is none; allowed: None for images as they are"),
         ({"policy": FixedTransform}, "policy: .* is none; allowed"),
         ({"policy": tmp_path / "none.json"}, r"cannot read the policy .*none\.json: no such file"),
         (

@@ -10,15 +10,16 @@ import pandas as pd
 
 from kdsearch.analysis.compare import WORDS, confirmation_rows
 from kdsearch.analysis.scale import Scale
-from kdsearch.core.looks import LEAST
+from kdsearch.augment.presets import TORCHVISION
+from kdsearch.core.looks import LAST, LEAST
 from kdsearch.core.terminal import number_of
 from kdsearch.study.comparisons import BESIDE, compare, deciding
 from kdsearch.study.run_folder import COMPARED, read_answers
 from kdsearch.tasks.metrics import ACCURACY
 
+SEARCHED = ("online", "schedule", "final")  # rows of a searched policy
 CONFIRMED = {"learned": "online", "frozen": "final"}  # rows of the confirmation, as they are called here
 HOURS = 3600
-SHOWN = 0.025  # one-sided, of the smallest difference that would have been shown
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -60,13 +61,13 @@ class Choice:
                 f" In {metric} on images as they are: {own.difference(row['value_difference'])} "
                 f"({own.interval(row['value_low'], row['value_high'])})."
             )
-        if low > 0:
+        if row[f"{of}_better"]:
             return (
                 f"Use the searched policy ({self.searched}): {by} over {words}, the best reference {self.by}.{beside}"
             )
-        verdict = "worse" if high < 0 else "not shown to be better"
-        least = row[f"{of}_least_shown"]
-        could = "" if high < 0 or pd.isna(least) else f"; {scale.by(least)} would have been shown"
+        worse, least = row[f"{of}_worse"], row[f"{of}_least_shown"]
+        verdict = "worse" if worse else "not shown to be better"
+        could = "" if worse or pd.isna(least) else f"; {scale.by(least)} would have been shown"
         return (
             f"Use {words}, the best reference {self.by}: the searched policy ({self.searched}) is {verdict}, {by}"
             f"{could}.{beside}"
@@ -87,7 +88,7 @@ def choose(tables: Mapping[str, pd.DataFrame], rows: Sequence[str]) -> Choice:
     numbers = [{"inherited": value} for value in kept["inherited"]]
     of = deciding(numbers, tables["studies"]["metric"].iloc[0])
     means = kept.groupby("run", sort=False)[of].mean().dropna()
-    references = [name for name in rows if name in WORDS and name not in BESIDE]
+    references = [name for name in rows if (name in WORDS or name in TORCHVISION) and name not in BESIDE]
     known = means[[name for name in references if name in means.index]]
     reference = str(known.idxmax()) if len(known) else next(iter(references), None)
     own = means.rename(CONFIRMED)
@@ -99,7 +100,8 @@ def choose(tables: Mapping[str, pd.DataFrame], rows: Sequence[str]) -> Choice:
 def compared_rows(folder: Path, rows: Rows, choice: Choice, metric: str) -> pd.DataFrame:
     """A line a run: means over seeds, images and hours, and its difference to the best reference.
 
-    Intervals of 95 % are over seeds and test images (`core.crossed`), each by itself.
+    Intervals of 95 % are over seeds and test images (`core.crossed`), each by itself. `better` and `worse` are shown at
+    the level of a confirmation of as many seeds with one look (`core.looks`): never of fewer than 3.
 
     Args:
         rows: As `test_readings.jsonl` has them, of one comparison.
@@ -121,11 +123,14 @@ def compared_rows(folder: Path, rows: Rows, choice: Choice, metric: str) -> pd.D
             line[name] = float(np.nanmean(values)) if not np.isnan(values).all() else np.nan
         line["hours"] = sum(_number(row.get("seconds")) for row in own) / HOURS
         for of in ("value", "inherited"):
-            known = dict.fromkeys(("difference", "low", "high", "least_shown"), np.nan)
+            known: dict[str, Any] = dict.fromkeys(("difference", "low", "high", "least_shown"), np.nan)
+            known |= {"better": False, "worse": False}
             if choice.reference is not None and run != choice.reference:
                 one = compare(named, answers, run, choice.reference, of)
                 low, high = one.interval()
-                known = {"difference": one.mean, "low": low, "high": high, "least_shown": one.least_shown(SHOWN)}
+                level = LAST[0] if one.seeds >= LEAST else 0.0
+                known = {"difference": one.mean, "low": low, "high": high, "least_shown": one.least_shown(level),
+                         "better": one.p_over() <= level, "worse": one.turned().p_over() <= level}  # fmt: skip
             line |= {f"{of}_{name}": value for name, value in known.items()}
         found.append(line)
     return pd.DataFrame(found)

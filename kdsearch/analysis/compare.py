@@ -25,12 +25,15 @@ WORDS = {  # of references, in the order in which they are told
 }
 ALWAYS = ("identity", "trivial", "start")  # what every folder has; the others are there where they were run
 RUNS = ("learned", "frozen")  # of the searched policy, that are compared with all others
+TAUGHT = "rand_augment"  # the same views as `labels_only`, with the teacher
 
 
 def comparison_rows(
     folder: Path, rows: Sequence[Mapping[str, Any]], metric: str, planned: int | None = None
 ) -> list[dict[str, Any]]:
     """Rows of the frame `comparisons`: the learned and the frozen policy less each other run of a confirmation.
+
+    Beside them `labels_only` less the same views with the teacher: is distillation worth anything?
 
     Intervals of 95 % are over seeds and images (`core.crossed`), in folders of before over seeds alone; `p` is
     one-sided, `p_holm` the same corrected for the number of references; `level` is what they are held against.
@@ -46,8 +49,10 @@ def comparison_rows(
     level = level_reached(plan_looks(max(seeds, planned or 0)), learned)
     names = list(dict.fromkeys(row["run"] for row in rows))
     columns = ["value", *(["inherited"] if any(row.get("inherited") is not None for row in rows) else [])]
-    for run, of in product([name for name in RUNS if name in names], columns):
-        made = {other: compare(rows, answers, run, other, of) for other in names if other != run}
+    against = {run: [name for name in names if name != run] for run in RUNS}
+    against["labels_only"] = [name for name in names if name == TAUGHT]
+    for run, of in product([name for name in against if name in names], columns):
+        made = {other: compare(rows, answers, run, other, of) for other in against[run]}
         references = [other for other in made if other in WORDS and other not in BESIDE]
         corrected = dict(zip(references, holm([made[other].p_over() for other in references]), strict=True))
         for other, one in made.items():
@@ -107,7 +112,7 @@ def describe_outcome(tables: Mapping[str, pd.DataFrame]) -> str:
     if learned["at_chance"].notna().any():
         verdict = "Nothing is confirmed"
     told = _brings(scale, learned, compared) + ("" if where else " on search-validation")
-    beside = _beside(scale, tables, judged) + _labels_alone(compared)
+    beside = _beside(scale, tables, judged) + _labels_alone(tables)
     return f"{start} brings students to {told}{lacking}; it {', '.join(parts)}. {verdict}.{beside}{frozen}"
 
 
@@ -151,11 +156,12 @@ def _beside(scale: Scale, tables: Mapping[str, pd.DataFrame], judged: Sequence[s
     return f" In {'inherited competence' if of == 'inherited' else of}: {', '.join(parts)}."
 
 
-def _labels_alone(compared: pd.DataFrame) -> str:
-    """That the teacher is worth nothing, where that is shown."""
-    if "labels_only" not in compared.index or not compared.loc["labels_only", "high"] < 0:
+def _labels_alone(tables: Mapping[str, pd.DataFrame]) -> str:
+    """That the teacher is worth less than nothing on the same views, where that is shown at the level of the look."""
+    compared = _comparisons(tables, "labels_only")
+    if compared.empty or not (compared["p"] <= compared["level"]).all():
         return ""
-    return " Distillation does not help here: labels alone are better."
+    return " Distillation does not help here: on the same views labels alone are better than with the teacher."
 
 
 def _listed(words: Sequence[str]) -> str:

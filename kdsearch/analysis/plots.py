@@ -16,6 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator, PercentFormatter, ScalarFormatter
 
+from kdsearch.analysis.choice import SEARCHED
 from kdsearch.analysis.compare import confirmation_rows, seed_table
 from kdsearch.analysis.scale import Scale
 from kdsearch.augment.spec import format_range
@@ -288,10 +289,11 @@ def plot_compared(table: pd.DataFrame, metric: str) -> ShownFigure:
         axes.axvline(0, color=GRAY, lw=1)
         mean, low, high = (scale.factor * table[f"{of}_{part}"].to_numpy() for part in ("difference", "low", "high"))
         for place in range(len(table)):
-            searched = table["run"].iloc[place].split(" of ")[0] in ("online", "schedule", "final")
+            searched = table["run"].iloc[place].split(" of ")[0] in SEARCHED
             colour = ALONE if searched else "black"
             if np.isnan(mean[place]):
-                axes.plot(0, place, "D", color=GRAY, ms=6)  # the reference itself, or a run without value
+                if not np.isnan(table[of].iloc[place]):
+                    axes.plot(0, place, "D", color=GRAY, ms=6)  # the reference itself
                 continue
             axes.plot(mean[place], place, "o", color=colour, ms=5)
             axes.hlines(place, low[place], high[place], color=colour, lw=1.5)

@@ -54,21 +54,34 @@ def as_base(given: Any, *, fill: str = "reflect", known: Iterable[str] = NAMED) 
         raise KdsearchError(unknown_name("base", given, known))
     if isinstance(given, str | Path):
         given = PolicySpec.load(as_path(given))
+    if isinstance(given, PolicySpec) and given.base:
+        raise KdsearchError(
+            "base: the policy has a base view of its own; allowed: one without, such as its own base, spec.base"
+        )
+    return None if given is None else as_held(given, "base", ("None", *known))
+
+
+def as_held(given: Any, of: str, known: Iterable[str] = ()) -> Base:
+    """What stands for a policy, held still: a `Policy`, a `PolicySpec` or its file, a transform, a callable.
+
+    Args:
+        of: The subject of an error.
+        known: What else is allowed there.
+
+    Raises:
+        KdsearchError: anything else.
+    """
+    if isinstance(given, str | Path):
+        given = PolicySpec.load(as_path(given))
     if isinstance(given, Policy):
         if not any(number.requires_grad for number in given.parameters()):
             return given  # it is held still already
         given = given.freeze()
     if isinstance(given, PolicySpec):
-        if given.base:
-            raise KdsearchError(
-                "base: the policy has a base view of its own; allowed: one without, such as its own base, spec.base"
-            )
         return Policy.from_spec(given).requires_grad_(False)
-    if given is None or isinstance(given, FixedTransform):
+    if isinstance(given, FixedTransform):
         return given
     if callable(given) and not isinstance(given, type):
         return FixedTransform(given)
-    raise KdsearchError(
-        f"base: {quote(given)} is none; allowed: None, {', '.join(known)}, a Policy, a PolicySpec or its file, a "
-        "FixedTransform or a callable on one image"
-    )
+    allowed = (*known, "a Policy", "a PolicySpec or its file", "a FixedTransform or a callable on one image")
+    raise KdsearchError(f"{of}: {quote(given)} is none; allowed: {', '.join(allowed)}")

@@ -4,7 +4,6 @@ import hashlib
 import json
 import math
 import re
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -17,8 +16,7 @@ from torch import Tensor, nn
 from kdsearch.analysis.choice import choose, compared_rows, describe_rows, to_markdown
 from kdsearch.analysis.frames import Frame, frames, make_frame, reading_rows
 from kdsearch.analysis.plots import plot_compared, save_figure
-from kdsearch.augment.bases import Base
-from kdsearch.augment.fixed import FixedTransform
+from kdsearch.augment.bases import Base, as_held
 from kdsearch.augment.policy import Policy
 from kdsearch.augment.presets import TORCHVISION
 from kdsearch.augment.spec import PolicySpec
@@ -30,7 +28,7 @@ from kdsearch.core.files import as_path, make_folder, to_json_values, write_text
 from kdsearch.core.interrupts import Interrupts
 from kdsearch.core.locks import lock_folder
 from kdsearch.core.maths import derive_seed, own_generators, usual_modes
-from kdsearch.data.batches import place_data
+from kdsearch.data.batches import first_batch, place_data
 from kdsearch.data.items import MapStyle, length
 from kdsearch.distill.phase import PolicySteps
 from kdsearch.distill.records import EpochRecord
@@ -38,9 +36,9 @@ from kdsearch.probe.evaluation import measure_images
 from kdsearch.probe.inheritance import Ruler
 from kdsearch.probe.shifts import VERSION
 from kdsearch.study.facts import student_identity
-from kdsearch.study.fingerprint import describe_base, describe_transform, policy_numbers
+from kdsearch.study.fingerprint import describe_transform, policy_numbers
 from kdsearch.study.hpo import TrialRow, read_kept_trials
-from kdsearch.study.preflight import Findings, check_inputs
+from kdsearch.study.preflight import Findings
 from kdsearch.study.ready import Ready
 from kdsearch.study.run import CHECKPOINT, run_trial
 from kdsearch.study.run_folder import (
@@ -61,7 +59,7 @@ from kdsearch.study.study import Study, load_study
 from kdsearch.tasks.metrics import metric_name
 
 COMMAND = "kdsearch compare"
-SEARCHED = ("online", "schedule", "final")
+KEPT = ("seconds", "student_images", "teacher_images", "at_chance")  # of an outcome
 NAME = re.compile(r"[a-z_0-9 .-]{1,40}")  # of a row
 
 
@@ -83,7 +81,7 @@ class Row:
     """One kind of training that is compared."""
 
     name: str
-    second: Callable[[], Base | None]  # makes the second view
+    second: Callable[[], Base | None] = lambda: None  # makes the second view
     policy_steps: PolicySteps | None = None  # of a policy that learns beside the student
     replayed: PolicySpec | None = None
     run: str = ""  # the reference that it is
@@ -186,11 +184,11 @@ def _rows(
         if spec is None:
             raise KdsearchError(f"{folder}: trial {trial.number} has no policy.json")
         of = f" of {trial.number}" if place else ""
-        steps, held = ready.policy_steps(settings), partial(Policy.from_spec, spec)
+        steps, final = ready.policy_steps(settings), as_held(spec, "policies")
         rows += [
             Row(f"online{of}", partial(ready.policy, settings), steps, described=settings.numbers()),
-            Row(f"schedule{of}", held, replayed=spec, described=[m.model_dump() for m in spec.schedule]),
-            Row(f"final{of}", held, described=policy_numbers(Policy.from_spec(spec))),
+            Row(f"schedule{of}", replayed=spec, described=[m.model_dump() for m in spec.schedule]),
+            Row(f"final{of}", partial(_itself, final), described=_described(final)),
         ]
     known = (*ready.references, *TORCHVISION)
     for name in ready.references if references is None else references:
@@ -204,8 +202,8 @@ def _rows(
     for name, policy in given.items():
         if not NAME.fullmatch(name):
             raise KdsearchError(f"policies: the name {quote(name)}; allowed: letters a to z, digits, _ . - and spaces")
-        made = as_second_view(policy)
-        rows.append(Row(name, lambda made=made: made, described=_described(made)))  # type: ignore[misc]
+        made = as_held(policy, "policies")
+        rows.append(Row(name, partial(_itself, made), described=_described(made)))
     names = [row.name for row in rows]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise KdsearchError(f"compare: two rows are called {twice}; allowed: names of their own")
@@ -225,26 +223,8 @@ def name_policies(paths: Sequence[Path]) -> dict[str, Path]:
     return dict(zip(named, paths, strict=True))
 
 
-def as_second_view(policy: Any) -> Base:
-    """A policy held still, or a transform, out of whatever stands for one.
-
-    Raises:
-        KdsearchError: it is none.
-    """
-    if isinstance(policy, str | Path):
-        policy = PolicySpec.load(as_path(policy))
-    if isinstance(policy, PolicySpec):
-        return Policy.from_spec(policy)
-    if isinstance(policy, Policy):
-        return Policy.from_spec(policy.freeze())
-    if isinstance(policy, FixedTransform):
-        return policy
-    if callable(policy) and not isinstance(policy, type):
-        return FixedTransform(policy)
-    raise KdsearchError(
-        f"policies: {quote(policy)} is none; allowed: a policy file, PolicySpec, Policy, FixedTransform, or a callable "
-        "on one image"
-    )
+def _itself(second: Base) -> Base:
+    return second
 
 
 def _described(second: Base | None) -> Any:
@@ -274,8 +254,9 @@ class _Compared:
 
     def run(self) -> Comparison:
         study, say = self.ready.study, self.display.say
-        task, test = check_own_study(self.folder, study)
-        shape = check_inputs(study, study.device)["search_validation"].images.shape[1:]
+        task, test = self.ready.task, study.test
+        assert test is not None
+        shape = first_batch(study.search_validation, 1).images.shape[1:]
         check_readings(self.folder)
         before = read_readings(self.folder)
         data = place_data(test, readers=study.readers, device=study.device)
@@ -320,24 +301,23 @@ class _Compared:
 
     def _key(self, row: Row) -> str:
         """What fixes a row, beside its seed and the test split."""
-        base = describe_base(self.ready.phase(None, run=row.run).base)
         steps = None if row.policy_steps else self.steps
-        fixed = (self.identity, VERSION, row.name.split(" of ")[0], row.described, steps, base)
-        text = json.dumps(to_json_values(fixed), sort_keys=True, default=repr)
+        fixed = (self.identity, VERSION, row.name.split(" of ")[0], row.described, steps)
+        text = json.dumps(to_json_values(fixed), sort_keys=True)
         return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
     def _train(
         self, row: Row, seed: int, data: MapStyle, ruler: Ruler | None, digest: str, read_at: datetime
     ) -> dict[str, Any]:
         """Train one student, measure it on the test split, keep both."""
-        study, key, start = self.ready.study, self._key(row), time.perf_counter()
+        study, key = self.ready.study, self._key(row)
         steps = study.budget.steps if row.policy_steps else self.steps
         ready = replace(self.ready, study=replace(study, budget=replace(study.budget, steps=steps)), ruler=None)
         checkpoint = make_folder(self.folder / COMPARED) / CHECKPOINT
 
         def on_record(record: EpochRecord) -> None:
             self.interrupts.check()
-            self.display.epoch(f"{row.name}", record, study.budget.epochs)
+            self.display.epoch(row.name, record, study.budget.epochs)
 
         kept: dict[str, Any] = {
             "run": row.name, "seed": seed, "value": None, "images": length(data), "key": key, "steps": steps,
@@ -357,14 +337,13 @@ class _Compared:
                 checkpoint=checkpoint,
                 on_record=on_record,
             )
-            kept |= {name: getattr(outcome, name) for name in ("student_images", "teacher_images", "at_chance")}
+            kept |= {name: getattr(outcome, name) for name in KEPT}
             assert outcome.student is not None
             measured, answers = self._measure(outcome.student, data, ruler)
             kept |= measured
         except Diverged as error:
             kept["fail_reason"] = f"nan: {error}"
-        kept["seconds"] = time.perf_counter() - start
-        self.taken.append(kept["seconds"])
+        self.taken.append(kept.get("seconds", self.each))
         if answers:
             keep_answers(self.folder, key, seed, answers, place=COMPARED)
         keep_reading(self.folder, kept)
@@ -408,6 +387,7 @@ class _Compared:
         write_text(place / "compare.md", to_markdown(table, told.metric, sentence))
         save_figure(plot_compared(table, told.metric), place / "compare.png")
         say(f"table        {place / 'compare.md'}, picture {place / 'compare.png'}")
-        readings = [row for row in read_readings(self.folder) if row["command"] == COMMAND]
+        keys = {(row["key"], row["seed"]) for row in found}
+        readings = [row for row in read_readings(self.folder) if (row.get("key"), row.get("seed")) in keys]
         rows = make_frame("evaluations", reading_rows(told.study, readings))
         return Comparison(self.folder, sentence, rows, table)

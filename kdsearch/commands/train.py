@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdsearch.analysis.scale import Scale
-from kdsearch.augment.bases import as_base
+from kdsearch.augment.bases import as_base, as_held
 from kdsearch.augment.fixed import FixedTransform
 from kdsearch.augment.operations import TABLE as OPERATIONS
 from kdsearch.augment.policy import Policy
@@ -20,7 +20,7 @@ from kdsearch.augment.spec import PolicySpec
 from kdsearch.commands.check import adapt_study, run_preflight
 from kdsearch.commands.console import policy_path
 from kdsearch.commands.display import Display, format_duration
-from kdsearch.core.errors import Diverged, KdsearchError, quote, translate_machine_errors, unknown_name
+from kdsearch.core.errors import Diverged, KdsearchError, translate_machine_errors, unknown_name
 from kdsearch.core.files import absolute_path, as_path, to_json_values, write_json
 from kdsearch.core.interrupts import Interrupts
 from kdsearch.core.locks import lock_folder
@@ -227,18 +227,10 @@ def _freeze(policy: Any) -> tuple[Frozen | str, Path | None, PolicySpec | None]:
     if isinstance(policy, Path | str):
         path = policy_path(as_path(policy))
         policy, run = PolicySpec.load(path), _run_folder(path)
-    if isinstance(policy, PolicySpec):
-        return Policy.from_spec(policy), run, policy
-    if isinstance(policy, Policy):
-        return Policy.from_spec(policy.freeze()), None, None
-    if policy is None or isinstance(policy, FixedTransform):
-        return policy, None, None
-    if callable(policy) and not isinstance(policy, type):
-        return FixedTransform(policy), None, None
-    raise KdsearchError(
-        f"policy: {quote(policy)} is none; allowed: the path of a policy file or run folder, PolicySpec, Policy, "
-        f"FixedTransform or a callable on one image, {' or '.join(FIXED)} by name, or None for images as they are"
-    )
+    if policy is None:
+        return None, None, None
+    others = ("None for images as they are", *FIXED, "a run folder")
+    return as_held(policy, "policy", others), run, policy if isinstance(policy, PolicySpec) else None
 
 
 def _run_folder(path: Path) -> Path | None:

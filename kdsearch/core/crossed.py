@@ -31,6 +31,10 @@ class Crossed(NamedTuple):
         half = float(stats.t.ppf((1 + LEVEL) / 2, self.freedom)) * self.error
         return self.mean - half, self.mean + half
 
+    def turned(self) -> "Crossed":
+        """The other less the one."""
+        return self._replace(mean=-self.mean)
+
     def p_over(self) -> float:
         """One-sided: how likely so large a mean is where the true one is 0; 1 where nothing is known."""
         if not self.error > 0:

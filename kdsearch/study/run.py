@@ -58,7 +58,7 @@ def run_trial(
     ready: Ready,
     folder: Path | None,
     *,
-    policy: Policy | FixedTransform | None,
+    policy: Policy | FixedTransform | None = None,
     policy_steps: PolicySteps | None = None,
     replayed: PolicySpec | None = None,
     run: str = "",
@@ -76,8 +76,8 @@ def run_trial(
         policy: Of the second view; None for a second view that is the base view. A fixed transform leaves no
             policy.json and no pictures.
         policy_steps: How the policy learns meanwhile; None holds it as it is.
-        replayed: A policy whose schedule `policy`, which is made of it, goes through: each epoch has the numbers that
-            the last moment before it had.
+        replayed: In place of `policy` one whose moments are replayed: each epoch has the numbers of the last moment
+            before it.
         run: The name of a reference, for those with views of their own.
         seed: Of the student's start, the batches and the draws.
         base_seed: Of the versions of base views, where the study has them; the study's where None.
@@ -95,6 +95,9 @@ def run_trial(
     with own_generators(ready.device):
         seed_everything(derive_seed(seed, "student"))
         student = ready.student()
+    if replayed is not None:
+        policy = Policy.from_spec(replayed)
+        policy.hold(replayed.at(0.0))
     distiller = Distiller(
         ready.teacher,
         student,
@@ -110,11 +113,11 @@ def run_trial(
         ruler=ready.ruler,
     )
     phase = ready.phase(policy_steps, run=run, base_seed=base_seed)
-    if replayed is not None and isinstance(policy, Policy):
-        policy.hold(replayed.at(0.0))
     schedule = [policy.snapshot(0.0)] if isinstance(policy, Policy) else []
     records: list[EpochRecord] = []
     named = run_name(ready, phase, distiller)
+    if replayed is not None:
+        named += repr(replayed.schedule)
     kept = Checkpoint.load(checkpoint, named) if checkpoint else None
     if kept:
         records, schedule, start = list(kept.records), list(kept.schedule), start - kept.seconds

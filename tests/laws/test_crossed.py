@@ -12,7 +12,7 @@ import pytest
 from scipy import stats
 
 from kdsearch.core.crossed import Crossed, crossed, holm
-from kdsearch.core.looks import conditional_power, decide, plan_looks
+from kdsearch.core.looks import LAST, conditional_power, decide, plan_looks
 from tests.conftest import LONG
 
 IMAGES = 300
@@ -57,6 +57,18 @@ def test_a_policy_that_is_as_good_as_one_reference_helps_in_a_fortieth(
     random = np.random.default_rng(1)
     share, _ = simulated.share_of_helps(random, simulated.KINDS[kind], seeds, IMAGES, (0.0,), RUNS)
     assert share <= 0.025 + error_of_share(0.025)
+
+
+@pytest.mark.parametrize("kind", ["inherited", "inherited, hard"])
+@pytest.mark.parametrize("seeds", [3, 5, 10])
+def test_better_and_worse_are_wrong_in_a_fortieth_each(simulated: ModuleType, seeds: int, kind: str) -> None:
+    """One comparison with one look: what `kdsearch compare` says, and whether distillation helps."""
+    random, parts = np.random.default_rng(3), simulated.KINDS[kind]
+    found = [crossed(simulated.draw(random, parts, seeds, IMAGES)) for _ in range(RUNS)]
+    for share in (
+        np.mean([(one if up else one.turned()).p_over() <= LAST[0] for one in found]) for up in (True, False)
+    ):
+        assert share <= 0.025 + error_of_share(0.025)
 
 
 def test_ten_seeds_show_what_is_worth_finding(simulated: ModuleType) -> None:
