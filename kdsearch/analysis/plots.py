@@ -299,7 +299,7 @@ def plot_compared(table: pd.DataFrame, metric: str) -> ShownFigure:
             axes.hlines(place, low[place], high[place], color=colour, lw=1.5)
         axes.set_xlabel(f"{label}\nless the best reference's")
     grid[0].set_yticks(range(len(names)), names)
-    grid[0].invert_yaxis()
+    grid[0].set_ylim(len(names) - 0.5, -0.5)
     return figure
 
 
